@@ -1,0 +1,125 @@
+"""The contract that both engines keep, and the door to open one.
+
+    forward(ids, cache) -> logits
+
+appends the positions of `ids` to the cache and gives the logits of the last one. Prefill is
+`forward` in chunks, a decode step is `forward` of one id, and "no cache" is a caller who clears
+the cache and feeds everything again.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+from kvgen.config import ModelConfig
+from kvgen.errors import UsageError
+from kvgen.params import Params
+from kvgen.tensors import DTypeName, FloatArray
+from kvgen.trace import Capture
+
+Backend = Literal["numpy", "numba"]
+
+
+class KVCache(Protocol):
+    """Keys (after RoPE) and values of every position so far, in memory reserved beforehand."""
+
+    @property
+    def length(self) -> int:
+        """Positions held."""
+        ...
+
+    @property
+    def capacity(self) -> int:
+        """Positions that there is room for."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the positions held."""
+        ...
+
+    def truncate(self, length: int) -> None:
+        """Forget every position from `length` on."""
+        ...
+
+    def clear(self) -> None:
+        """Forget everything; the memory is kept."""
+        ...
+
+    def keys(self, layer: int) -> FloatArray:
+        """The keys of a layer [S, G, D]."""
+        ...
+
+    def values(self, layer: int) -> FloatArray:
+        """The values of a layer [S, G, D]."""
+        ...
+
+
+class Engine(Protocol):
+    """A loaded model that turns token ids into logits."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def backend(self) -> Backend: ...
+    @property
+    def dtype(self) -> DTypeName:
+        """The width in which weights are stored; arithmetic is float32 throughout."""
+        ...
+
+    @property
+    def threads(self) -> int: ...
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds spent compiling or loading kernels when the engine was opened."""
+        ...
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty cache for `capacity` positions."""
+        ...
+
+    def forward(
+        self,
+        ids: Sequence[int],
+        cache: KVCache,
+        *,
+        capture: Capture | None = None,
+        all_logits: bool = False,
+    ) -> FloatArray:
+        """Run T new positions through the model and append them to the cache.
+
+        Returns the last position's logits [V], or every new position's [T, V] with `all_logits`.
+        With `capture`, each captured layer's q and z of these positions are written into it.
+        Raises UsageError for ids outside the vocabulary and for more positions than there is room.
+        """
+        ...
+
+
+def check_request(config: ModelConfig, ids: Sequence[int], cache: KVCache) -> None:
+    """Raise UsageError where `ids` cannot be appended to `cache`; every engine asks this first."""
+    if not len(ids):
+        raise UsageError("there are no tokens to run through the model")
+    if min(ids) < 0 or max(ids) >= config.vocab_size:
+        wrong = next(token for token in ids if not 0 <= token < config.vocab_size)
+        raise UsageError(f"token id {wrong} is outside the vocabulary 0-{config.vocab_size - 1}")
+    if cache.length + len(ids) > cache.capacity:
+        raise UsageError(
+            f"{cache.length + len(ids)} positions do not fit into a cache of {cache.capacity}"
+        )
+
+
+def open_engine(
+    params: Params, *, backend: Literal["auto", "numpy", "numba"], threads: int | None
+) -> Engine:
+    """The engine of that name around these weights; `auto` is numba where it is installed."""
+    if backend == "auto":
+        backend = "numba" if importlib.util.find_spec("numba") else "numpy"
+    if backend == "numba":
+        from kvgen.fast.engine import FastEngine
+
+        return FastEngine(params)
+    from kvgen.reference.decoder import ReferenceEngine
+
+    return ReferenceEngine(params, threads=threads)

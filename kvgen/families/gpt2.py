@@ -1,0 +1,62 @@
+"""GPT-2 and its distilled sizes. Source: transformers, models/gpt2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kvgen.config import ModelConfig
+from kvgen.families.base import Family, Keys, Source, split_width
+
+
+def _config(keys: Keys) -> ModelConfig:
+    n_layers = keys.count("n_layer", 12)
+    n_heads = keys.count("n_head", 12)
+    d_model = keys.count("n_embd", 768)
+    head_dim = split_width(d_model, n_heads)
+    scale = head_dim**-0.5 if keys.flag("scale_attn_weights", True) else 1.0
+    by_layer = keys.flag("scale_attn_by_inverse_layer_idx", False)
+    return ModelConfig(
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=n_heads,
+        head_dim=head_dim,
+        d_model=d_model,
+        d_ff=keys.count("n_inner", 4 * d_model),
+        vocab_size=keys.count("vocab_size", 50257),
+        max_context=keys.count("n_positions", 1024),
+        norm="layer",
+        norm_eps=keys.number("layer_norm_epsilon", 1e-5),
+        mlp="plain",
+        activation=keys.activation("activation_function", "gelu_new"),
+        rope=None,
+        attn_scales=tuple(scale / (i + 1) if by_layer else scale for i in range(n_layers)),
+    )
+
+
+def _sources(keys: Keys) -> Mapping[str, Source]:
+    def conv1d(name: str, block: tuple[int, int] = (0, 1)) -> Source:
+        return Source(f"h.{{layer}}.{name}", bias=True, transposed=True, block=block)
+
+    return {
+        "embed": Source("wte"),
+        "positions": Source("wpe"),
+        "attn_norm": Source("h.{layer}.ln_1", bias=True),
+        "q": conv1d("attn.c_attn", (0, 3)),  # q, k and v are thirds of the output
+        "k": conv1d("attn.c_attn", (1, 3)),
+        "v": conv1d("attn.c_attn", (2, 3)),
+        "o": conv1d("attn.c_proj"),
+        "mlp_norm": Source("h.{layer}.ln_2", bias=True),
+        "up": conv1d("mlp.c_fc"),
+        "down": conv1d("mlp.c_proj"),
+        "final_norm": Source("ln_f", bias=True),
+        "head": Source("lm_head"),
+    }
+
+
+GPT2 = Family(
+    model_type="gpt2",
+    config=_config,
+    sources=_sources,
+    # reorder_and_upcast_attn changes the order of roundings, not the result.
+    inert=frozenset({"reorder_and_upcast_attn"}),
+)

@@ -1,0 +1,84 @@
+"""`@kernel`: Numba's compiler with our flags, its results kept on disk from run to run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import llvmlite.binding
+import numba
+
+# Never `True`: that folds isfinite to true, and a NaN must reach the check of the logits.
+FAST_MATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
+_DAYS_KEPT = 30
+
+
+def cache_folder() -> Path | None:
+    """Where compiled kernels are kept, None where no place can be written to.
+
+    Numba notices edits only in the file that holds a function, not in those that it calls, so the
+    folder is named by everything that the machine code depends on.
+    """
+    target = [
+        numba.__version__,
+        llvmlite.__version__,
+        sys.version,
+        numba.config.CPU_NAME or llvmlite.binding.get_host_cpu_name(),
+        numba.config.CPU_FEATURES
+        if numba.config.CPU_FEATURES is not None
+        else llvmlite.binding.get_host_cpu_features().flatten(),
+    ]
+    digest = hashlib.sha256("\0".join(target).encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    folder = _user_cache() / "kernels" / digest.hexdigest()[:16]
+    try:
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            _prune(folder.parent)
+        probe = folder / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError:
+        return None
+    return folder
+
+
+def _user_cache() -> Path:
+    if chosen := os.environ.get("KVGEN_CACHE_DIR"):
+        return Path(chosen)
+    if platform.system() == "Windows":
+        return Path(os.environ.get("LOCALAPPDATA", "~")).expanduser() / "kvgen" / "cache"
+    if platform.system() == "Darwin":
+        return Path("~/Library/Caches/kvgen").expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kvgen"
+
+
+def _prune(kernels: Path) -> None:
+    """Remove the folders of versions that nobody has used for a while."""
+    for folder in kernels.iterdir():
+        if folder.stat().st_mtime < time.time() - _DAYS_KEPT * 24 * 3600:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+FOLDER = cache_folder()
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a function of a module; a closure over other kernels would never hit the cache."""
+    outside = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(FOLDER or "")
+    try:
+        return numba.njit(
+            fastmath=FAST_MATH, nogil=True, error_model="numpy", cache=FOLDER is not None
+        )(function)
+    finally:
+        numba.config.CACHE_DIR = outside

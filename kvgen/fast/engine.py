@@ -1,0 +1,178 @@
+"""FastEngine: lays out weights and memory for the compiled step and calls it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from kvgen.cache import DenseCache
+from kvgen.config import Activation, ModelConfig
+from kvgen.engine import KVCache, check_request
+from kvgen.errors import KvgenError
+from kvgen.fast import compiler, step
+from kvgen.params import LayerParams, Linear, Norm, Params
+from kvgen.rope import cos_sin
+from kvgen.tensors import Array, DTypeName, FloatArray, Tensor
+from kvgen.trace import Capture
+
+_ACTIVATIONS: dict[Activation, int] = {
+    "relu": step.RELU,
+    "silu": step.SILU,
+    "gelu": step.GELU,
+    "gelu_tanh": step.GELU_TANH,
+}
+# How the compiled code sees each width; 16-bit floats travel as integers of their own kind.
+_SEEN_AS: dict[DTypeName, type] = {"f32": np.float32, "bf16": np.uint16, "f16": np.int16}
+_UNINTERRUPTED = 32  # positions per compiled call: between calls Ctrl-C is heard
+
+
+class FastEngine:
+    """Compiled by Numba. Weights are used as they are stored, mapped from the file where possible.
+
+    Opening the engine compiles the kernels, or loads them from an earlier run.
+    """
+
+    backend: Literal["numba"] = "numba"
+    threads = 1
+
+    def __init__(self, params: Params) -> None:
+        self.config: ModelConfig = params.config
+        self.dtype: DTypeName = params.dtype
+        self._keep_alive = params  # the addresses point into its arrays
+        self._shape = _shape(params.config)
+        self._weights = _weights(params)
+        self.compile_seconds = self._compile()
+
+    def new_cache(self, capacity: int) -> DenseCache:
+        """An empty cache for `capacity` positions."""
+        return DenseCache(self.config, capacity)
+
+    def forward(
+        self,
+        ids: Sequence[int],
+        cache: KVCache,
+        *,
+        capture: Capture | None = None,
+        all_logits: bool = False,
+    ) -> FloatArray:  # T ids -> logits [V] or [T, V]
+        """Run T new positions through the model; see `kvgen.engine.Engine.forward`."""
+        assert isinstance(cache, DenseCache)
+        check_request(self.config, ids, cache)
+        T = len(ids)
+        tokens = np.asarray(ids, np.int64)
+        logits = np.empty((T if all_logits else 1, self.config.vocab_size), np.float32)
+        memory = _memory(self.config, cache, capture)
+        for begin in range(0, T, _UNINTERRUPTED):
+            part = tokens[begin : begin + _UNINTERRUPTED]
+            last = begin + len(part) == T
+            rows = logits[begin : begin + len(part)] if all_logits else logits[: int(last)]
+            step.run(
+                part, cache.length + begin, self._shape, self._weights, memory, rows, len(rows)
+            )
+        cache.extend(T)
+        return logits if all_logits else logits[0]
+
+    def _compile(self) -> float:
+        """Run no tokens at all, which compiles or loads everything; the seconds that it took."""
+        began = time.perf_counter()
+        nothing = np.empty(0, np.int64)
+        memory = _memory(self.config, self.new_cache(1), None)
+        arguments = (self._shape, self._weights, memory, np.empty((0, 1), np.float32), 0)
+        try:
+            step.run(nothing, 0, *arguments)
+        except Exception:
+            # A kernel file cut short by a full disk or a killed process: start that folder afresh.
+            if compiler.FOLDER is None:
+                raise
+            shutil.rmtree(compiler.FOLDER, ignore_errors=True)
+            try:
+                step.run(nothing, 0, *arguments)
+            except OSError as error:
+                raise KvgenError(
+                    f"{compiler.FOLDER}: compiled kernels cannot be kept there: {error.strerror}; "
+                    "set KVGEN_CACHE_DIR to another folder, or use --backend numpy"
+                ) from None
+        return time.perf_counter() - began
+
+
+def _shape(config: ModelConfig) -> step.Shape:
+    return step.Shape(
+        n_layers=config.n_layers,
+        n_heads=config.n_heads,
+        n_kv_heads=config.n_kv_heads,
+        head_dim=config.head_dim,
+        d_model=config.d_model,
+        d_ff=config.d_ff,
+        vocab_size=config.vocab_size,
+        rms=config.norm == "rms",
+        gated=config.mlp == "gated",
+        rotary=config.rope is not None,
+        activation=_ACTIVATIONS[config.activation],
+        norm_eps=config.norm_eps,
+    )
+
+
+def _weights(params: Params) -> step.Weights:
+    config = params.config
+    widest = max(config.n_heads * config.head_dim, config.d_model, config.d_ff)
+    norms = np.zeros((2 * config.n_layers + 1, 2, config.d_model), np.float32)
+    biases = np.zeros((config.n_layers, 7, widest), np.float32)
+    addresses = np.zeros((config.n_layers, 7), np.int64)
+    for number, layer in enumerate(params.layers):
+        _write_norm(norms[2 * number], layer.attn_norm)
+        _write_norm(norms[2 * number + 1], layer.mlp_norm)
+        for slot, linear in _slots(layer).items():
+            addresses[number, slot] = _address(linear.weight)
+            if linear.bias is not None:
+                biases[number, slot, : len(linear.bias)] = linear.bias
+    _write_norm(norms[-1], params.final_norm)
+    cos, sin = cos_sin(config.rope, config.head_dim, config.max_context)
+    return step.Weights(
+        like=np.empty(0, _SEEN_AS[params.dtype]),
+        embed=_address(params.embed),
+        positions=_address(params.positions) if params.positions is not None else 0,
+        head=_address(params.head.weight),
+        layers=addresses,
+        norms=norms,
+        biases=biases,
+        scales=np.array(config.attn_scales, np.float32),
+        cos=cos,
+        sin=sin,
+    )
+
+
+def _slots(layer: LayerParams) -> dict[int, Linear]:
+    slots = {
+        step.Q: layer.q,
+        step.K: layer.k,
+        step.V: layer.v,
+        step.O: layer.o,
+        step.UP: layer.up,
+        step.DOWN: layer.down,
+    }
+    return slots if layer.gate is None else {**slots, step.GATE: layer.gate}
+
+
+def _address(tensor: Tensor) -> int:
+    stored: Array = tensor.stored
+    assert stored.flags.c_contiguous and stored.flags.aligned
+    return int(stored.ctypes.data)
+
+
+def _write_norm(row: FloatArray, norm: Norm) -> None:
+    row[0] = norm.weight
+    if norm.bias is not None:
+        row[1] = norm.bias
+
+
+def _memory(config: ModelConfig, cache: DenseCache, capture: Capture | None) -> step.Memory:
+    captured = np.full(config.n_layers, -1, np.int64)
+    if capture is None:
+        nothing = np.empty((0, 0, 0, 0), np.float32)
+        return step.Memory(cache.k, cache.v, captured, nothing, nothing)
+    captured[list(capture.layers)] = range(len(capture.layers))
+    return step.Memory(cache.k, cache.v, captured, capture.q, capture.z)

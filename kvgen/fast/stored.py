@@ -1,0 +1,47 @@
+"""Reading weights in compiled code: by address, widened to float32 number by number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import intrinsic, overload
+
+FRACTION_SHIFT = np.uint32(13)  # float32 has 23 fraction bits, float16 has 10
+EXPONENT_REBASE = np.float32(2.0**112)  # the exponents' biases are 127 and 15
+
+
+@intrinsic
+def as_pointer(_: Any, address: Any) -> Any:
+    """An integer address as a pointer, for `numba.carray`."""
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.intp), generate
+
+
+def widen(number: Any) -> Any:
+    """A stored number as float32: float32 itself, uint16 = bits of bf16, int16 = bits of f16."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(widen)
+def _widen(number):  # type: ignore[no-untyped-def]  # Numba compares the signatures
+    if number == types.float32:
+        return lambda number: number
+    if number == types.uint16:
+        return lambda number: np.uint32(np.uint32(number) << np.uint32(16)).view(np.float32)
+    if number == types.int16:
+        # By bits, as not every CPU converts f16: shift the fraction into place and let one exact
+        # multiplication move the exponent, subnormals included. Infinity comes out as 65536.
+        def from_f16(number):  # type: ignore[no-untyped-def]
+            bits = np.uint32(np.uint16(number))
+            magnitude = np.uint32((bits & np.uint32(0x7FFF)) << FRACTION_SHIFT)
+            sign = np.uint32((bits & np.uint32(0x8000)) << np.uint32(16))
+            shifted = np.uint32(magnitude | sign).view(np.float32)
+            return shifted * EXPONENT_REBASE
+
+        return from_f16
+    return None

@@ -1,0 +1,200 @@
+"""Model: config, engine and tokenizer together; what `kvgen.load` gives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from kvgen.checkpoint import Checkpoint, open_checkpoint
+from kvgen.config import ModelConfig
+from kvgen.engine import Engine, open_engine
+from kvgen.errors import CheckpointError, UsageError
+from kvgen.families import find
+from kvgen.generate import check_lengths, generate, require_finite
+from kvgen.params import Params, bind
+from kvgen.sampling import Sampler, SamplingOptions
+from kvgen.tensors import DTypeName, FloatArray
+from kvgen.tokenizer import Tokenizer
+
+_BACKENDS = ("auto", "numpy", "numba")
+_CACHE_DTYPES = ("auto", "f32")
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One generated token: its text, and what it took.
+
+    `text` holds whole characters only, so it may be empty; a token's text may come with a later
+    token's. `finish_reason` is set on the last piece.
+    """
+
+    token: int
+    text: str
+    logprob: float  # natural logarithm, before any sampling filter
+    seconds: float
+    positions: int  # positions run through the model for it
+    finish_reason: FinishReason | None
+
+
+class Model:
+    """A loaded model. Made by `load`."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, params: Params, engine: Engine, *, load_seconds: float
+    ) -> None:
+        self.folder = checkpoint.folder
+        self.config: ModelConfig = engine.config
+        self.engine = engine
+        self.load_seconds = load_seconds  # reading and binding; kernels are counted by the engine
+        self.notes = params.notes
+        self.ignored_keys = params.ignored_keys
+        self.weight_bytes = params.nbytes
+        path = checkpoint.folder / "tokenizer.json"
+        self.tokenizer = Tokenizer(path, checkpoint.tokenizer_config) if path.exists() else None
+        self.sampling = _recommended_sampling(checkpoint.generation)
+        self.stop_ids = frozenset(self.config.eos_ids) | _stop_ids(checkpoint.generation)
+        if self.tokenizer is not None and self.tokenizer.eos_id is not None:
+            self.stop_ids |= {self.tokenizer.eos_id}
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.resolve().name
+
+    def require_tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises CheckpointError where the checkpoint has none."""
+        if self.tokenizer is None:
+            raise CheckpointError(f"{self.folder}: tokenizer.json is missing")
+        return self.tokenizer
+
+    def sampler(self, options: SamplingOptions, *, seed: int | None = None) -> Sampler:
+        """A sampler that keeps to the ids that the tokenizer knows."""
+        n_tokens = self.tokenizer.n_tokens if self.tokenizer is not None else None
+        return Sampler(options, n_tokens=n_tokens, seed=seed)
+
+    def logits(self, ids: Sequence[int], *, cache: bool = True) -> FloatArray:
+        """Every position's logits, float32 [T, V].
+
+        With `cache` the first half is prefilled and the rest decoded one by one through the cache;
+        without it everything is one full pass. Both agree to rounding. Raises UsageError for ids
+        outside the vocabulary or more of them than the context holds.
+        """
+        ids = [int(token) for token in ids]
+        check_lengths(self.config, len(ids), 0)
+        kv = self.engine.new_cache(len(ids))
+        half = max(1, len(ids) // 2) if cache else len(ids)
+        parts = [ids[:half], *([token] for token in ids[half:])]
+        logits = np.concatenate([self.engine.forward(part, kv, all_logits=True) for part in parts])
+        require_finite(logits)
+        return logits
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_new_tokens: int = 128,
+        sampling: SamplingOptions | None = None,
+        seed: int | None = None,
+        sampler: Sampler | None = None,
+        stop: Sequence[str] = (),
+        cache: bool = True,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Iterator[Piece]:
+        """Continue a text or token ids, one record per token.
+
+        Without `sampling` it follows generation_config.json where that asks for sampling, else it
+        is greedy. The run ends at a stop id of the checkpoint, before the first `stop` text, or
+        after `max_new_tokens`. A ready `sampler` takes the place of `sampling` and `seed`.
+        """
+        ids = self.require_tokenizer().encode(prompt) if isinstance(prompt, str) else list(prompt)
+        check_lengths(self.config, len(ids), max_new_tokens)
+        steps = generate(
+            self.engine,
+            ids,
+            sampler=sampler or self.sampler(sampling or self.sampling, seed=seed),
+            max_new_tokens=max_new_tokens,
+            stop_ids=self.stop_ids,
+            reuse_cache=cache,
+            on_progress=on_progress,
+        )
+        stream = self.tokenizer.stream(ids, stops=stop) if self.tokenizer is not None else None
+        for count, step in enumerate(steps, start=1):
+            text = stream.push(step.token) if stream is not None else ""
+            reason: FinishReason | None = None
+            if step.token in self.stop_ids or (stream is not None and stream.stopped):
+                reason = "stop"
+            elif count == max_new_tokens:
+                reason = "length"
+            if reason is not None and stream is not None:
+                text += stream.finish()
+            yield Piece(step.token, text, step.logprob, step.seconds, step.positions, reason)
+            if reason is not None:
+                return
+
+
+def default_model() -> Path:
+    """The model that ships with kvgen: in the checkout's weights/, or inside the installed wheel."""
+    package = Path(__file__).parent
+    checkout = package.parent / "weights" / "storyteller"
+    return checkout if checkout.exists() else package / "weights" / "storyteller"
+
+
+def load(
+    path_or_id: str | Path | None = None,
+    *,
+    backend: Literal["auto", "numpy", "numba"] = "auto",
+    dtype: Literal["auto", "f32", "bf16", "f16"] = "auto",
+    cache_dtype: Literal["auto", "f32"] = "auto",
+    threads: int | None = None,
+) -> Model:
+    """Load a model folder, or the default model.
+
+    `dtype` is the width in which weights are held, `auto` the stored one; arithmetic is float32
+    throughout, and so is the cache. `threads` bounds the BLAS of the numpy backend; the numba
+    backend runs on one thread. Raises ModelNotFoundError, CheckpointError or UsageError.
+    """
+    _check_choice("backend", backend, _BACKENDS)
+    _check_choice("dtype", dtype, ("auto", *get_args(DTypeName)))
+    _check_choice("cache dtype", cache_dtype, _CACHE_DTYPES)
+    if threads is not None and threads < 1:
+        raise UsageError(f"cannot run on {threads} threads")
+    began = time.perf_counter()
+    checkpoint = open_checkpoint(Path(path_or_id) if path_or_id is not None else default_model())
+    params = bind(checkpoint, find(checkpoint.config), dtype=None if dtype == "auto" else dtype)
+    engine = open_engine(params, backend=backend, threads=threads)
+    seconds = time.perf_counter() - began - engine.compile_seconds
+    return Model(checkpoint, params, engine, load_seconds=seconds)
+
+
+def _check_choice(what: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UsageError(f"{what} {value!r} is not one of {', '.join(choices)}")
+
+
+def _recommended_sampling(generation: Mapping[str, Any]) -> SamplingOptions:
+    """What generation_config.json recommends: greedy unless it asks for sampling."""
+    if generation.get("do_sample") is not True:
+        return SamplingOptions()
+    given = {
+        name: generation[name]
+        for name in ("temperature", "top_k", "top_p", "min_p")
+        if generation.get(name) is not None
+    }
+    try:
+        return SamplingOptions(**{"temperature": 1.0, **given})
+    except (TypeError, UsageError) as error:
+        raise CheckpointError(f"generation_config.json: {error}") from None
+
+
+def _stop_ids(generation: Mapping[str, Any]) -> frozenset[int]:
+    value = generation.get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(token) is int for token in ids):
+        raise CheckpointError(f"generation_config.json: eos_token_id is {value!r}")
+    return frozenset(ids)

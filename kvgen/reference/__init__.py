@@ -1,0 +1,1 @@
+"""The reference engine: the model written once, in plain NumPy, to be read."""

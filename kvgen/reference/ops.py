@@ -1,0 +1,99 @@
+"""The operations of a decoder, in plain NumPy: float32 in, float32 out.
+
+T new positions, S visible positions, H query heads, G key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from kvgen.config import Activation
+from kvgen.params import Norm
+from kvgen.tensors import FloatArray
+
+
+class Projection(NamedTuple):
+    """A Linear whose weight has been widened to float32 [out, in]."""
+
+    weight: FloatArray
+    bias: FloatArray | None
+
+
+def linear(x: FloatArray, projection: Projection) -> FloatArray:  # [T, in] -> [T, out]
+    """y = x W^T + b."""
+    y = x @ projection.weight.T
+    return y if projection.bias is None else y + projection.bias
+
+
+def layer_norm(x: FloatArray, norm: Norm, eps: float) -> FloatArray:  # [T, C] -> [T, C]
+    """Zero mean and unit variance, then scale and shift (arXiv:1607.06450)."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = np.square(centred).mean(axis=-1, keepdims=True)
+    y = centred / np.sqrt(variance + np.float32(eps)) * norm.weight
+    return y if norm.bias is None else y + norm.bias
+
+
+def rms_norm(x: FloatArray, norm: Norm, eps: float) -> FloatArray:  # [T, C] -> [T, C]
+    """Unit root mean square, then scale (arXiv:1910.07467)."""
+    mean_square = np.square(x).mean(axis=-1, keepdims=True)
+    y: FloatArray = x / np.sqrt(mean_square + np.float32(eps)) * norm.weight
+    return y
+
+
+def rotate(x: FloatArray, cos: FloatArray, sin: FloatArray) -> FloatArray:  # [T, H, D] -> same
+    """RoPE: turn the pair (i, i + D/2) of every head by its position's angle, cos, sin [T, D/2]."""
+    first, second = np.split(x, 2, axis=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def softmax(scores: FloatArray) -> FloatArray:  # [..., S] -> [..., S], rows sum to 1
+    """Softmax over the last axis; a score of -inf gets weight 0."""
+    exponentials = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def attend(
+    q: FloatArray, k: FloatArray, v: FloatArray, scale: float
+) -> FloatArray:  # q [T, H, D], k and v [G, S, D] -> [T, H, D]
+    """Causal attention of the last T of S positions: softmax(q k^T scale) v.
+
+    Query head h reads key/value head h // (H/G): the H/G query heads of one group are stacked into
+    one matrix, so that keys and values are never repeated.
+    """
+    T, H, D = q.shape
+    G, S, _ = k.shape
+    stacked = q.reshape(T, G, H // G, D).transpose(1, 2, 0, 3).reshape(G, -1, D)  # [G, H/G * T, D]
+    scores = (stacked @ k.swapaxes(1, 2)) * np.float32(scale)
+    scores = scores.reshape(G, H // G, T, S)
+    visible = np.arange(S) <= np.arange(S - T, S)[:, None]  # row t sees the keys up to itself
+    weights = softmax(np.where(visible, scores, -np.float32(np.inf)))
+    z = weights.reshape(G, -1, S) @ v  # [G, H/G * T, D]
+    return z.reshape(G, H // G, T, D).transpose(2, 0, 1, 3).reshape(T, H, D)
+
+
+def activate(x: FloatArray, activation: Activation) -> FloatArray:
+    """The MLP's activation function, elementwise."""
+    half, one = np.float32(0.5), np.float32(1)
+    match activation:
+        case "relu":
+            return np.maximum(x, np.float32(0))
+        case "silu":
+            with np.errstate(
+                over="ignore"
+            ):  # exp(-x) of a very negative x is inf, and x / inf is 0
+                return x / (one + np.exp(-x))
+        case "gelu":
+            return half * x * (one + _erf(x / np.float32(math.sqrt(2))))
+        case "gelu_tanh":
+            inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
+            return half * x * (one + np.tanh(inner))
+
+
+def _erf(x: FloatArray) -> FloatArray:
+    # NumPy has no erf; the standard library's is slow here and exact, which is what a reference is
+    # for.
+    return np.frompyfunc(math.erf, 1, 1)(x).astype(np.float32)

@@ -1,0 +1,136 @@
+"""From logits to a token: filters, each logits -> logits, and the Sampler that chains them.
+
+A filter sets what it takes out to -inf. The chain is llama.cpp's: top-k, top-p, min-p, and the
+temperature last, so that it does not change what the filters keep.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvgen.errors import UsageError
+from kvgen.tensors import FloatArray
+
+_REMOVED = np.float32(-np.inf)
+
+
+def keep_top_k(logits: FloatArray, k: int) -> FloatArray:
+    """Keep the k largest logits (arXiv:1805.04833); of equal ones, those with the lower id.
+
+    >>> keep_top_k(np.float32([1, 3, 2]), 2).tolist()
+    [-inf, 3.0, 2.0]
+    """
+    kept = np.argsort(-logits, kind="stable")[:k]
+    return _only(logits, kept)
+
+
+def keep_top_p(logits: FloatArray, p: float) -> FloatArray:
+    """Keep the smallest set of tokens whose probabilities reach p (nucleus, arXiv:1904.09751).
+
+    >>> keep_top_p(np.log(np.float32([0.5, 0.3, 0.2])), 0.6).round(2).tolist()
+    [-0.69, -1.2, -inf]
+    """
+    order = np.argsort(-logits, kind="stable")
+    mass_before = np.cumsum(probabilities(logits)[order]) - probabilities(logits)[order]
+    kept = order[: max(1, int(np.count_nonzero(mass_before < p)))]
+    return _only(logits, kept)
+
+
+def keep_min_p(logits: FloatArray, p: float) -> FloatArray:
+    """Keep tokens at least p times as probable as the most probable one (arXiv:2407.01082).
+
+    >>> keep_min_p(np.log(np.float32([0.5, 0.3, 0.2])), 0.5).round(2).tolist()
+    [-0.69, -1.2, -inf]
+    """
+    if p == 0:
+        return logits
+    return np.where(logits >= logits.max() + np.float32(np.log(p)), logits, _REMOVED)
+
+
+def probabilities(logits: FloatArray) -> np.ndarray:
+    """Softmax in float64, so that cumulative sums are exact enough to sample from."""
+    exponentials = np.exp(logits.astype(np.float64) - logits.max())
+    return exponentials / exponentials.sum()
+
+
+def log_probability(logits: FloatArray, token: int) -> float:
+    """Natural logarithm of the token's probability before any filter."""
+    shifted = logits.astype(np.float64) - logits.max()
+    return float(shifted[token] - np.log(np.exp(shifted).sum()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingOptions:
+    """How to choose a token; the defaults are greedy and filter nothing.
+
+    Raises UsageError for values outside their range.
+    """
+
+    temperature: float = 0.0  # 0: the most probable token
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise UsageError(f"temperature is {self.temperature}; it must be 0 or more")
+        if self.top_k < 0:
+            raise UsageError(f"top-k is {self.top_k}; it must be 0 or more")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top-p is {self.top_p}; it must be above 0 and at most 1")
+        if not 0 <= self.min_p <= 1:
+            raise UsageError(f"min-p is {self.min_p}; it must lie between 0 and 1")
+
+    def describe(self) -> str:
+        """The chain in the order in which it is applied."""
+        if self.temperature == 0:
+            return "greedy"
+        chain = [
+            f"top-k {self.top_k}" if self.top_k else "",
+            f"top-p {self.top_p:g}" if self.top_p < 1 else "",
+            f"min-p {self.min_p:g}" if self.min_p else "",
+            f"temperature {self.temperature:g}",
+        ]
+        return " > ".join(link for link in chain if link)
+
+
+class Sampler:
+    """Chooses tokens; the same seed gives the same choices.
+
+    Ids from `n_tokens` on are never chosen: embeddings may have more rows than the tokenizer ids.
+    """
+
+    def __init__(
+        self, options: SamplingOptions, *, n_tokens: int | None = None, seed: int | None = None
+    ) -> None:
+        self.options = options
+        self.seed = secrets.randbits(32) if seed is None else seed
+        self._n_tokens = n_tokens
+        self._random = np.random.Generator(np.random.PCG64(self.seed))
+
+    def __call__(self, logits: FloatArray, history: Sequence[int]) -> int:  # noqa: ARG002
+        """The next token's id, from logits [V] and the ids before it."""
+        options = self.options
+        logits = logits[: self._n_tokens]
+        if options.temperature == 0:
+            return int(np.argmax(logits))
+        if 0 < options.top_k < len(logits):
+            logits = keep_top_k(logits, options.top_k)
+        if options.top_p < 1:
+            logits = keep_top_p(logits, options.top_p)
+        logits = keep_min_p(logits, options.min_p)
+        # Shifted first: a tiny temperature must not turn the largest logit into infinity.
+        scaled = (logits - logits.max()).astype(np.float64) / options.temperature
+        cumulative = np.cumsum(np.exp(scaled))
+        point = self._random.random() * cumulative[-1]
+        return int(np.searchsorted(cumulative, point, side="right"))
+
+
+def _only(logits: FloatArray, kept: np.ndarray) -> FloatArray:
+    filtered = np.full_like(logits, _REMOVED)
+    filtered[kept] = logits[kept]
+    return filtered

@@ -1,0 +1,68 @@
+"""What is kept of a run so that its attention can be looked at: inference keeps K and V only.
+
+`Capture` is the store of Q that an engine fills while it runs. `AttentionTrace` is what is left
+when the run is over: q, k, v and z of some layers, from which every map can be recomputed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvgen.config import ModelConfig
+from kvgen.tensors import FloatArray
+
+
+class Capture:
+    """q (after RoPE) and z (the attention output before W_O) of chosen layers, [N, capacity, H, D].
+
+    Rows are positions; feeding a position again overwrites its row.
+    """
+
+    def __init__(self, config: ModelConfig, layers: Sequence[int], capacity: int) -> None:
+        shape = (len(layers), capacity, config.n_heads, config.head_dim)
+        self.layers = tuple(layers)
+        self.q: FloatArray = np.zeros(shape, np.float32)
+        self.z: FloatArray = np.zeros(shape, np.float32)
+
+    def write(self, layer: int, start: int, q: FloatArray, z: FloatArray) -> None:
+        """Keep q and z [T, H, D] of the positions from `start`, if this layer was chosen."""
+        if layer in self.layers:
+            row = self.layers.index(layer)
+            self.q[row, start : start + len(q)] = q
+            self.z[row, start : start + len(z)] = z
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTrace:
+    """One layer's attention, as tensors: q and z [T, H, D], k and v [T, G, D], float32."""
+
+    layer: int
+    scale: float  # factor of the scores before the softmax
+    q: FloatArray
+    k: FloatArray
+    v: FloatArray
+    z: FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionTrace:
+    """The attention of a whole run over T positions.
+
+    The first `n_prompt` rows come from the prefill, the others from one decode step each.
+    """
+
+    token_ids: tuple[int, ...]  # T ids that went through the model
+    n_prompt: int
+    layers: tuple[LayerTrace, ...]
+
+    @property
+    def length(self) -> int:
+        """Positions T."""
+        return len(self.token_ids)
+
+    def layer(self, number: int) -> LayerTrace:
+        """The trace of a captured layer."""
+        return next(trace for trace in self.layers if trace.layer == number)
