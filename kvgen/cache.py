@@ -36,7 +36,7 @@ class DenseCache:
 
     @property
     def capacity(self) -> int:
-        return self.k.shape[2]
+        return int(self.k.shape[2])
 
     @property
     def nbytes(self) -> int:

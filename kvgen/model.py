@@ -139,7 +139,7 @@ class Model:
 
 
 def default_model() -> Path:
-    """The model that ships with kvgen: in the checkout's weights/, or inside the installed wheel."""
+    """The model that ships with kvgen: in a checkout's weights/, or inside the package."""
     package = Path(__file__).parent
     checkout = package.parent / "weights" / "storyteller"
     return checkout if checkout.exists() else package / "weights" / "storyteller"

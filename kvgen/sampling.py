@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from kvgen.errors import UsageError
 from kvgen.tensors import FloatArray
@@ -51,10 +52,11 @@ def keep_min_p(logits: FloatArray, p: float) -> FloatArray:
     return np.where(logits >= logits.max() + np.float32(np.log(p)), logits, _REMOVED)
 
 
-def probabilities(logits: FloatArray) -> np.ndarray:
+def probabilities(logits: FloatArray) -> npt.NDArray[np.float64]:
     """Softmax in float64, so that cumulative sums are exact enough to sample from."""
     exponentials = np.exp(logits.astype(np.float64) - logits.max())
-    return exponentials / exponentials.sum()
+    result: npt.NDArray[np.float64] = exponentials / exponentials.sum()
+    return result
 
 
 def log_probability(logits: FloatArray, token: int) -> float:
@@ -130,7 +132,7 @@ class Sampler:
         return int(np.searchsorted(cumulative, point, side="right"))
 
 
-def _only(logits: FloatArray, kept: np.ndarray) -> FloatArray:
+def _only(logits: FloatArray, kept: npt.NDArray[np.intp]) -> FloatArray:
     filtered = np.full_like(logits, _REMOVED)
     filtered[kept] = logits[kept]
     return filtered

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -38,9 +39,10 @@ class Family:
 
 # Keys that change nothing at inference although their names speak of arithmetic.
 _INERT = frozenset({"attention_dropout", "output_attentions"})
-_SPEAKS_OF_ARITHMETIC = (
-    "rope rotary scale scaling multiplier norm bias window attention softcap expert quant alibi"
-).split()
+_SPEAKS_OF_ARITHMETIC = re.compile(
+    "rope|rotary|scale|scaling|multiplier|norm|bias|window|attention|softcap|expert|quant|alibi",
+    re.IGNORECASE,
+)
 _ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -165,7 +167,7 @@ class Keys:
         for name in self.unread():
             value = self._raw[name]
             harmless = value is None or value is False or value == 0 or value in ("", [], {})
-            speaks = every or any(word in name.lower() for word in _SPEAKS_OF_ARITHMETIC)
+            speaks = every or _SPEAKS_OF_ARITHMETIC.search(name)
             if speaks and not harmless and name not in _INERT and name not in inert:
                 raise CheckpointError(
                     f"{self._where}: {name} = {value!r} is not understood; "

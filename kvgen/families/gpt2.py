@@ -33,7 +33,7 @@ def _config(keys: Keys) -> ModelConfig:
     )
 
 
-def _sources(keys: Keys) -> Mapping[str, Source]:
+def _sources(_: Keys) -> Mapping[str, Source]:
     def conv1d(name: str, block: tuple[int, int] = (0, 1)) -> Source:
         return Source(f"h.{{layer}}.{name}", bias=True, transposed=True, block=block)
 

@@ -221,7 +221,7 @@ def step(token, position, shape, weights, memory, x):  # type: ignore[no-untyped
 
 @kernel
 def run(ids, start, shape, weights, memory, logits, n_logits):  # type: ignore[no-untyped-def]
-    """Append ids at positions start, start + 1, ...; the last n_logits fill logits [n_logits, V]."""
+    """Append ids from position `start` on; the last n_logits ones fill logits [n_logits, V]."""
     x = np.empty(shape.d_model, np.float32)
     no_bias = np.zeros(shape.vocab_size, np.float32)
     first = len(ids) - n_logits

@@ -13,7 +13,7 @@ EXPONENT_REBASE = np.float32(2.0**112)  # the exponents' biases are 127 and 15
 
 
 @intrinsic
-def as_pointer(_: Any, address: Any) -> Any:
+def as_pointer(_: Any, address: Any) -> Any:  # noqa: ARG001 - typed by Numba
     """An integer address as a pointer, for `numba.carray`."""
 
     def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:

@@ -32,7 +32,7 @@ def layer_norm(x: FloatArray, norm: Norm, eps: float) -> FloatArray:  # [T, C] -
     """Zero mean and unit variance, then scale and shift (arXiv:1607.06450)."""
     centred = x - x.mean(axis=-1, keepdims=True)
     variance = np.square(centred).mean(axis=-1, keepdims=True)
-    y = centred / np.sqrt(variance + np.float32(eps)) * norm.weight
+    y: FloatArray = centred / np.sqrt(variance + np.float32(eps)) * norm.weight
     return y if norm.bias is None else y + norm.bias
 
 
@@ -53,7 +53,8 @@ def rotate(x: FloatArray, cos: FloatArray, sin: FloatArray) -> FloatArray:  # [T
 def softmax(scores: FloatArray) -> FloatArray:  # [..., S] -> [..., S], rows sum to 1
     """Softmax over the last axis; a score of -inf gets weight 0."""
     exponentials = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+    weights: FloatArray = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return weights
 
 
 def attend(
@@ -81,19 +82,15 @@ def activate(x: FloatArray, activation: Activation) -> FloatArray:
     match activation:
         case "relu":
             return np.maximum(x, np.float32(0))
-        case "silu":
-            with np.errstate(
-                over="ignore"
-            ):  # exp(-x) of a very negative x is inf, and x / inf is 0
-                return x / (one + np.exp(-x))
+        case "silu":  # exp(-x) of a very negative x is inf, and x / inf is 0
+            return np.asarray(x / (one + np.exp(-x)))
         case "gelu":
-            return half * x * (one + _erf(x / np.float32(math.sqrt(2))))
+            return np.asarray(half * x * (one + _erf(x / np.float32(math.sqrt(2)))))
         case "gelu_tanh":
             inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
-            return half * x * (one + np.tanh(inner))
+            return np.asarray(half * x * (one + np.tanh(inner)))
 
 
 def _erf(x: FloatArray) -> FloatArray:
-    # NumPy has no erf; the standard library's is slow here and exact, which is what a reference is
-    # for.
-    return np.frompyfunc(math.erf, 1, 1)(x).astype(np.float32)
+    # NumPy has no erf; the standard library's is slow here and exact, as a reference should be.
+    return np.array([math.erf(number) for number in x.flat], np.float32).reshape(x.shape)

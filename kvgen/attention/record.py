@@ -1,0 +1,93 @@
+"""Running a model so that its attention can be looked at, and checking what was recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from kvgen.attention.steps import decode_error, recomputation_error
+from kvgen.engine import Engine, KVCache
+from kvgen.generate import ChooseToken, generate, prefill
+from kvgen.trace import AttentionTrace, Capture, LayerTrace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recording:
+    """A trace, the sampled token that never became a query, and how far the maps can be trusted."""
+
+    trace: AttentionTrace
+    sampled_last: int | None  # None after a prefill alone
+    recomputed: float  # greatest |sum_j w_j v_j - what the kernel put out|
+    decode_rows: float | None  # greatest |weight - the same weight in one full pass|
+
+
+def record(
+    engine: Engine,
+    prompt_ids: Sequence[int],
+    *,
+    layers: Sequence[int],
+    sampler: ChooseToken,
+    max_new_tokens: int = 0,
+    stop_ids: Collection[int] = (),
+    on_progress: Callable[[int], None] | None = None,
+) -> Recording:
+    """Prefill and decode with the KV cache, keeping Q of these layers.
+
+    N new tokens make N - 1 decode rows: the first comes out of the prefill, and the last one is
+    never fed.
+    """
+    capacity = len(prompt_ids) + max(max_new_tokens, 0)
+    cache = engine.new_cache(capacity)
+    capture = Capture(engine.config, layers, capacity)
+    new = [
+        step.token
+        for step in generate(
+            engine,
+            prompt_ids,
+            sampler=sampler,
+            max_new_tokens=max_new_tokens,
+            stop_ids=stop_ids,
+            cache=cache,
+            capture=capture,
+            on_progress=on_progress,
+        )
+    ]
+    ids = [*prompt_ids, *new[:-1]]
+    trace = gather(engine, ids, cache, capture, n_prompt=len(prompt_ids))
+    decode_rows = None
+    if len(ids) > len(prompt_ids):
+        full_cache, full_capture = (
+            engine.new_cache(len(ids)),
+            Capture(engine.config, layers, len(ids)),
+        )
+        prefill(engine, ids, full_cache, capture=full_capture)
+        full = gather(engine, ids, full_cache, full_capture, n_prompt=len(ids))
+        decode_rows = decode_error(trace, full)
+    return Recording(
+        trace=trace,
+        sampled_last=new[-1] if new else None,
+        recomputed=recomputation_error(trace),
+        decode_rows=decode_rows,
+    )
+
+
+def gather(
+    engine: Engine, ids: Sequence[int], cache: KVCache, capture: Capture, *, n_prompt: int
+) -> AttentionTrace:
+    """Join the captured Q with the cache's K and V into a trace of the positions of `ids`."""
+    T = len(ids)
+    return AttentionTrace(
+        token_ids=tuple(ids),
+        n_prompt=n_prompt,
+        layers=tuple(
+            LayerTrace(
+                layer=layer,
+                scale=engine.config.attn_scales[layer],
+                q=capture.q[row, :T],
+                k=cache.keys(layer)[:T],
+                v=cache.values(layer)[:T],
+                z=capture.z[row, :T],
+            )
+            for row, layer in enumerate(capture.layers)
+        ),
+    )

@@ -1,0 +1,112 @@
+"""Attention(Q, K, V) = softmax(Q K^T scale) V, step by step, from captured tensors.
+
+T queries, S keys, H query heads, G key/value heads, D = d_k the size of a query and a key; values
+may have another size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from kvgen.tensors import FloatArray
+from kvgen.trace import AttentionTrace, LayerTrace
+
+
+def attention_weights(trace: LayerTrace, *, first: int = 0) -> FloatArray:
+    """The causal weights of the queries from row `first` on, [H, T - first, T]; rows sum to 1."""
+    T, H, D = trace.q.shape
+    G = trace.k.shape[1]
+    q = trace.q[first:].transpose(1, 0, 2).reshape(G, -1, D)  # a group's heads, one after another
+    scores = (q @ trace.k.transpose(1, 2, 0)).reshape(H, T - first, T) * np.float32(trace.scale)
+    future = np.arange(T) > np.arange(first, T)[:, None]
+    scores[:, future] = -np.inf
+    weights: FloatArray = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return weights
+
+
+def weighted_values(weights: FloatArray, trace: LayerTrace) -> FloatArray:
+    """z_i = sum_j w_ij v_j for weights [H, T, T], as [T, H, D]."""
+    H, T, _ = weights.shape
+    G = trace.v.shape[1]
+    z = weights.reshape(G, -1, T) @ trace.v.transpose(1, 0, 2)  # [G, H/G * T, D]
+    return z.reshape(H, T, -1).transpose(1, 0, 2)
+
+
+def recomputation_error(trace: AttentionTrace) -> float:
+    """Greatest |sum_j w_ij v_j - z_i| over all captured rows.
+
+    z is what the engine's kernel put out, so this tells whether the maps are the ones it used.
+    """
+    return max(
+        float(np.abs(weighted_values(attention_weights(layer), layer) - layer.z).max())
+        for layer in trace.layers
+    )
+
+
+def decode_error(trace: AttentionTrace, full_pass: AttentionTrace) -> float:
+    """Greatest difference between the weights of decode rows and the same rows of one full pass."""
+    first = trace.n_prompt
+    return max(
+        float(
+            np.abs(
+                attention_weights(stepwise, first=first) - attention_weights(whole, first=first)
+            ).max()
+        )
+        for stepwise, whole in zip(trace.layers, full_pass.layers, strict=True)
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowExplanation:
+    """One query's walk through the formula; arrays have one number per visible key."""
+
+    query_length: float  # |q|
+    key_lengths: FloatArray  # |k_j|
+    products: FloatArray  # 1) q . k_j
+    cosines: FloatArray  # q . k_j / (|q| |k_j|)
+    scaled: FloatArray  # 2) q . k_j * scale
+    exponentials: FloatArray  # 3) exp(scaled - max)
+    weights: FloatArray  # 4) exponentials / their sum
+    value_lengths: FloatArray  # |v_j|
+    output: FloatArray  # sum_j w_j v_j
+    shares: FloatArray  # 5) w_j <v_j, o> / |o|^2: signed, sum to 1
+
+
+def explain_row(
+    q: npt.ArrayLike, keys: npt.ArrayLike, values: npt.ArrayLike, *, scale: float | None = None
+) -> RowExplanation:
+    """Walk one query q [d_k] through its visible keys [S, d_k] and values [S, d_v].
+
+    `scale` defaults to 1/sqrt(d_k).
+
+    >>> king, keys = [1, 2, 3], [[1, 2, 3], [-1, -2, -3], [1, 1, 1]]  # queen, car, crown
+    >>> explain_row(king, keys, [[1], [2], [3]]).products.tolist()
+    [14.0, -14.0, 6.0]
+    """
+    q, keys, values = (np.asarray(array, np.float32) for array in (q, keys, values))
+    products = keys @ q
+    query_length = float(np.linalg.norm(q))
+    key_lengths = np.linalg.norm(keys, axis=1)
+    lengths = query_length * key_lengths
+    scaled = products * np.float32(len(q) ** -0.5 if scale is None else scale)
+    exponentials = np.exp(scaled - scaled.max())
+    weights = exponentials / exponentials.sum()
+    output = weights @ values
+    energy = float(output @ output)
+    along = weights * (values @ output)
+    return RowExplanation(
+        query_length=query_length,
+        key_lengths=key_lengths,
+        products=products,
+        cosines=np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0),
+        scaled=scaled,
+        exponentials=exponentials,
+        weights=weights,
+        value_lengths=np.linalg.norm(values, axis=1),
+        output=output,
+        shares=along / np.float32(energy) if energy > 0 else np.zeros_like(along),
+    )

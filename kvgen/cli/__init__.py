@@ -1,0 +1,112 @@
+"""The command `kvgen`: its group, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+import kvgen
+from kvgen.cli.bench import bench
+from kvgen.cli.generate import generate
+from kvgen.cli.inspect_attention import inspect_attention
+from kvgen.errors import KvgenError, TerminatedError
+
+_INTERRUPTED = 130
+_PIPE_CLOSED = 141
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "KVGEN"},
+    epilog="""\b
+Exit codes: 0 done; 1 run-time failure; 2 wrong usage; 3 model not found;
+4 checkpoint invalid or unsupported; 5 verification failed; 6 non-finite
+logits; 130 interrupted; 141 the reader closed the pipe; 143 terminated.
+
+\b
+Examples:
+  kvgen generate "Once upon a time"
+  kvgen bench --no-cache
+  kvgen inspect-attention "The cat sat on the mat"
+""",
+)
+@click.version_option(kvgen.__version__, prog_name="kvgen")
+def cli() -> None:
+    """Run small decoder-only transformers, measure the KV cache, look into attention.
+
+    Every command takes -m/--model FOLDER, a Hugging Face checkpoint with config.json,
+    model.safetensors and tokenizer.json; without it the model that ships with kvgen is used.
+    """
+
+
+cli.add_command(generate)
+cli.add_command(bench)
+cli.add_command(inspect_attention)
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and leave with its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    code = run(sys.argv[1:])
+    if code == _PIPE_CLOSED:
+        # What is still buffered cannot be written; closing must not complain about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(code)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and give its exit code; every failure becomes one line on stderr."""
+    if "_KVGEN_COMPLETE" in os.environ:
+        cli.main(list(arguments), prog_name="kvgen")
+    try:
+        with cli.make_context("kvgen", list(arguments)) as context:
+            cli.invoke(context)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except click.exceptions.Exit as request:
+        return request.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        context_ = getattr(error, "ctx", None)
+        where = f" (see `{context_.command_path} --help`)" if context_ else ""
+        return _fail(error.format_message() + where, error.exit_code)
+    except KvgenError as error:
+        return _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted", _INTERRUPTED)
+    except MemoryError:
+        return _fail("out of memory: try fewer tokens, a smaller model or --dtype bf16", 1)
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            return _PIPE_CLOSED
+        place = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{place}{error.strerror or error}", 1)
+    except Exception as error:
+        if os.environ.get("KVGEN_DEBUG"):
+            raise
+        return _fail(
+            f"internal error: {type(error).__name__}: {error}; please report it "
+            "(KVGEN_DEBUG=1 shows where)",
+            1,
+        )
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    try:
+        click.echo("kvgen: " + " ".join(message.split()), err=True)
+    except OSError:  # nobody listens on stderr either
+        return code
+    return code
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise TerminatedError("terminated")

@@ -1,0 +1,206 @@
+"""`kvgen bench`: time prefill and decode, with and without the KV cache."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kvgen.cli.options import display_options, load_model, model_options, read_prompt
+from kvgen.cli.output import counting, make_canvas, note, show, write_file, write_text
+from kvgen.errors import UsageError, VerificationError
+
+if TYPE_CHECKING:
+    from kvgen.model import Model
+
+_PROMPT_TOKENS, _NEW_TOKENS = 512, 128
+_LONG_SECONDS = 20.0
+
+
+@click.command(
+    epilog="""\b
+With --no-cache both arms run interleaved (A B A B ...) on the same ids:
+those that the cached arm chooses greedily. The first pass of each arm is
+not timed: it warms up and compares the logits of every step. Loading,
+compiling, progress and drawing are outside the clock.
+
+\b
+Examples:
+  kvgen bench
+  kvgen bench --no-cache
+  kvgen bench --no-cache -p 128 -n 128
+  kvgen bench "The cat sat on the mat" --no-cache -n 16 --output json
+"""
+)
+@click.argument("prompt", required=False)
+@click.option("--prompt", "prompt_option", metavar="TEXT", help="The prompt again.")
+@model_options
+@click.option(
+    "-p",
+    "--n-prompt",
+    type=click.IntRange(min=1),
+    help=f"Prompt of so many random ids. [default: a text of {_PROMPT_TOKENS} tokens]",
+)
+@click.option(
+    "-n",
+    "--n-gen",
+    type=click.IntRange(min=0),
+    help=f"Decode steps. [default: {_NEW_TOKENS}]",
+)
+@click.option(
+    "-r",
+    "--repetitions",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Timed passes of each arm.",
+)
+@click.option(
+    "--cache/--no-cache",
+    " /--no-kv-cache",
+    "cached_only",
+    default=True,
+    help="Measure the same tokens without the KV cache too, and compare.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="What to print.",
+)
+@click.option("--out", metavar="FILE", help="Write JSON to a file as well.")
+@click.option(
+    "-s", "--seed", type=click.IntRange(min=0), help="For random ids. [default: random, printed]"
+)
+@display_options
+@click.option("-q", "--quiet", is_flag=True, help="No notes or progress.")
+@click.option("-v", "--verbose", is_flag=True, help="Say more about the model.")
+def bench(
+    prompt: str | None,
+    prompt_option: str | None,
+    folder: str | None,
+    backend: Any,
+    dtype: Any,
+    threads: int | None,
+    n_prompt: int | None,
+    n_gen: int | None,
+    repetitions: int,
+    cached_only: bool,
+    output: str,
+    out: str | None,
+    seed: int | None,
+    color: Any,
+    width: int | None,
+    ascii_only: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Time prefill and decode; with --no-cache, show what the KV cache saves.
+
+    The prompt is a text that ships with kvgen, PROMPT, or with -p random ids.
+    """
+    text = read_prompt(prompt, prompt_option, None, required=False)
+    if text is not None and n_prompt is not None:
+        raise UsageError("-p asks for random ids: give a text or -p, not both")
+    model = load_model(
+        folder, backend=backend, dtype=dtype, threads=threads, quiet=quiet, verbose=verbose
+    )
+    work = _choose_work(model, text, n_prompt, n_gen, seed)
+
+    from kvgen.bench.report import BenchPlan
+    from kvgen.bench.run import bench as run_bench
+    from kvgen.bench.run import estimate_seconds
+    from kvgen.machine import environment
+    from kvgen.render.bench import bench_json, bench_view
+
+    plan = BenchPlan(
+        prompt_ids=work.prompt_ids,
+        n_gen=work.n_gen,
+        repetitions=repetitions,
+        arms=("on",) if cached_only else ("on", "off"),
+    )
+    seconds = estimate_seconds(model.engine, plan)
+    if seconds > _LONG_SECONDS and not quiet:
+        note(
+            f"about {seconds:.0f} s for {plan.total_positions:,} positions; "
+            "-r 1, -p or -n make it shorter"
+        )
+    with counting("benchmark", plan.total_positions, quiet=quiet) as advance:
+        report = run_bench(model.engine, plan, on_progress=advance)
+    facts = {
+        "model": model.name,
+        "dtype": model.engine.dtype,
+        "backend": model.engine.backend,
+        "threads": model.engine.threads,
+        "prompt": work.prompt,
+        "seed": work.seed,
+        "environment": environment(),
+    }
+    if output == "json" or out is not None:
+        content = json.dumps(bench_json(report, facts)) + "\n"
+        if out is not None:
+            write_file(out, content.encode())
+        if output == "json":
+            write_text(content)
+    if output == "table":
+        canvas = make_canvas(color=color, width=width, ascii_only=ascii_only)
+        show(bench_view(report, facts, canvas), canvas)
+    if report.verification is not None and not report.verification.passed:
+        raise VerificationError(
+            "cached and uncached logits differ by "
+            f"{report.verification.max_abs_logit_difference:.2g}, more than rounding explains "
+            f"({report.verification.tolerance:.2g})"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    prompt_ids: tuple[int, ...]
+    n_gen: int
+    prompt: str  # where the ids come from, in words
+    seed: int | None
+
+
+def _choose_work(
+    model: Model, text: str | None, n_prompt: int | None, n_gen: int | None, seed: int | None
+) -> _Work:
+    """Which ids to feed: a text where there is one and a tokenizer for it, else random ids."""
+    from kvgen.generate import check_lengths
+
+    context = model.config.max_context
+    # Defaults shrink with the context; what was asked for is taken or refused.
+    n_new = n_gen if n_gen is not None else min(_NEW_TOKENS, max(1, context // 5))
+    if text is not None:
+        ids = model.require_tokenizer().encode(text)
+        check_lengths(model.config, len(ids), n_new)
+        return _Work(prompt_ids=tuple(ids), n_gen=n_new, prompt=f"{len(ids)} tokens", seed=None)
+    length = n_prompt if n_prompt is not None else max(1, min(_PROMPT_TOKENS, context - n_new))
+    check_lengths(model.config, length, n_new)
+    if n_prompt is None and model.tokenizer is not None:
+        ids = model.tokenizer.encode(files("kvgen.bench").joinpath("text.txt").read_text("utf-8"))
+        ids = ids[:length]
+        scaled = f", scaled to the context of {context}" if length < _PROMPT_TOKENS else ""
+        words = f"{len(ids)} tokens of the text that ships with the benchmark{scaled}"
+        return _Work(prompt_ids=tuple(ids), n_gen=n_new, prompt=words, seed=None)
+
+    import numpy as np
+
+    from kvgen.sampling import Sampler, SamplingOptions
+
+    seed = Sampler(SamplingOptions(), seed=seed).seed
+    n_tokens = min(
+        model.config.vocab_size,
+        model.tokenizer.n_tokens if model.tokenizer is not None else model.config.vocab_size,
+    )
+    random_ids = np.random.default_rng(seed).integers(0, n_tokens, length)
+    return _Work(
+        prompt_ids=tuple(random_ids.tolist()),
+        n_gen=n_new,
+        prompt=f"{length} random ids, seed {seed}",
+        seed=seed,
+    )

@@ -1,0 +1,212 @@
+"""`kvgen generate`: continue a prompt."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kvgen.cli.options import (
+    choose_sampling,
+    load_model,
+    model_options,
+    prompt_options,
+    read_prompt,
+    sampling_options,
+)
+from kvgen.cli.output import counting, note, write_text
+from kvgen.errors import TerminatedError
+
+if TYPE_CHECKING:
+    from kvgen.model import Model, Piece
+    from kvgen.sampling import Sampler
+
+
+@click.command(
+    epilog="""\b
+The timing block counts what was run: N new tokens take one prefill and
+N - 1 decode steps, because the first new token comes out of the prefill.
+
+\b
+Examples:
+  kvgen generate "Once upon a time"
+  kvgen generate "Once upon a time" --seed 1 -n 200
+  kvgen generate -f story.txt --greedy --no-cache
+  echo "The cat" | kvgen generate --stop . -q
+  kvgen generate "The cat" --json | jq .timings
+"""
+)
+@prompt_options
+@model_options
+@click.option(
+    "-n",
+    "--max-tokens",
+    "--max-new-tokens",
+    "max_new_tokens",
+    type=click.IntRange(min=0),
+    default=128,
+    show_default=True,
+    help="New tokens at most; 0 runs the prefill only.",
+)
+@sampling_options
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. Repeatable.")
+@click.option(
+    "--cache/--no-cache",
+    " /--no-kv-cache",
+    "use_cache",
+    default=True,
+    help="Without the KV cache every step runs all positions again.",
+)
+@click.option("--echo", is_flag=True, help="Print the prompt before the new text.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
+@click.option("-q", "--quiet", is_flag=True, help="No timings, notes or progress.")
+@click.option("-v", "--verbose", is_flag=True, help="Say more about model and sampling.")
+def generate(
+    prompt: str | None,
+    prompt_option: str | None,
+    prompt_file: str | None,
+    folder: str | None,
+    backend: Any,
+    dtype: Any,
+    threads: int | None,
+    max_new_tokens: int,
+    temperature: float | None,
+    greedy: bool,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    seed: int | None,
+    stop: tuple[str, ...],
+    use_cache: bool,
+    echo: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Continue PROMPT with the model.
+
+    New text goes to stdout as it is made, timings to stderr. The prompt may also come from -p, a
+    file (-f) or a pipe.
+    """
+    text = read_prompt(prompt, prompt_option, prompt_file)
+    assert text is not None
+    model = load_model(
+        folder, backend=backend, dtype=dtype, threads=threads, quiet=quiet, verbose=verbose
+    )
+    sampling = choose_sampling(
+        model.sampling,
+        temperature=temperature,
+        greedy=greedy,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        quiet=quiet,
+    )
+    sampler = model.sampler(sampling, seed=seed)
+    if verbose:
+        note(f"sampling: {sampling.describe()}")
+    prompt_ids = model.require_tokenizer().encode(text)
+    run = _Run(model, prompt_ids, use_cache=use_cache)
+    if echo and not as_json:
+        write_text(text)
+    began = time.perf_counter()
+    try:
+        with counting("prefill", len(prompt_ids), quiet=quiet) as advance:
+            pieces = model.generate(
+                prompt_ids,
+                max_new_tokens=max_new_tokens,
+                sampler=sampler,
+                stop=stop,
+                cache=use_cache,
+                on_progress=advance,
+            )
+            first = next(pieces, None)
+        run.empty_seconds = time.perf_counter() - began
+        for piece in itertools.chain([] if first is None else [first], pieces):
+            run.pieces.append(piece)
+            if not as_json:
+                write_text(piece.text)
+        run.finish_reason = run.pieces[-1].finish_reason if run.pieces else "length"
+    except (KeyboardInterrupt, TerminatedError) as stopped:
+        run.finish_reason = "interrupted"
+        _report(run, sampler, as_json=as_json, quiet=quiet)
+        raise click.exceptions.Exit(
+            stopped.exit_code if isinstance(stopped, TerminatedError) else 130
+        ) from None
+    _report(run, sampler, as_json=as_json, quiet=quiet)
+
+
+class _Run:
+    """What is known of one generation while it runs and when it is over."""
+
+    def __init__(self, model: Model, prompt_ids: list[int], *, use_cache: bool) -> None:
+        self.model = model
+        self.prompt_ids = prompt_ids
+        self.use_cache = use_cache
+        self.pieces: list[Piece] = []
+        self.finish_reason: str | None = None
+        self.empty_seconds = 0.0  # a prefill that was to yield nothing
+
+
+def _report(run: _Run, sampler: Sampler, *, as_json: bool, quiet: bool) -> None:
+    """The end of a run: the JSON object, or the timing block on stderr."""
+    from kvgen.machine import peak_rss_bytes
+    from kvgen.render.timing import RunTimings, timing_block
+
+    model, pieces = run.model, run.pieces
+    positions = len(run.prompt_ids) + max(len(pieces) - 1, 0)
+    timings = RunTimings(
+        load_seconds=model.load_seconds,
+        compile_seconds=model.engine.compile_seconds,
+        prefill_tokens=len(run.prompt_ids),
+        prefill_seconds=pieces[0].seconds if pieces else run.empty_seconds,
+        decode_seconds=tuple(piece.seconds for piece in pieces[1:]),
+        cache_on=run.use_cache,
+        positions=positions,
+        cache_bytes=4 * model.config.kv_floats_per_token * positions,
+        peak_rss_bytes=peak_rss_bytes(),
+    )
+    if as_json:
+        write_text(json.dumps(_as_json(run, sampler, timings)) + "\n")
+        return
+    if sys.stdout is not None and sys.stdout.isatty():
+        write_text("\n")
+    if quiet:
+        return
+    note(timing_block(timings))
+    if sampler.options.temperature > 0:
+        note(f"sampled {sampler.options.describe()} · seed {sampler.seed}")
+    if run.finish_reason == "interrupted":
+        note("interrupted")
+
+
+def _as_json(run: _Run, sampler: Sampler, timings: Any) -> dict[str, Any]:
+    import kvgen
+
+    return {
+        "text": "".join(piece.text for piece in run.pieces),
+        "ids": [piece.token for piece in run.pieces],
+        "prompt_ids": run.prompt_ids,
+        "finish_reason": run.finish_reason,
+        "seed": sampler.seed,
+        "model": run.model.name,
+        "dtype": run.model.engine.dtype,
+        "backend": run.model.engine.backend,
+        "threads": run.model.engine.threads,
+        "cache": run.use_cache,
+        "timings": {
+            "load_seconds": timings.load_seconds,
+            "compile_seconds": timings.compile_seconds,
+            "prefill_tokens": timings.prefill_tokens,
+            "prefill_seconds": timings.prefill_seconds,
+            "decode_steps": len(timings.decode_seconds),
+            "decode_seconds": sum(timings.decode_seconds),
+            "first_token_seconds": timings.prefill_seconds,
+        },
+        "peak_rss_bytes": timings.peak_rss_bytes,
+        "version": kvgen.__version__,
+    }

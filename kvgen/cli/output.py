@@ -1,0 +1,176 @@
+"""Where output goes: results to stdout or a file; progress, timings and notes to stderr."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from kvgen.render.canvas import Canvas
+
+_PATIENCE_SECONDS = 0.5  # what is over sooner needs no sign of life
+_PIPE_WIDTH = 100
+_PLAIN = str.maketrans({"·": "-", "…": "~", "│": "|", "—": "-"})
+
+
+def write_text(text: str) -> None:
+    """A piece of the result to stdout at once: to a pipe or a file as UTF-8, byte for byte."""
+    if sys.stdout is None:
+        return
+    if sys.stdout.isatty():
+        encoding = sys.stdout.encoding
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    else:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+        sys.stdout.buffer.flush()
+    sys.stdout.flush()
+
+
+def write_file(path: str, content: bytes) -> None:
+    """A result to a file, whole or not at all: an interrupted run leaves no half of it."""
+    target = Path(path)
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".kvgen-", delete=False) as part:
+        try:
+            part.write(content)
+            part.flush()
+            # A fresh temporary file is private; a result has the rights of any new file.
+            mask = os.umask(0)
+            os.umask(mask)
+            Path(part.name).chmod(0o666 & ~mask)
+        except BaseException:
+            Path(part.name).unlink(missing_ok=True)
+            raise
+    Path(part.name).replace(target)
+
+
+def note(text: str) -> None:
+    """A line for the user on stderr."""
+    click.echo(text, err=True)
+
+
+def make_canvas(
+    *, color: Literal["auto", "always", "never"], width: int | None, ascii_only: bool
+) -> Canvas:
+    """How to draw on this stdout: its width, and colours, block characters or ASCII."""
+    from rich.console import Console
+
+    from kvgen.render.canvas import Canvas, Mode
+
+    console = Console(file=sys.stdout)
+    if width is None:
+        environment = os.environ.get("COLUMNS", "")
+        on_pipe = int(environment) if environment.isdigit() else _PIPE_WIDTH
+        width = max(40, console.width if console.is_terminal else on_pipe)
+    mode: Mode = "glyphs"
+    # 16 colours would mislead: a map needs a ramp.
+    if color == "always" or (
+        color == "auto" and not console.no_color and console.color_system in ("256", "truecolor")
+    ):
+        mode = "color"
+    if ascii_only or not _can_encode("▀░▒▓█·│"):
+        mode = "ascii"
+    return Canvas(width, mode)
+
+
+def show(view: RenderableType, canvas: Canvas) -> None:
+    """Draw a view on stdout."""
+    from rich.console import Console
+
+    buffer = io.StringIO()
+    colored = canvas.mode == "color"
+    depth = Console(file=sys.stdout).color_system
+    Console(
+        file=buffer,
+        width=canvas.width,
+        force_terminal=colored,
+        color_system=("truecolor" if depth in (None, "standard", "truecolor") else "256")
+        if colored
+        else None,
+        highlight=False,
+        legacy_windows=False,
+    ).print(view, overflow="fold")
+    text = buffer.getvalue()
+    if not colored:
+        text = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+    if canvas.mode == "ascii":
+        text = text.translate(_PLAIN).encode("ascii", "backslashreplace").decode()
+    if sys.stdout is not None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def _can_encode(characters: str) -> bool:
+    try:
+        characters.encode(getattr(sys.stdout, "encoding", None) or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+@contextmanager
+def working(what: str, *, quiet: bool = False) -> Iterator[None]:
+    """Show a spinner on a terminal while something takes longer than half a second."""
+    if quiet or not _stderr_is_terminal():
+        yield
+        return
+    from rich.console import Console
+
+    status = Console(stderr=True).status(what)
+    timer = threading.Timer(_PATIENCE_SECONDS, status.start)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        status.stop()
+
+
+@contextmanager
+def counting(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on a terminal while something countable takes long.
+
+    Gives the function to call with each amount done.
+    """
+    if quiet or not _stderr_is_terminal():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    task = bar.add_task(what, total=total)
+    timer = threading.Timer(_PATIENCE_SECONDS, bar.start)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield lambda amount: bar.advance(task, amount)
+    finally:
+        timer.cancel()
+        timer.join()
+        if bar.live.is_started:
+            bar.stop()
+
+
+def _stderr_is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()

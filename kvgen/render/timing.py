@@ -1,0 +1,54 @@
+"""The timing block of `kvgen generate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunTimings:
+    """What one generation took.
+
+    The first new token comes out of the prefill, so N new tokens take N - 1 decode steps.
+    """
+
+    load_seconds: float
+    compile_seconds: float
+    prefill_tokens: int
+    prefill_seconds: float
+    decode_seconds: tuple[float, ...]  # one per decode step
+    cache_on: bool
+    positions: int  # positions that the sequence holds in the end
+    cache_bytes: int
+    peak_rss_bytes: int | None
+
+
+def timing_block(run: RunTimings) -> str:
+    """Prefill, decode and cache, a line each; loading and compiling apart and first."""
+    n_steps, total = len(run.decode_seconds), sum(run.decode_seconds)
+    lines = [f"load    {_duration(run.load_seconds)}"]
+    if run.compile_seconds:
+        lines[0] += f" · kernels {_duration(run.compile_seconds)}"
+    lines.append(
+        f"prefill {run.prefill_tokens:>4} tokens  {_duration(run.prefill_seconds):>8}  "
+        f"{_rate(run.prefill_tokens, run.prefill_seconds):>8} tok/s"
+    )
+    if n_steps:
+        first, last = run.decode_seconds[0], run.decode_seconds[-1]
+        lines.append(
+            f"decode  {n_steps:>4} tokens  {_duration(total):>8}  {_rate(n_steps, total):>8} tok/s"
+            f"   ({1e3 * total / n_steps:.2f} ms/token; first {1e3 * first:.2f}, "
+            f"last {1e3 * last:.2f})"
+        )
+    kept = f"{run.positions} positions · {run.cache_bytes / 2**20:.1f} MiB f32"
+    state = f"on · {kept}" if run.cache_on else "off · everything is recomputed at each step"
+    peak = f" · peak RSS {run.peak_rss_bytes / 2**20:.0f} MiB" if run.peak_rss_bytes else ""
+    return "\n".join([*lines, f"cache   {state}{peak}"])
+
+
+def _duration(seconds: float) -> str:
+    return f"{1e3 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def _rate(count: int, seconds: float) -> str:
+    return f"{count / seconds:.1f}" if seconds > 0 else "-"
