@@ -107,7 +107,7 @@ def normalised_entropy(weights: FloatArray) -> FloatArray:
 def row_entropy(weights: FloatArray) -> FloatArray:
     """-sum_j A_ij ln A_ij of every row, in nats (Clark et al., arXiv:1906.04341, section 3.3)."""
     logarithms = np.log(weights, out=np.zeros_like(weights), where=weights > 0)
-    return np.asarray(-(weights * logarithms).sum(axis=-1))
+    return np.asarray(np.abs((weights * logarithms).sum(axis=-1)))  # no -0
 
 
 def _follows_a_match(token_ids: Sequence[int]) -> np.ndarray:  # bool [T, T]

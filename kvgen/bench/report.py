@@ -23,9 +23,14 @@ class BenchPlan:
     head: tuple[int, int] | None = None  # layer and head to draw; None: the one least on its sink
 
     @property
+    def positions_per_pass(self) -> int:
+        """Positions run by one pass of every arm."""
+        return sum(self.positions(cache) for cache in self.arms)
+
+    @property
     def total_positions(self) -> int:
-        """Positions run by all passes: one to verify, `repetitions` timed, one for the maps."""
-        return (self.repetitions + 2) * sum(self.positions(cache) for cache in self.arms)
+        """Positions run by all passes but the few for the maps: one to verify, the others timed."""
+        return (1 + self.repetitions) * self.positions_per_pass
 
     def positions(self, cache: Cache) -> int:
         """Positions run through the model by one pass of an arm."""

@@ -56,15 +56,15 @@ def bench(
     )
 
 
-def estimate_seconds(engine: Engine, plan: BenchPlan) -> float:
-    """Roughly how long the plan will take, from a short timed prefill; attention grows on top."""
+def seconds_per_position(engine: Engine, plan: BenchPlan) -> float:
+    """Roughly what one position costs, from a short timed prefill; long ones cost more."""
     ids = plan.prompt_ids[:64]
     cache = engine.new_cache(len(ids))
     prefill(engine, ids, cache)
     cache.clear()
     began = time.perf_counter()
     prefill(engine, ids, cache)
-    return (time.perf_counter() - began) / len(ids) * plan.total_positions
+    return (time.perf_counter() - began) / len(ids)
 
 
 class _Run:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from kvgen.model import Model
 
 _PROMPT_TOKENS, _NEW_TOKENS = 512, 128
-_LONG_SECONDS = 20.0
+_REPETITIONS = 5
+_TIMED_SECONDS = 60.0  # what the timed passes may take where -r was not given
+_LONG_SECONDS = 20.0  # what is announced before it starts
 
 
 @click.command(
@@ -54,9 +56,7 @@ Examples:
     "-r",
     "--repetitions",
     type=click.IntRange(min=1),
-    default=5,
-    show_default=True,
-    help="Timed passes of each arm.",
+    help=f"Timed passes of each arm. [default: {_REPETITIONS}, fewer if they take over a minute]",
 )
 @click.option(
     "--cache/--no-cache",
@@ -89,7 +89,7 @@ def bench(
     threads: int | None,
     n_prompt: int | None,
     n_gen: int | None,
-    repetitions: int,
+    repetitions: int | None,
     cached_only: bool,
     output: str,
     out: str | None,
@@ -114,17 +114,21 @@ def bench(
 
     from kvgen.bench.report import BenchPlan
     from kvgen.bench.run import bench as run_bench
-    from kvgen.bench.run import estimate_seconds
+    from kvgen.bench.run import seconds_per_position
     from kvgen.machine import environment
     from kvgen.render.bench import bench_json, bench_view
 
     plan = BenchPlan(
         prompt_ids=work.prompt_ids,
         n_gen=work.n_gen,
-        repetitions=repetitions,
+        repetitions=repetitions or _REPETITIONS,
         arms=("on",) if cached_only else ("on", "off"),
     )
-    seconds = estimate_seconds(model.engine, plan)
+    pace = seconds_per_position(model.engine, plan)
+    if repetitions is None:
+        affordable = int(_TIMED_SECONDS / (pace * plan.positions_per_pass))
+        plan = replace(plan, repetitions=max(1, min(affordable, _REPETITIONS)))
+    seconds = pace * plan.total_positions
     if seconds > _LONG_SECONDS and not quiet:
         note(
             f"about {seconds:.0f} s for {plan.total_positions:,} positions; "

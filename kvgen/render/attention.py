@@ -20,13 +20,14 @@ from kvgen.render.canvas import (
     draw_level,
     draw_map,
     pool_map,
+    side_by_side,
     token_label,
 )
 from kvgen.tensors import FloatArray
 from kvgen.trace import AttentionTrace
 
 _LABEL = 10  # cells of a token
-_FOOTER = "Weights show where a head reads, not why the model answers (arXiv:1902.10186)."
+_FOOTER = "Weights show where a head reads, not why the model answers."
 
 
 def verify_line(recording: Recording) -> str:
@@ -57,7 +58,8 @@ def summary(trace: AttentionTrace, found: Diagnostics, canvas: Canvas) -> Render
     parts: list[RenderableType] = [Text(f"layers x heads · {_rows_of(trace)}")]
     for begin in range(0, len(panels), per_row):
         parts += _panels(trace, panels[begin : begin + per_row], canvas, step, panel_width)
-    parts += [Text(_strongest(trace, found)), Text(_FOOTER, "dim")]
+    parts.append(Text(_strongest(trace, found)))
+    parts.append(Text(f"next: -l LAYER for its heads. {_FOOTER}", "dim"))
     return Group(*parts)
 
 
@@ -96,7 +98,7 @@ def _strongest(trace: AttentionTrace, found: Diagnostics) -> str:
             row, head = np.unravel_index(int(np.nanargmax(values)), values.shape)
             place = f"{trace.layers[row].layer}.{head}"
             named.append(f"{name} {place} {values[row, head]:.2f}")
-    return "strongest (layer.head): " + "  ".join(named) + "   next: -l LAYER, then -H HEAD"
+    return "strongest (layer.head): " + "  ".join(named)
 
 
 def layer_grid(
@@ -114,21 +116,23 @@ def layer_grid(
     group = layer_trace.q.shape[1] // layer_trace.k.shape[1]
     side = 24 if canvas.width >= 52 else max(8, canvas.width - 4)
     per_row = max(1, canvas.width // (side + 2))
-    grid = Table.grid(padding=(0, 2, 1, 0))
-    cells = []
+    blocks = []
     for head in heads:
-        title = f"{layer}.{head} {found.label(row, head, n_rows=trace.length)}".ljust(side)
+        title = f"{layer}.{head} {found.label(row, head, n_rows=trace.length)}"
         thumbnail = thumbnail_lines(causal(weights[head]), canvas, side)
-        cells.append(Group(Text(title), *thumbnail, Text(f"kv {head // group}", "dim")))
-    for begin in range(0, len(cells), per_row):
-        grid.add_row(*cells[begin : begin + per_row])
+        kv = f"kv {head // group}".ljust(side)
+        blocks.append([Text(title), *thumbnail, Text(kv, "dim"), Text()])
     heading = f"layer {layer} · {len(heads)} heads on {layer_trace.k.shape[1]} key/value heads · "
     factor = _pooling(trace.length, side)
     pooled = f" · {factor}x{factor} max-pooled" if factor > 1 else ""
     return Group(
         Text(heading + _rows_of(trace) + pooled),
         Text("rows are queries, columns are keys; " + canvas.legend(), "dim"),
-        grid,
+        *(
+            line
+            for begin in range(0, len(blocks), per_row)
+            for line in side_by_side(blocks[begin : begin + per_row])
+        ),
     )
 
 
@@ -175,8 +179,7 @@ def head_map(
     room = canvas.width - (3 + 1 + _LABEL + 2 + 13 + 1) - (26 if beside else 2)
     factor = _pooling(max(T - 1, 1), max(room, 1))
     others = pool_map(causal(weights)[:, 1:], factor)
-    n_keys = max(others.shape[1], 1)
-    cell = max(1, min(3, room // n_keys))
+    cell = max(1, min(3, room // max(others.shape[1], 1)))
     title = (
         f"layer {layer} head {head} (kv head {head // group}) · weights · {_rows_of(trace)} · "
         f"scale {layer_trace.scale:.4g}"
@@ -184,18 +187,12 @@ def head_map(
     label = found.label(row, head, n_rows=T)
     if factor > 1:
         title += f" · {factor}x{factor} max-pooled"
-    heading = "  q " + "token".rjust(_LABEL) + "  " + "key 0".ljust(13)
-    keys = "".join(str(factor * column + 1)[-cell:].rjust(cell) for column in range(n_keys))
     edge = "|" if canvas.mode == "ascii" else "│"
-    lines = [
-        Text(
-            f"{heading}{edge}{keys if T > 1 else ''}{edge}"
-            + (" top other key    H/nats" if beside else ""),
-            "dim",
-        )
-    ]
+    numbers = _key_numbers(others.shape[1], cell, factor)
+    heading = f"  q {'token':<{_LABEL}}  {'key 0':<13}{edge}{numbers}{edge}"
+    lines = [Text(heading + (" top other key    H/nats" if beside else ""), "dim")]
     entropies = row_entropy(weights)
-    drawn = draw_map(others, canvas, cell_width=cell) if T > 1 else [Text(" " * cell)]
+    drawn = draw_map(others, canvas, cell_width=cell)
     for line_number, cells in enumerate(drawn):
         query = min(line_number * factor, T - 1)
         sink = weights[query, 0]
@@ -212,6 +209,17 @@ def head_map(
     if beside and trace.n_prompt < T:
         footer += " · < decode step" if canvas.mode == "ascii" else " · ◂ decode step"
     return Group(Text(title), *lines, Text(footer, "dim"))
+
+
+def _key_numbers(n_keys: int, cell: int, factor: int) -> str:
+    """The keys' numbers over their columns, as many as there is room for."""
+    line = ""
+    for column in range(n_keys):
+        number = str(column * factor + 1)
+        start = (column + 1) * cell - len(number)
+        if start >= len(line) + (1 if line else 0):
+            line = line.ljust(start) + number
+    return line.ljust(n_keys * cell)
 
 
 def _beside(others: FloatArray, tokens: Sequence[bytes], canvas: Canvas) -> str:
@@ -267,7 +275,7 @@ def explanation(
     for cells in (*keys, rest) if others else keys:
         table.add_row(*map(Text, cells))
     table.add_row(*total, style="bold")
-    kept = f"k_0..k_{query - 1}, v_0..v_{query - 1}" if query else "nothing"
+    kept = f"k_0..{query - 1} v_0..{query - 1}" if query else "nothing"
     label = token_label(tokens[query], canvas, _LABEL).strip()
     return Group(
         Text(
@@ -282,7 +290,7 @@ def explanation(
             f"o ({d_v},)"
         ),
         Text(
-            f"from the cache: {kept} · new: q_{query}, k_{query}, v_{query} · "
+            f"from the cache {kept} · new q_{query} k_{query} v_{query} · "
             f"q_{query} is not kept: no later step reads it"
         ),
     )

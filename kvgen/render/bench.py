@@ -12,7 +12,7 @@ from rich.text import Text
 import kvgen
 from kvgen.bench.report import Arm, BenchReport, StepMaps, spread
 from kvgen.render.attention import thumbnail_lines
-from kvgen.render.canvas import Canvas, causal
+from kvgen.render.canvas import Canvas, causal, side_by_side
 from kvgen.tensors import FloatArray
 
 _TABLE_ROWS = 8
@@ -38,7 +38,7 @@ def bench_view(
             f"{facts['threads']} thread{'s' if facts['threads'] != 1 else ''} · "
             f"{facts['environment']['cpu']}"
         ),
-        Text(f"prompt: {facts['prompt']} · {report.plan.repetitions} repetitions, medians"),
+        Text(f"prompt: {facts['prompt']} · medians of {report.plan.repetitions}"),
         Text(),
         _rates(report),
         Text(),
@@ -84,7 +84,7 @@ def _by_position(report: BenchReport) -> Table:
     assert on is not None
     table = Table(title="ms/token by position", title_justify="left", box=None, padding=(0, 1))
     headings = ["position", "cache on"]
-    headings += ["cache off", "ratio", "run on", "run off"] if off is not None else []
+    headings += ["cache off", "ratio", "rerun"] if off is not None else []
     for name in headings:
         table.add_column(name, justify="right", no_wrap=True)
     n_gen, n_prompt = report.plan.n_gen, len(report.plan.prompt_ids)
@@ -94,7 +94,6 @@ def _by_position(report: BenchReport) -> Table:
             cells += [
                 f"{1e3 * off.median_step(step):.2f}",
                 f"{off.median_step(step) / on.median_step(step):.1f}x",
-                f"{report.plan.positions_at('on', step)}",
                 f"{report.plan.positions_at('off', step):,}",
             ]
         table.add_row(*cells)
@@ -104,16 +103,17 @@ def _by_position(report: BenchReport) -> Table:
 def _maps(report: BenchReport, canvas: Canvas, *, side: int) -> RenderableType:
     """For some steps, the weights that each arm computed: one row, or the whole triangle."""
     layer, head = report.head
-    grid = Table.grid(padding=(0, 2))
-    grid.add_row("", *(Text(f"step {maps.step + 1}".ljust(side)) for maps in report.maps))
+    lines = [Text(f"what each step computed · layer {layer} head {head}")]
     for cache in ("on", "off") if report.arm("off") is not None else ("on",):
-        cells: list[RenderableType] = [Text(f"cache\n{cache}")]
+        titled = cache == "on"  # the same steps stand under each other
+        blocks = [[*[Text()] * titled, Text(f"cache {cache}".ljust(9))]]
         for maps in report.maps:
-            lines = thumbnail_lines(_computed(maps, cache), canvas, side)
-            n_scores = maps.n_scores(cache)
-            cells.append(Group(*lines, Text(f"{n_scores:,} scores", "dim")))
-        grid.add_row(*cells)
-    return Group(Text(f"what each step computed · layer {layer} head {head}"), grid)
+            title = Text(f"step {maps.step + 1}".ljust(max(side, 13)))
+            scores = Text(f"{maps.n_scores(cache):,} scores", "dim")
+            drawn = thumbnail_lines(_computed(maps, cache), canvas, side)
+            blocks.append([*[title] * titled, *drawn, scores])
+        lines += side_by_side(blocks, gap=1)
+    return Group(*lines)
 
 
 def _computed(maps: StepMaps, cache: str) -> FloatArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,10 +41,10 @@ class Canvas:
     def legend(self) -> str:
         """What the cells of a map mean."""
         if self.mode == "color":
-            return "colour: weight 0..1 on a square-root scale, dark to bright"
+            return "weight: 0 dark to 1 bright, on a square-root scale"
         ramp = _GLYPHS if self.mode == "glyphs" else _ASCII
-        bounds = [f"'{glyph}' <{bound:g}" for glyph, bound in ramp[:-1]]
-        return "  ".join([*bounds, f"'{ramp[-1][0]}' >={ramp[-2][1]:g}"])
+        bounds = [f"{glyph} <{bound:.2f}".replace("0.", ".") for glyph, bound in ramp[1:-1]]
+        return "  ".join(["weight: blank <.01", *bounds, f"{ramp[-1][0]} more"])
 
     def ellipsis(self) -> str:
         """The mark of something cut off."""
@@ -65,6 +66,19 @@ def draw_map(
     padded = np.concatenate([weights, blank])
     pairs = zip(padded[::2], padded[1::2], strict=True)
     return [_color_row(upper, lower, cell_width) for upper, lower in pairs]
+
+
+def side_by_side(blocks: Sequence[Sequence[Text]], *, gap: int = 2) -> list[Text]:
+    """Blocks of lines next to each other, each padded to its widest line."""
+    lines: list[Text] = [Text() for _ in range(max(map(len, blocks), default=0))]
+    for number, block in enumerate(blocks):
+        width = max((line.cell_len for line in block), default=0)
+        last = number == len(blocks) - 1
+        for row, line in enumerate(lines):
+            cells = block[row] if row < len(block) else Text()
+            line.append_text(cells)
+            line.append(" " * (0 if last else width - cells.cell_len + gap))
+    return lines
 
 
 def draw_level(value: float, canvas: Canvas) -> Text:

@@ -1,0 +1,47 @@
+"""Models that many tests share, written and loaded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kvgen
+from kvgen.model import Model
+from tests import tiny
+
+BACKENDS = ("numpy", "numba")
+
+Loader = Callable[..., Model]
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Gives the checkpoint folder of a configuration, stored as F32, F16 or BF16."""
+
+    @cache
+    def folder(name: str, kind: str = "F32") -> Path:
+        path = tmp_path_factory.mktemp(f"{name}-{kind}")
+        return tiny.write_checkpoint(path, tiny.CONFIGS[name], kind=kind)
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_folder: Callable[..., Path]) -> Loader:
+    """Gives the loaded model of a configuration; keywords as in `kvgen.load`."""
+
+    @cache
+    def model(name: str, *, kind: str = "F32", **options: Any) -> Model:
+        return kvgen.load(tiny_folder(name, kind), **options)
+
+    return model
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
+def storyteller(request: pytest.FixtureRequest) -> Model:
+    """The default model on each backend."""
+    return kvgen.load(backend=request.param)

@@ -1,0 +1,175 @@
+"""Invariance: how a sequence is fed never changes what comes out, on either engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kvgen
+from kvgen.errors import NonFiniteError, UsageError
+from kvgen.trace import Capture
+from tests import tiny
+from tests.conftest import BACKENDS, Loader
+
+# float32 sums in another order, on logits of order one to ten.
+ROUNDING = 5e-5
+IDS = tiny.make_ids(65, seed=1)
+
+every_model = pytest.mark.parametrize("name", tiny.CONFIGS)
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def assert_equal_to_rounding(one: np.ndarray, other: np.ndarray) -> None:
+    np.testing.assert_allclose(one, other, rtol=0, atol=ROUNDING)
+
+
+@every_backend
+@every_model
+def test_cached_logits_equal_uncached(name: str, backend: str, tiny_model: Loader) -> None:
+    model = tiny_model(name, backend=backend)
+    assert_equal_to_rounding(model.logits(IDS), model.logits(IDS, cache=False))
+
+
+@every_backend
+def test_prefill_in_two_chunks_equals_one_at_every_split(backend: str, tiny_model: Loader) -> None:
+    engine = tiny_model("llama_gqa", backend=backend).engine
+    cache = engine.new_cache(len(IDS))
+    whole = engine.forward(IDS, cache)
+    keys, values = cache.keys(1).copy(), cache.values(1).copy()
+    for split in range(1, len(IDS)):
+        cache.clear()
+        engine.forward(IDS[:split], cache)
+        assert_equal_to_rounding(engine.forward(IDS[split:], cache), whole)
+        assert_equal_to_rounding(cache.keys(1), keys)
+        assert_equal_to_rounding(cache.values(1), values)
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("dtype", ["auto", "f32", "bf16", "f16"])
+@every_model
+def test_numba_equals_numpy(name: str, dtype: str, kind: str, tiny_model: Loader) -> None:
+    one, other = (
+        tiny_model(name, kind=kind, backend=backend, dtype=dtype) for backend in BACKENDS
+    )
+    assert one.engine.dtype == other.engine.dtype
+    assert one.engine.dtype == (dtype if dtype != "auto" else kind.lower())
+    assert_equal_to_rounding(one.logits(IDS), other.logits(IDS))
+
+
+@every_backend
+@every_model
+def test_the_last_logits_are_those_of_all(name: str, backend: str, tiny_model: Loader) -> None:
+    engine = tiny_model(name, backend=backend).engine
+    every = engine.forward(IDS, engine.new_cache(len(IDS)), all_logits=True)
+    last = engine.forward(IDS, engine.new_cache(len(IDS)))
+    assert every.shape == (len(IDS), engine.config.vocab_size)
+    assert last.shape == (engine.config.vocab_size,)
+    assert_equal_to_rounding(every[-1], last)
+
+
+@every_backend
+def test_truncating_the_cache_goes_back_in_time(backend: str, tiny_model: Loader) -> None:
+    engine = tiny_model("llama3_mqa", backend=backend).engine
+    cache = engine.new_cache(len(IDS))
+    first = engine.forward(IDS, cache)
+    cache.truncate(20)
+    assert cache.length == 20
+    assert_equal_to_rounding(engine.forward(IDS[20:], cache), first)
+
+
+@every_backend
+def test_the_same_run_twice_gives_the_same_bits(backend: str, tiny_model: Loader) -> None:
+    model = tiny_model("gpt2", backend=backend)
+    np.testing.assert_array_equal(model.logits(IDS), model.logits(IDS))
+
+
+@every_backend
+@every_model
+def test_capture_changes_nothing_and_holds_q_and_z(
+    name: str, backend: str, tiny_model: Loader
+) -> None:
+    engine = tiny_model(name, backend=backend).engine
+    capture = Capture(engine.config, [2, 0], len(IDS))
+    cache = engine.new_cache(len(IDS))
+    engine.forward(IDS[:40], cache, capture=capture)
+    captured = engine.forward(IDS[40:], cache, capture=capture)
+    np.testing.assert_array_equal(captured, _feed(engine, IDS[:40], IDS[40:]))
+    reference = tiny_model(name, backend="numpy").engine
+    expected = Capture(engine.config, [2, 0], len(IDS))
+    reference.forward(IDS, reference.new_cache(len(IDS)), capture=expected)
+    assert np.abs(expected.q).min(axis=(2, 3)).all() or np.abs(expected.q).max() > 0
+    assert_equal_to_rounding(capture.q, expected.q)
+    assert_equal_to_rounding(capture.z, expected.z)
+
+
+def _feed(engine: Any, *parts: list[int]) -> np.ndarray:
+    cache = engine.new_cache(sum(map(len, parts)))
+    for part in parts:
+        logits = engine.forward(part, cache)
+    return logits
+
+
+@every_backend
+def test_the_cache_counts_positions_and_bytes(backend: str, tiny_model: Loader) -> None:
+    engine = tiny_model("llama_gqa", backend=backend).engine
+    cache = engine.new_cache(100)
+    engine.forward(IDS, cache)
+    assert (cache.length, cache.capacity) == (65, 100)
+    assert cache.nbytes == 65 * 2 * 3 * 2 * 20 * 4  # K and V, layers, kv heads, head size, f32
+    assert cache.keys(0).shape == cache.values(2).shape == (65, 2, 20)
+
+
+@every_backend
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([], "no tokens"),
+        ([131], "token id 131 is outside the vocabulary 0-130"),
+        ([5, -1], "token id -1 is outside the vocabulary 0-130"),
+        ([1] * 11, "11 positions do not fit into a cache of 10"),
+    ],
+)
+def test_a_request_that_does_not_fit_is_refused(
+    ids: list[int], message: str, backend: str, tiny_model: Loader
+) -> None:
+    engine = tiny_model("gpt2", backend=backend).engine
+    with pytest.raises(UsageError, match=message):
+        engine.forward(ids, engine.new_cache(10))
+
+
+@every_backend
+def test_a_cache_larger_than_the_context_is_refused(backend: str, tiny_model: Loader) -> None:
+    engine = tiny_model("gpt2", backend=backend).engine
+    with pytest.raises(UsageError, match="257 positions do not fit into the context of 256"):
+        engine.new_cache(257)
+
+
+@every_backend
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_non_finite_weights_are_reported(backend: str, poison: float, tmp_path: Any) -> None:
+    config = tiny.CONFIGS["llama_gqa"]
+    tensors = tiny.make_tensors(config)
+    tensors["model.layers.1.mlp.down_proj.weight"][3, 4] = poison
+    model = kvgen.load(tiny.write_checkpoint(tmp_path, config, tensors), backend=backend)
+    with pytest.raises(NonFiniteError, match="not finite"):
+        model.logits(IDS)
+
+
+def test_no_operation_of_the_reference_returns_float64(tiny_model: Loader) -> None:
+    from kvgen.reference import ops
+
+    x = np.linspace(-3, 3, 24, dtype=np.float32).reshape(2, 12)
+    norm = tiny_model("gpt2", backend="numpy").engine._params.final_norm
+    norm = type(norm)(norm.weight[:12], norm.bias[:12])
+    heads = x.reshape(2, 3, 4)
+    results = [
+        ops.layer_norm(x, norm, 1e-5),
+        ops.rms_norm(x, norm, 1e-5),
+        ops.softmax(x),
+        ops.rotate(heads, x[:, :2], x[:, 2:4]),
+        ops.attend(heads, heads.swapaxes(0, 1), heads.swapaxes(0, 1), 0.5),
+        *(ops.activate(x, kind) for kind in ("gelu", "gelu_tanh", "silu", "relu")),
+    ]
+    assert {result.dtype for result in results} == {np.dtype(np.float32)}

@@ -1,0 +1,54 @@
+"""Authority: logits of the reference implementation, for every tiny model and the default one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kvgen.model import Model
+from kvgen.sampling import SamplingOptions
+from tests import tiny
+from tests.conftest import BACKENDS, Loader
+
+GOLDEN = Path(__file__).parent / "golden"
+# float32 sums in another order, on logits of order one to ten.
+TOLERANCE = 1e-4
+
+
+@pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "uncached"])
+@pytest.mark.parametrize("length", [1, 2, 40, 200])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_logits_equal_the_reference_implementation(
+    name: str, backend: str, length: int, use_cache: bool, tiny_model: Loader
+) -> None:
+    golden = np.load(GOLDEN / f"{name}.npz")
+    logits = tiny_model(name, backend=backend).logits(golden["ids"][:length], cache=use_cache)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, golden["logits"][:length], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "uncached"])
+def test_default_model_equals_the_reference_implementation(
+    storyteller: Model, use_cache: bool
+) -> None:
+    golden = np.load(GOLDEN / "storyteller.npz")
+    logits = storyteller.logits(golden["ids"], cache=use_cache)[::10]
+    np.testing.assert_allclose(logits, golden["logits"], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "uncached"])
+def test_default_model_writes_the_same_greedy_text(storyteller: Model, use_cache: bool) -> None:
+    golden = np.load(GOLDEN / "storyteller.npz")
+    pieces = list(
+        storyteller.generate(
+            golden["prompt_ids"].tolist(),
+            max_new_tokens=len(golden["greedy_ids"]),
+            sampling=SamplingOptions(),
+            cache=use_cache,
+        )
+    )
+    assert [piece.token for piece in pieces] == golden["greedy_ids"].tolist()
+    assert "".join(piece.text for piece in pieces) == str(golden["greedy_text"])
