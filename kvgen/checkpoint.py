@@ -26,6 +26,7 @@ _IMPOSTORS = (
     (b"PK", "a PyTorch .bin archive: convert it to safetensors"),
     (b"GGUF", "a GGUF file: kvgen reads the original safetensors checkpoint"),
 )
+_LONGEST_HEADER = 100_000_000  # bytes; the library's own bound
 _READABLE: dict[str, npt.DTypeLike] = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
@@ -145,12 +146,12 @@ def _map_file(path: Path) -> dict[str, StoredTensor]:
     """
     try:
         with path.open("rb") as file:
-            start = file.read(24)
-            for magic, meaning in _IMPOSTORS:
-                # A header shorter than 2^16 bytes has zeros here, so no text can pass for one.
-                if start.startswith(magic) and b"\0" not in start[4:8]:
-                    raise CheckpointError(f"{path}: is not safetensors but {meaning}")
+            start = file.read(32)
             header_length = int.from_bytes(start[:8], "little")
+            for magic, meaning in _IMPOSTORS:
+                # What these bytes would mean as a length is far beyond any header.
+                if start.startswith(magic) and header_length > _LONGEST_HEADER:
+                    raise CheckpointError(f"{path}: is not safetensors but {meaning}")
             size = file.seek(0, 2)
             if len(start) < 8 or 8 + header_length > size:
                 raise CheckpointError(

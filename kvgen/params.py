@@ -222,7 +222,7 @@ class _Binder:
         """Raise CheckpointError where a tensor of the checkpoint found no slot."""
         extra = [name for name in self._tensors if name not in self._claimed]
         if extra:
-            more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+            more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
             raise CheckpointError(
                 f"{self._folder}: tensor `{self._tensors[extra[0]].name}`{more} "
                 "has no place in this model; config.json may be for another one"

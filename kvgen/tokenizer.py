@@ -38,9 +38,10 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The text's ids, with the start token where tokenizer.json or its config adds one."""
         try:
-            ids = list(self._tokenizer.encode(text).ids)
-        except UnicodeEncodeError:
+            text.encode()
+        except UnicodeEncodeError:  # bytes of a command line that no text was made of
             raise UsageError("the prompt is not valid UTF-8") from None
+        ids = list(self._tokenizer.encode(text).ids)
         if self._add_bos and self._bos_id is not None and ids[:1] != [self._bos_id]:
             ids.insert(0, self._bos_id)
         return ids

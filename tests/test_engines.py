@@ -50,9 +50,7 @@ def test_prefill_in_two_chunks_equals_one_at_every_split(backend: str, tiny_mode
 @pytest.mark.parametrize("dtype", ["auto", "f32", "bf16", "f16"])
 @every_model
 def test_numba_equals_numpy(name: str, dtype: str, kind: str, tiny_model: Loader) -> None:
-    one, other = (
-        tiny_model(name, kind=kind, backend=backend, dtype=dtype) for backend in BACKENDS
-    )
+    one, other = (tiny_model(name, kind=kind, backend=backend, dtype=dtype) for backend in BACKENDS)
     assert one.engine.dtype == other.engine.dtype
     assert one.engine.dtype == (dtype if dtype != "auto" else kind.lower())
     assert_equal_to_rounding(one.logits(IDS), other.logits(IDS))

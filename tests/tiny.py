@@ -114,7 +114,10 @@ def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (V, C)}
     for layer in range(config["num_hidden_layers"]):
         at = f"model.layers.{layer}."
-        shapes |= {f"{at}input_layernorm.weight": (C,), f"{at}post_attention_layernorm.weight": (C,)}
+        shapes |= {
+            f"{at}input_layernorm.weight": (C,),
+            f"{at}post_attention_layernorm.weight": (C,),
+        }
         for name, out, width in (("q", q, C), ("k", kv, C), ("v", kv, C), ("o", C, q)):
             shapes[f"{at}self_attn.{name}_proj.weight"] = (out, width)
             if config.get("attention_bias"):

@@ -1,0 +1,191 @@
+"""The steps of the formula and the diagnostics, by hand-worked examples and on real traces."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from kvgen.attention import diagnostics
+from kvgen.attention.diagnostics import diagnose
+from kvgen.attention.export import to_npz
+from kvgen.attention.record import Recording, record
+from kvgen.attention.steps import (
+    attention_weights,
+    explain_row,
+    recomputation_error,
+    weighted_values,
+)
+from kvgen.sampling import Sampler, SamplingOptions
+from kvgen.trace import LayerTrace
+from tests import tiny
+from tests.conftest import BACKENDS, Loader
+
+PROMPT = tiny.make_ids(30, seed=2)
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def recorded(tiny_model: Loader, name: str, backend: str = "numpy", n_new: int = 6) -> Recording:
+    return record(
+        tiny_model(name, backend=backend).engine,
+        PROMPT,
+        layers=[0, 2],
+        sampler=Sampler(SamplingOptions()),
+        max_new_tokens=n_new,
+    )
+
+
+@every_backend
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_maps_are_those_that_the_kernel_used(name: str, backend: str, tiny_model: Loader) -> None:
+    recording = recorded(tiny_model, name, backend)
+    assert recording.recomputed < 1e-5
+    assert recording.decode_rows is not None and recording.decode_rows < 1e-5
+    assert (recording.trace.length, recording.trace.n_prompt) == (35, 30)
+    assert recording.sampled_last is not None
+
+
+def test_rows_sum_to_one_and_never_see_the_future(tiny_model: Loader) -> None:
+    weights = attention_weights(recorded(tiny_model, "llama_gqa").trace.layers[1])
+    np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-6)
+    assert weights.shape == (6, 35, 35)
+    assert not np.triu(weights, 1).any()
+
+
+def test_later_rows_can_be_had_alone(tiny_model: Loader) -> None:
+    layer = recorded(tiny_model, "llama_gqa").trace.layers[0]
+    np.testing.assert_allclose(
+        attention_weights(layer, first=30), attention_weights(layer)[:, 30:], atol=1e-7
+    )
+
+
+def test_a_damaged_map_would_be_noticed(tiny_model: Loader) -> None:
+    trace = recorded(tiny_model, "llama_gqa").trace
+    damaged = replace(trace.layers[0], k=trace.layers[0].k[::-1])
+    assert recomputation_error(replace(trace, layers=(damaged,))) > 1e-2
+
+
+def test_a_prefill_alone_has_no_decode_rows(tiny_model: Loader) -> None:
+    recording = recorded(tiny_model, "gpt2", n_new=0)
+    assert recording.decode_rows is None and recording.sampled_last is None
+    assert recording.trace.length == 30
+
+
+def test_query_heads_of_a_group_read_the_same_keys() -> None:
+    random = np.random.RandomState(0)
+    q, k, v = (random.standard_normal((7, n, 4)).astype(np.float32) for n in (6, 2, 2))
+    grouped = LayerTrace(layer=0, scale=0.5, q=q, k=k, v=v, z=q)
+    repeated = LayerTrace(
+        layer=0, scale=0.5, q=q, k=k.repeat(3, axis=1), v=v.repeat(3, axis=1), z=q
+    )
+    weights = attention_weights(grouped)
+    np.testing.assert_allclose(weights, attention_weights(repeated), atol=1e-6)
+    np.testing.assert_allclose(
+        weighted_values(weights, grouped), weighted_values(weights, repeated), atol=1e-6
+    )
+
+
+def test_king_against_queen_car_and_crown() -> None:
+    row = explain_row([1, 2, 3], [[1, 2, 3], [-1, -2, -3], [1, 1, 1]], np.eye(3))
+    assert row.products.tolist() == [14, -14, 6]
+    np.testing.assert_allclose(row.cosines, [1, -1, 0.926], atol=5e-4)
+    np.testing.assert_allclose(row.scaled, np.array([14, -14, 6]) / np.sqrt(3), rtol=1e-6)
+
+
+def test_the_four_steps_with_three_keys_of_four_and_values_of_five() -> None:
+    random = np.random.RandomState(1)
+    q, keys, values = random.randn(4), random.randn(3, 4), random.randn(3, 5)
+    row = explain_row(q, keys, values)
+    scaled = keys @ q / 2  # sqrt(d_k) = 2
+    weights = np.exp(scaled) / np.exp(scaled).sum()
+    np.testing.assert_allclose(row.weights, weights, rtol=1e-5)
+    np.testing.assert_allclose(row.output, weights @ values, rtol=1e-4)
+    assert row.output.shape == (5,)
+    assert row.weights.sum() == pytest.approx(1)
+    assert row.shares.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_row_without_output_has_no_shares() -> None:
+    row = explain_row([1.0, 0.0], [[0.0, 0.0]], [[0.0, 0.0]])
+    assert row.shares.tolist() == [0] and row.cosines.tolist() == [0]
+
+
+A = np.float32([[[1, 0, 0, 0], [0.25, 0.75, 0, 0], [0.5, 0.5, 0, 0], [0.1, 0.2, 0.3, 0.4]]])
+
+
+def test_sink_mass_by_hand() -> None:
+    assert diagnostics.sink_mass(A)[0] == pytest.approx((1 + 0.25 + 0.5 + 0.1) / 4)
+
+
+def test_previous_token_by_hand() -> None:
+    assert diagnostics.previous_token(A)[0] == pytest.approx((0.25 + 0.5 + 0.3) / 3)
+
+
+def test_induction_by_hand() -> None:
+    # x = a b a b: row 2 (a) should read key 1, row 3 (b) key 2; rows 0 and 1 have no match.
+    assert diagnostics.induction(A, [5, 6, 5, 6])[0] == pytest.approx((0.5 + 0.3) / 2)
+    # x = a a: row 1 repeats at once and may read itself.
+    assert diagnostics.induction(A[:, :2, :2], [5, 5])[0] == pytest.approx(0.75)
+    assert np.isnan(diagnostics.induction(A, [1, 2, 3, 4])[0])
+
+
+def test_normalised_entropy_by_hand() -> None:
+    uniform = np.tril(np.ones((1, 5, 5), np.float32))
+    uniform /= uniform.sum(axis=-1, keepdims=True)
+    assert diagnostics.normalised_entropy(uniform)[0] == pytest.approx(1)
+    assert diagnostics.normalised_entropy(np.eye(5, dtype=np.float32)[None])[0] == 0
+
+
+def test_one_token_has_a_sink_and_nothing_else() -> None:
+    one = np.ones((2, 1, 1), np.float32)
+    assert diagnostics.sink_mass(one).tolist() == [1, 1]
+    assert np.isnan(diagnostics.previous_token(one)).all()
+    assert np.isnan(diagnostics.normalised_entropy(one)).all()
+
+
+def test_labels_need_enough_rows() -> None:
+    def label(n_rows: int, **scores: float) -> str:
+        values = {"sink": 0.0, "previous": 0.0, "induction": 0.0, "entropy": 0.0} | scores
+        arrays = {name: np.float32([[value]]) for name, value in values.items()}
+        found = diagnostics.Diagnostics(**arrays, n_induction_rows=n_rows)
+        return found.label(0, 0, n_rows=n_rows)
+
+    assert label(10, previous=0.9, sink=0.5) == "previous 0.90"
+    assert label(10, induction=0.5) == "induction 0.50"
+    assert label(10, sink=0.31) == "sink 0.31"
+    assert label(10, entropy=0.85) == "broad 0.85"
+    assert label(10, previous=0.39) == ""
+    assert label(3, sink=0.9) == ""
+
+
+def test_diagnosing_does_not_write_to_its_input(tiny_model: Loader) -> None:
+    trace = recorded(tiny_model, "gpt2").trace
+    before = [layer.q.copy() for layer in trace.layers]
+    found = diagnose(trace)
+    assert found.sink.shape == (2, 5)
+    for layer, q in zip(trace.layers, before, strict=True):
+        np.testing.assert_array_equal(layer.q, q)
+
+
+def test_an_archive_holds_what_its_schema_says(tiny_model: Loader) -> None:
+    recording = recorded(tiny_model, "llama_gqa")
+    tokens = [f"t{token}".encode() for token in recording.trace.token_ids]
+    content = to_npz(
+        recording, diagnose(recording.trace), tokens, heads=[1, 4], facts={"model": "tiny"}
+    )
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        whole = attention_weights(recording.trace.layers[1])
+        np.testing.assert_array_equal(archive["weights"][1], whole[[1, 4]])
+        assert archive["layer_index"].tolist() == [0, 2]
+        assert archive["head_index"].tolist() == [1, 4]
+        assert archive["token_ids"].tolist() == list(recording.trace.token_ids)
+        offsets = archive["token_offsets"]
+        assert archive["token_bytes"][offsets[3] : offsets[4]].tobytes() == tokens[3]
+        assert archive["step_of_row"].tolist() == [0] * 30 + [1, 2, 3, 4, 5]
+        assert archive["metrics"].shape == (2, 2, 4)
+        meta = json.loads(str(archive["meta"]))
+    assert (meta["format"], meta["version"], meta["prompt_len"]) == ("kvgen.attention", 1, 30)
+    assert meta["sampled_last"] == recording.sampled_last and meta["model"] == "tiny"

@@ -1,0 +1,169 @@
+"""Generation: what is run for each token, when it ends, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from kvgen.errors import CheckpointError, UsageError
+from kvgen.generate import generate, prefill
+from kvgen.model import Model
+from kvgen.sampling import Sampler, SamplingOptions
+from tests import tiny
+from tests.conftest import BACKENDS, Loader
+
+PROMPT = tiny.make_ids(12, seed=3)
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+GREEDY = SamplingOptions()
+SAMPLED = SamplingOptions(temperature=1.0, top_p=0.95)
+
+
+def run(model: Model, *, use_cache: bool, options: SamplingOptions, seed: int = 0) -> list[int]:
+    sampler = Sampler(options, seed=seed)
+    steps = generate(
+        model.engine, PROMPT, sampler=sampler, max_new_tokens=20, reuse_cache=use_cache
+    )
+    return [step.token for step in steps]
+
+
+@every_backend
+@pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("name", ["llama_gqa", "gpt2"])
+def test_tokens_are_the_same_without_the_cache(
+    name: str, options: SamplingOptions, backend: str, tiny_model: Loader
+) -> None:
+    model = tiny_model(name, backend=backend)
+    assert run(model, use_cache=True, options=options) == run(
+        model, use_cache=False, options=options
+    )
+
+
+def test_both_engines_choose_the_same_tokens(tiny_model: Loader) -> None:
+    one, other = (tiny_model("llama3_mqa", backend=backend) for backend in BACKENDS)
+    assert run(one, use_cache=True, options=SAMPLED) == run(other, use_cache=True, options=SAMPLED)
+
+
+@every_backend
+@pytest.mark.parametrize(
+    ("use_cache", "expected"), [(True, [12, 1, 1, 1]), (False, [12, 13, 14, 15])]
+)
+def test_positions_count_the_work(
+    use_cache: bool, expected: list[int], backend: str, tiny_model: Loader
+) -> None:
+    steps = generate(
+        tiny_model("gpt2", backend=backend).engine,
+        PROMPT,
+        sampler=Sampler(GREEDY),
+        max_new_tokens=4,
+        reuse_cache=use_cache,
+    )
+    assert [step.positions for step in steps] == expected
+
+
+def test_logprobs_are_those_of_the_logits(tiny_model: Loader) -> None:
+    model = tiny_model("gpt2")
+    first, *_ = generate(model.engine, PROMPT, sampler=Sampler(SAMPLED, seed=1), max_new_tokens=2)
+    logits = model.logits(PROMPT)[-1].astype(np.float64)
+    expected = logits[first.token] - np.log(np.exp(logits).sum())
+    assert first.logprob == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_stop_id_is_yielded_and_ends_the_run(tiny_model: Loader) -> None:
+    engine = tiny_model("gpt2").engine
+    tokens = [
+        step.token for step in generate(engine, PROMPT, sampler=Sampler(GREEDY), max_new_tokens=20)
+    ]
+    stop = tokens[5]
+    stopped = generate(engine, PROMPT, sampler=Sampler(GREEDY), max_new_tokens=20, stop_ids={stop})
+    assert [step.token for step in stopped] == tokens[: tokens.index(stop) + 1]
+
+
+def test_no_new_tokens_is_a_prefill_alone(tiny_model: Loader) -> None:
+    engine = tiny_model("gpt2").engine
+    cache = engine.new_cache(12)
+    steps = generate(engine, PROMPT, sampler=Sampler(GREEDY), max_new_tokens=0, cache=cache)
+    assert list(steps) == []
+    assert cache.length == 12
+
+
+def test_prefill_tells_of_each_chunk(tiny_model: Loader) -> None:
+    engine = tiny_model("llama_gqa").engine
+    ids = tiny.make_ids(100)
+    done: list[int] = []
+    logits = prefill(engine, ids, engine.new_cache(100), on_progress=done.append, chunk=40)
+    assert done == [40, 40, 20]
+    whole = engine.forward(ids, engine.new_cache(100))
+    np.testing.assert_allclose(logits, whole, rtol=0, atol=5e-5)
+
+
+def test_the_whole_context_can_be_used(tiny_model: Loader) -> None:
+    engine = tiny_model("gpt2").engine
+    ids = tiny.make_ids(250)
+    steps = list(generate(engine, ids, sampler=Sampler(GREEDY), max_new_tokens=6))
+    assert len(steps) == 6
+
+
+@pytest.mark.parametrize(
+    ("n_prompt", "n_new", "message"),
+    [
+        (0, 5, "the prompt is empty"),
+        (250, 7, "250 prompt tokens and 7 new ones exceed the context of 256: at most 6"),
+        (257, 0, "exceed the context of 256: shorten the prompt"),
+        (5, -1, "cannot generate -1 tokens"),
+    ],
+)
+def test_lengths_that_do_not_fit_are_refused(
+    n_prompt: int, n_new: int, message: str, tiny_model: Loader
+) -> None:
+    model = tiny_model("gpt2")
+    with pytest.raises(UsageError, match=message):
+        list(model.generate(tiny.make_ids(n_prompt), max_new_tokens=n_new))
+
+
+def test_pieces_carry_text_and_reason(storyteller: Model) -> None:
+    pieces = list(storyteller.generate("The cat", max_new_tokens=5, sampling=GREEDY))
+    assert [piece.finish_reason for piece in pieces] == [None] * 4 + ["length"]
+    assert storyteller.require_tokenizer().decode([piece.token for piece in pieces]) == "".join(
+        piece.text for piece in pieces
+    )
+
+
+def test_a_stop_text_ends_the_run_before_it(storyteller: Model) -> None:
+    full = _text(storyteller, stop=())
+    stopped = _text(storyteller, stop=[full[20:26]])
+    assert stopped == full[: full.index(full[20:26])]
+
+
+def _text(model: Model, *, stop: Sequence[str]) -> str:
+    return "".join(
+        piece.text
+        for piece in model.generate("The cat", max_new_tokens=40, sampling=GREEDY, stop=stop)
+    )
+
+
+def test_the_default_model_samples_as_it_recommends(storyteller: Model) -> None:
+    assert storyteller.sampling == SamplingOptions(temperature=0.8, top_p=0.95)
+    one, again, other = (
+        [piece.token for piece in storyteller.generate("Once", max_new_tokens=12, seed=seed)]
+        for seed in (1, 1, 2)
+    )
+    assert one == again != other
+
+
+def test_a_model_without_tokenizer_takes_ids_only(tiny_model: Loader) -> None:
+    model = tiny_model("gpt2")
+    pieces = list(model.generate(PROMPT, max_new_tokens=3))
+    assert [piece.text for piece in pieces] == ["", "", ""]
+    with pytest.raises(CheckpointError, match=r"tokenizer.json is missing"):
+        list(model.generate("text"))
+
+
+@pytest.mark.parametrize("ids", [[], [1] * 300, [500]])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_logits_of_ids_that_do_not_fit_are_refused(
+    ids: list[int], use_cache: bool, tiny_model: Loader
+) -> None:
+    with pytest.raises(UsageError):
+        tiny_model("gpt2").logits(ids, cache=use_cache)

@@ -1,0 +1,132 @@
+"""Text to ids and back: whole characters, stop texts, start tokens, broken files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvgen.errors import CheckpointError, UsageError
+from kvgen.model import default_model
+from kvgen.tokenizer import Tokenizer
+
+FILE = default_model() / "tokenizer.json"
+TEXTS = ["The cat sat.", " two  spaces\n\ttab", "naïve café — 月の光 🐈‍⬛ ok", "", "\x00\x1b[2J"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(FILE, {"eos_token": "<|endoftext|>"})
+
+
+def changed(tmp_path: Path, change: dict[str, Any]) -> Path:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(FILE.read_text(encoding="utf-8")) | change))
+    return path
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_decoding_gives_the_text_back(text: str, tokenizer: Tokenizer) -> None:
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_token_bytes_join_to_the_text(text: str, tokenizer: Tokenizer) -> None:
+    start, *ids = tokenizer.encode(text)
+    assert tokenizer.token_bytes(start) == b"<|endoftext|>"
+    assert b"".join(map(tokenizer.token_bytes, ids)) == text.encode()
+
+
+def test_an_unknown_id_stands_for_nothing(tokenizer: Tokenizer) -> None:
+    assert tokenizer.token_bytes(99_999) == b""
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_stream_yields_whole_characters_that_join_to_the_text(
+    text: str, tokenizer: Tokenizer
+) -> None:
+    stream = tokenizer.stream(tokenizer.encode("A start."))
+    pieces = [stream.push(token) for token in tokenizer.encode(text)[1:]]
+    assert "\ufffd" not in "".join(pieces)
+    assert "".join(pieces) + stream.finish() == text
+
+
+def test_a_character_cut_off_at_the_end_comes_out_as_a_replacement(tokenizer: Tokenizer) -> None:
+    stream = tokenizer.stream([])
+    *most, _ = tokenizer.encode("a月")[1:]
+    assert "".join(map(stream.push, most)) + stream.finish() == "a\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("stops", "expected"),
+    [
+        ((), "The cat sat on the mat."),
+        (("sat",), "The cat "),
+        (("t sat o",), "The ca"),  # straddles tokens
+        (("mat.", "on"), "The cat sat "),
+        (("mat!",), "The cat sat on the mat."),  # held back, then released
+        (("T",), ""),
+    ],
+)
+def test_a_stream_ends_before_a_stop_text(
+    stops: tuple[str, ...], expected: str, tokenizer: Tokenizer
+) -> None:
+    stream = tokenizer.stream([], stops=stops)
+    text = ""
+    for token in tokenizer.encode("The cat sat on the mat.")[1:]:
+        text += stream.push(token)
+        if stream.stopped:
+            break
+    assert text + stream.finish() == expected
+    assert stream.stopped == (expected != "The cat sat on the mat.")
+
+
+def test_an_empty_stop_text_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(UsageError, match="must not be empty"):
+        tokenizer.stream([], stops=("a", ""))
+
+
+def test_text_that_is_not_utf8_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(UsageError, match="not valid UTF-8"):
+        tokenizer.encode(b"\xff".decode(errors="surrogateescape"))
+
+
+def test_padding_and_truncation_of_a_training_run_are_dropped(tmp_path: Path) -> None:
+    path = changed(
+        tmp_path,
+        {
+            "truncation": {
+                "direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0,
+            },
+            "padding": {
+                "strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None,
+                "pad_id": 0, "pad_type_id": 0, "pad_token": "<|endoftext|>",
+            },
+        },
+    )  # fmt: skip
+    plain = Tokenizer(FILE, {}).encode("The cat sat on the mat again")
+    assert Tokenizer(path, {}).encode("The cat sat on the mat again") == plain
+
+
+@pytest.mark.parametrize("eos", ["<|endoftext|>", {"content": "<|endoftext|>", "lstrip": False}])
+def test_the_end_token_is_found_in_either_form(eos: object) -> None:
+    assert Tokenizer(FILE, {"eos_token": eos}).eos_id == 0
+    assert Tokenizer(FILE, {}).eos_id is None
+
+
+def test_a_start_token_is_added_once(tmp_path: Path) -> None:
+    settings = {"bos_token": "<|endoftext|>", "add_bos_token": True}
+    bare = changed(tmp_path, {"post_processor": None})
+    assert Tokenizer(bare, {}).encode("cat")[:1] != [0]
+    assert Tokenizer(bare, settings).encode("cat")[:1] == [0]
+    assert Tokenizer(FILE, settings).encode("cat") == Tokenizer(FILE, {}).encode("cat")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"model": 3}'])
+def test_a_broken_file_is_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"tokenizer.json: is not a usable tokenizer"):
+        Tokenizer(path, {})
