@@ -87,8 +87,8 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:
         if error.errno == errno.EPIPE:
             return _PIPE_CLOSED
-        place = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{place}{error.strerror or error}", 1)
+        place = error.filename or "cannot write the output"
+        return _fail(f"{place}: {error.strerror or error}", 1)
     except Exception as error:
         if os.environ.get("KVGEN_DEBUG"):
             raise

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvgen.cli.options import display_options, load_model, model_options, read_prompt
-from kvgen.cli.output import counting, make_canvas, note, show, write_file, write_text
+from kvgen.cli.output import (
+    check_writable,
+    counting,
+    make_canvas,
+    note,
+    show,
+    write_file,
+    write_text,
+)
 from kvgen.errors import UsageError, VerificationError
 
 if TYPE_CHECKING:
@@ -23,6 +31,7 @@ _LONG_SECONDS = 20.0  # what is announced before it starts
 
 
 @click.command(
+    short_help="Time prefill and decode, with and without the KV cache.",
     epilog="""\b
 With --no-cache both arms run interleaved (A B A B ...) on the same ids:
 those that the cached arm chooses greedily. The first pass of each arm is
@@ -35,7 +44,7 @@ Examples:
   kvgen bench --no-cache
   kvgen bench --no-cache -p 128 -n 128
   kvgen bench "The cat sat on the mat" --no-cache -n 16 --output json
-"""
+""",
 )
 @click.argument("prompt", required=False)
 @click.option("--prompt", "prompt_option", metavar="TEXT", help="The prompt again.")
@@ -107,6 +116,8 @@ def bench(
     text = read_prompt(prompt, prompt_option, None, required=False)
     if text is not None and n_prompt is not None:
         raise UsageError("-p asks for random ids: give a text or -p, not both")
+    if out is not None:
+        check_writable(out)
     model = load_model(
         folder, backend=backend, dtype=dtype, threads=threads, quiet=quiet, verbose=verbose
     )
@@ -145,13 +156,12 @@ def bench(
         "seed": work.seed,
         "environment": environment(),
     }
-    if output == "json" or out is not None:
-        content = json.dumps(bench_json(report, facts)) + "\n"
-        if out is not None:
-            write_file(out, content.encode())
-        if output == "json":
-            write_text(content)
-    if output == "table":
+    content = json.dumps(bench_json(report, facts)) + "\n"
+    if out is not None:
+        write_file(out, content.encode())
+    if output == "json":
+        write_text(content)
+    else:
         canvas = make_canvas(color=color, width=width, ascii_only=ascii_only)
         show(bench_view(report, facts, canvas), canvas)
     if report.verification is not None and not report.verification.passed:

@@ -16,7 +16,7 @@ from kvgen.cli.options import (
     read_prompt,
     sampling_options,
 )
-from kvgen.cli.output import counting, make_canvas, note, show, write_file
+from kvgen.cli.output import check_writable, counting, make_canvas, note, show, write_file
 from kvgen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -102,6 +102,8 @@ def inspect_attention(
         raise UsageError("--explain needs one head: add -l and -H")
     if output is not None and not output.endswith(".npz"):
         raise UsageError(f"{output}: the file's name must end in .npz")
+    if output is not None:
+        check_writable(output)
     text = read_prompt(prompt, prompt_option, prompt_file)
     assert text is not None
     model = load_model(

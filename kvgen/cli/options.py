@@ -140,21 +140,24 @@ def read_prompt(
         raise UsageError("give the prompt once: as PROMPT, with -p, or with -f")
     if prompt_file is not None and prompt_file != "-":
         try:
-            return _decode(Path(prompt_file).read_bytes(), prompt_file)
+            return _decode(Path(prompt_file).read_bytes(), prompt_file).removesuffix("\n")
         except OSError as error:
             raise UsageError(f"{prompt_file}: cannot be read: {error.strerror}") from None
     if given == ["-"] or (not given and required and _stdin_is_fed()):
         if sys.stdin is None:
             raise UsageError("there is no standard input to read the prompt from")
-        return _decode(sys.stdin.buffer.read(), "standard input")
+        return _decode(sys.stdin.buffer.read(), "standard input").removesuffix("\n")
     if not given and required:
         raise UsageError("no prompt: give it as PROMPT, with -p, with -f FILE, or through a pipe")
+    if given and not given[0].isascii():
+        # Under a locale that is not UTF-8 the command line arrives as bytes in disguise.
+        return _decode(os.fsencode(given[0]), "the prompt")
     return given[0] if given else None
 
 
 def _decode(content: bytes, where: str) -> str:
     try:
-        return content.decode("utf-8").removesuffix("\n")
+        return content.decode("utf-8")
     except UnicodeDecodeError:
         raise UsageError(f"{where}: is not valid UTF-8") from None
 
@@ -226,7 +229,7 @@ def choose_sampling(
     }
     flags: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     chosen = replace(default, **flags)
-    idle = [name.replace("_", "-") for name in flags if name != "temperature"]
+    idle = [f"--{name.replace('_', '-')}" for name in flags if name != "temperature"]
     if chosen.temperature == 0 and idle and not quiet:
-        note(f"--{' and --'.join(idle)} have no effect at temperature 0")
+        note(f"at temperature 0 the best token is taken whatever {' and '.join(idle)} says")
     return chosen

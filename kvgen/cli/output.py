@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from kvgen.errors import KvgenError, UsageError
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -38,21 +40,38 @@ def write_text(text: str) -> None:
     sys.stdout.flush()
 
 
+def check_writable(path: str) -> None:
+    """Raise UsageError where a result could not be written there, before it has been worked for."""
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise UsageError(f"{path}: there is no folder {folder}")
+    if Path(path).is_dir():
+        raise UsageError(f"{path}: is a folder")
+    if not os.access(path if Path(path).exists() else folder, os.W_OK):
+        raise UsageError(f"{path}: cannot be written")
+
+
 def write_file(path: str, content: bytes) -> None:
     """A result to a file, whole or not at all: an interrupted run leaves no half of it."""
-    target = Path(path)
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".kvgen-", delete=False) as part:
-        try:
-            part.write(content)
-            part.flush()
-            # A fresh temporary file is private; a result has the rights of any new file.
-            mask = os.umask(0)
-            os.umask(mask)
-            Path(part.name).chmod(0o666 & ~mask)
-        except BaseException:
-            Path(part.name).unlink(missing_ok=True)
-            raise
-    Path(part.name).replace(target)
+    target = Path(path).resolve()  # a link stays a link
+    try:
+        if target.exists() and not target.is_file():  # a device or a pipe is written to as it is
+            target.write_bytes(content)
+            return
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".kvgen-", delete=False) as part:
+            try:
+                part.write(content)
+                part.flush()
+                # A fresh temporary file is private; a result has the rights of any new file.
+                mask = os.umask(0)
+                os.umask(mask)
+                Path(part.name).chmod(0o666 & ~mask)
+            except BaseException:
+                Path(part.name).unlink(missing_ok=True)
+                raise
+        Path(part.name).replace(target)
+    except OSError as error:
+        raise KvgenError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def note(text: str) -> None:
@@ -98,6 +117,7 @@ def show(view: RenderableType, canvas: Canvas) -> None:
         color_system=("truecolor" if depth in (None, "standard", "truecolor") else "256")
         if colored
         else None,
+        no_color=not colored,  # decided already: --color wins over the environment
         highlight=False,
         legacy_windows=False,
     ).print(view, overflow="fold")

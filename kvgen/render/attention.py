@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -181,7 +182,7 @@ def head_map(
     others = pool_map(causal(weights)[:, 1:], factor)
     cell = max(1, min(3, room // max(others.shape[1], 1)))
     title = (
-        f"layer {layer} head {head} (kv head {head // group}) · weights · {_rows_of(trace)} · "
+        f"layer {layer} head {head} (kv head {head // group}) · {_rows_of(trace)} · "
         f"scale {layer_trace.scale:.4g}"
     )
     label = found.label(row, head, n_rows=T)
@@ -266,8 +267,10 @@ def explanation(
         "|v_j|": column(explained.value_lengths, ".2f"),
         "5) share": column(explained.shares, "+.3f", adds_up=True),
     }
-    if canvas.width < 90:
-        del columns["|k_j|"], columns["|v_j|"]
+    for name in ("|k_j|", "|v_j|", "cos", "3) exp(s-max)", "2) scaled"):
+        widths = [max(map(cell_len, (heading, *cells))) for heading, cells in columns.items()]
+        if sum(widths) + len(widths) + 1 > canvas.width:
+            del columns[name]
     table = Table(box=None, padding=(0, 1), collapse_padding=True)
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 import kvgen
-from kvgen.bench.report import Arm, BenchReport, StepMaps, spread
+from kvgen.bench.report import Arm, BenchReport, Cache, StepMaps, spread
 from kvgen.render.attention import thumbnail_lines
 from kvgen.render.canvas import Canvas, causal, side_by_side
 from kvgen.tensors import FloatArray
@@ -103,27 +103,32 @@ def _by_position(report: BenchReport) -> Table:
 def _maps(report: BenchReport, canvas: Canvas, *, side: int) -> RenderableType:
     """For some steps, the weights that each arm computed: one row, or the whole triangle."""
     layer, head = report.head
+    size = max((maps.on.shape[1] for maps in report.maps), default=0)
     lines = [Text(f"what each step computed · layer {layer} head {head}")]
-    for cache in ("on", "off") if report.arm("off") is not None else ("on",):
+    for cache in report.plan.arms:
         titled = cache == "on"  # the same steps stand under each other
         blocks = [[*[Text()] * titled, Text(f"cache {cache}".ljust(9))]]
         for maps in report.maps:
-            title = Text(f"step {maps.step + 1}".ljust(max(side, 13)))
-            scores = Text(f"{maps.n_scores(cache):,} scores", "dim")
-            drawn = thumbnail_lines(_computed(maps, cache), canvas, side)
+            width = max(side, 13)
+            title = Text(f"step {maps.step + 1}".ljust(width))
+            scores = Text(f"{maps.n_scores(cache):,} scores".ljust(width), "dim")
+            drawn = thumbnail_lines(_computed(maps, cache, size), canvas, side)
             blocks.append([*[title] * titled, *drawn, scores])
         lines += side_by_side(blocks, gap=1)
     return Group(*lines)
 
 
-def _computed(maps: StepMaps, cache: str) -> FloatArray:
-    """The [S, S] map with NaN where this arm computed nothing at this step."""
-    if cache == "off":
-        assert maps.off is not None
-        return causal(maps.off)
+def _computed(maps: StepMaps, cache: Cache, size: int) -> FloatArray:
+    """The map [size, size] with NaN where this arm computed nothing at this step.
+
+    All steps share one size, so that the triangle is seen to grow.
+    """
     S = maps.on.shape[1]
-    whole = np.full((S, S), np.nan, np.float32)
-    whole[-1] = maps.on[0]
+    whole = np.full((size, size), np.nan, np.float32)
+    if cache == "on":
+        whole[S - 1, :S] = maps.on[0]
+    elif maps.off is not None:
+        whole[:S, :S] = causal(maps.off)
     return whole
 
 

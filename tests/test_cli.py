@@ -1,0 +1,518 @@
+"""The command line as users meet it: real processes, both streams, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from safetensors.numpy import load_file, save_file
+
+import kvgen as kvgen_package
+from kvgen.cli import cli
+from kvgen.model import default_model
+from kvgen.sampling import SamplingOptions
+from tests import tiny
+
+KVGEN = [sys.executable, "-m", "kvgen"]
+PROMPT = "Once upon a time there was"
+
+Run = subprocess.CompletedProcess[bytes]
+
+
+def kvgen(*arguments: str, stdin: bytes | None = b"", **environment: str) -> Run:
+    """Run the command; stdin is a pipe with these bytes, or /dev/null for None."""
+    return subprocess.run(
+        [*KVGEN, *arguments],
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+        capture_output=True,
+        env=os.environ | environment,
+        timeout=120,
+        check=False,
+    )
+
+
+def assert_fails(run: Run, code: int, message: str) -> None:
+    """One clear line on stderr, nothing on stdout, the documented exit code."""
+    text = run.stderr.decode()
+    assert run.returncode == code, text
+    assert message in text
+    assert text.startswith("kvgen: ") and text.count("\n") == 1 and "Traceback" not in text
+    assert run.stdout == b""
+
+
+@pytest.fixture
+def storyteller_copy(tmp_path: Path) -> Path:
+    """The default model's files, to be damaged."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in default_model().iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+# --- generate ---------------------------------------------------------------------------------
+
+
+def test_text_goes_to_stdout_and_timings_to_stderr() -> None:
+    run = kvgen("generate", PROMPT, "-n", "12", "--greedy")
+    assert run.returncode == 0
+    pieces = kvgen_package.load().generate(PROMPT, max_new_tokens=12, sampling=SamplingOptions())
+    assert run.stdout.decode() == "".join(piece.text for piece in pieces)
+    lines = run.stderr.decode().splitlines()
+    assert [line.split()[0] for line in lines] == ["load", "prefill", "decode", "cache"]
+    assert lines[1].split()[1:3] == ["7", "tokens"]
+    assert lines[2].split()[1:3] == ["11", "tokens"]  # the first of 12 comes out of the prefill
+    assert "on · 18 positions" in lines[3]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["-p", PROMPT], ["-"], [], ["-f", "-"], ["-f", "FILE"], ["--prompt", PROMPT, "--no-cache"],
+     [PROMPT, "--backend", "numpy"], [PROMPT, "--dtype", "f32"], [PROMPT, "--no-kv-cache"],
+     [PROMPT, "--temp", "0"], [PROMPT, "-t", "2"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_every_way_gives_the_same_text(arguments: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_text(PROMPT + "\n")
+    arguments = [str(file) if argument == "FILE" else argument for argument in arguments]
+    expected = kvgen("generate", PROMPT, "-n", "20", "--greedy", "-q")
+    from_stdin = PROMPT.encode() + b"\n"
+    run = kvgen("generate", *arguments, "-n", "20", "-q", "--greedy", stdin=from_stdin)
+    assert run.returncode == 0
+    assert run.stdout == expected.stdout and len(run.stdout) > 40
+    assert expected.stderr == b""
+
+
+def test_the_same_seed_gives_the_same_text() -> None:
+    one, again, uncached, other = (
+        kvgen("generate", PROMPT, "-n", "25", *rest, "-q").stdout
+        for rest in (["--seed", "7"], ["-s", "7"], ["-s", "7", "--no-cache"], ["-s", "8"])
+    )
+    assert one == again == uncached != other
+
+
+def test_a_random_seed_is_printed_and_can_be_used_again() -> None:
+    run = kvgen("generate", PROMPT, "-n", "25")
+    sampled = run.stderr.decode().splitlines()[-1]
+    assert sampled.startswith("sampled top-p 0.95 > temperature 0.8 · seed ")
+    assert kvgen("generate", PROMPT, "-n", "25", "-s", sampled.split()[-1]).stdout == run.stdout
+
+
+def test_generation_as_json() -> None:
+    run = kvgen("generate", PROMPT, "-n", "8", "--greedy", "--json")
+    content = json.loads(run.stdout)
+    assert run.stderr == b""
+    assert content["finish_reason"] == "length" and len(content["ids"]) == 8
+    assert content["text"].encode() == kvgen("generate", PROMPT, "-n", "8", "--greedy").stdout
+    assert content["timings"]["prefill_tokens"] == len(content["prompt_ids"]) == 7
+    assert content["timings"]["decode_steps"] == 7
+    assert (content["model"], content["dtype"], content["cache"]) == ("storyteller", "bf16", True)
+
+
+def test_a_stop_text_ends_the_text() -> None:
+    full = kvgen("generate", PROMPT, "-n", "30", "--greedy", "-q").stdout.decode()
+    stop = full[10:15]
+    run = kvgen("generate", PROMPT, "-n", "30", "--greedy", "--stop", stop, "--json")
+    content = json.loads(run.stdout)
+    assert content["text"] == full[: full.index(stop)]
+    assert content["finish_reason"] == "stop"
+
+
+def test_no_new_tokens_is_a_prefill() -> None:
+    run = kvgen("generate", PROMPT, "-n", "0")
+    assert run.returncode == 0 and run.stdout == b""
+    assert [line.split()[0] for line in run.stderr.decode().splitlines()] == [
+        "load", "prefill", "cache", "sampled",
+    ]  # fmt: skip
+
+
+def test_an_empty_prompt_starts_from_the_start_token() -> None:
+    run = kvgen("generate", "", "-n", "5", "-q")
+    assert run.returncode == 0 and run.stdout
+
+
+def test_an_empty_prompt_without_start_token_is_refused(storyteller_copy: Path) -> None:
+    path = storyteller_copy / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8")) | {"post_processor": None}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert_fails(kvgen("generate", "", "-m", str(storyteller_copy)), 2, "the prompt is empty")
+
+
+def test_echo_puts_the_prompt_first() -> None:
+    run = kvgen("generate", "é 月", "-n", "3", "--echo", "-q", "--greedy")
+    assert run.stdout.decode().startswith("é 月")
+
+
+def test_text_is_utf8_whatever_the_locale() -> None:
+    run = kvgen("generate", "é 月", "-n", "3", "--echo", "-q", PYTHONIOENCODING="cp1252")
+    assert run.returncode == 0 and run.stdout.decode().startswith("é 月")
+
+
+def test_verbose_names_model_keys_and_chain() -> None:
+    text = kvgen("generate", PROMPT, "-n", "2", "-v", "--top-k", "40").stderr.decode()
+    assert "8 layers, 8 heads on 4 key/value heads of size 40, width 320" in text
+    assert "keys that play no part: architectures" in text
+    assert "sampling: top-k 40 > top-p 0.95 > temperature 0.8" in text
+
+
+def test_idle_filters_are_pointed_out() -> None:
+    text = kvgen("generate", PROMPT, "-n", "2", "--greedy", "--top-p", ".5").stderr.decode()
+    assert "at temperature 0 the best token is taken whatever --top-p says" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([PROMPT, "--top-p", "2"], "'--top-p': 2.0 is not in the range"),
+        ([PROMPT, "--temperature", "-1"], "'--temperature'"),
+        ([PROMPT, "--temperature", "nan"], "temperature is nan"),
+        ([PROMPT, "--greedy", "--temp", "1"], "contradict each other"),
+        ([PROMPT, "-n", "-1"], "'-n'"),
+        ([PROMPT, "-n", "many"], "'many' is not a valid integer"),
+        ([PROMPT, "-n", "1018"], "7 prompt tokens and 1018 new ones exceed the context of 1024"),
+        ([PROMPT, "--bogus"], "No such option"),
+        ([PROMPT, "--stop", ""], "a stop text must not be empty"),
+        ([PROMPT, "--dtype", "int3"], "'int3' is not one of"),
+        ([PROMPT, "-p", "again"], "give the prompt once"),
+        (["-f", "nowhere.txt"], "nowhere.txt: cannot be read: No such file"),
+        (["-f", "."], "cannot be read: Is a directory"),
+    ],
+)
+def test_wrong_usage_is_told_in_one_line(arguments: list[str], message: str) -> None:
+    assert_fails(kvgen("generate", *arguments), 2, message)
+
+
+def test_a_missing_prompt_is_told_and_never_waited_for() -> None:
+    assert_fails(kvgen("generate", stdin=None), 2, "no prompt")
+
+
+def test_a_prompt_that_is_not_utf8_is_refused() -> None:
+    assert_fails(kvgen("generate", stdin=b"\xff"), 2, "standard input: is not valid UTF-8")
+    run = subprocess.run([*KVGEN, "generate", b"\xff"], capture_output=True, check=False)
+    assert_fails(run, 2, "is not valid UTF-8")
+
+
+# --- models -----------------------------------------------------------------------------------
+
+
+def test_a_missing_model_has_its_own_exit_code(tmp_path: Path) -> None:
+    assert_fails(kvgen("generate", "hi", "-m", str(tmp_path / "no")), 3, "no such model folder")
+    assert_fails(kvgen("generate", "hi", KVGEN_MODEL=str(tmp_path / "no")), 3, "no such model")
+
+
+def _pointer(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+
+
+def _truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1_000_000])
+
+
+def _break_json(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "llama",')
+
+
+def _lose_tensor(folder: Path) -> None:
+    _edit_tensors(folder, lambda tensors: tensors.pop("model.layers.3.mlp.up_proj.weight"))
+
+
+def _add_tensor(folder: Path) -> None:
+    _edit_tensors(folder, lambda tensors: tensors.update(extra=np.ones(3, np.float32)))
+
+
+def _edit_tensors(folder: Path, edit: Callable[[dict[str, np.ndarray]], object]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def _unknown_family(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "rwkv"}')
+
+
+def _lose_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def _break_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_pointer, "a git-lfs pointer"),
+        (_truncate, "is truncated (1,000,000 of"),
+        (_break_json, "is not valid JSON"),
+        (_lose_tensor, "`layers.3.mlp.up_proj.weight` is missing"),
+        (_add_tensor, "tensor `extra` has no place"),
+        (_unknown_family, "model_type 'rwkv' is not supported"),
+        (_lose_tokenizer, "tokenizer.json is missing"),
+        (_break_tokenizer, "is not a usable tokenizer"),
+    ],
+)
+def test_a_damaged_model_is_told_in_one_line(
+    damage: Callable[[Path], None], message: str, storyteller_copy: Path
+) -> None:
+    damage(storyteller_copy)
+    assert_fails(kvgen("generate", "hi", "-m", str(storyteller_copy)), 4, message)
+
+
+def test_a_poisoned_model_has_its_own_exit_code(storyteller_copy: Path) -> None:
+    def poison(tensors: dict[str, np.ndarray]) -> None:
+        tensors["model.norm.weight"][3] = np.nan
+
+    _edit_tensors(storyteller_copy, poison)
+    for command in (["generate", "hi"], ["inspect-attention", "hi"], ["bench", "-p", "4"]):
+        assert_fails(kvgen(*command, "-m", str(storyteller_copy)), 6, "not finite")
+
+
+# --- bench and inspect-attention --------------------------------------------------------------
+
+
+def test_bench_compares_both_arms() -> None:
+    run = kvgen("bench", "--no-cache", "-p", "12", "-n", "4", "-r", "2", "--seed", "1")
+    text = run.stdout.decode()
+    assert run.returncode == 0, run.stderr
+    assert "prompt: 12 random ids, seed 1 · medians of 2" in text
+    for line in ("pp12   on", "tg4    on", "tg4    off"):
+        assert line.replace(" ", "") in text.replace(" ", "")
+    assert "positions run through the model: 16 with the cache, 70 without (4.4x)" in text
+    assert "verification passed: same tokens at 4 of 4 steps" in text
+    assert "what each step computed" in text and "91 scores" in text
+
+
+def test_bench_as_json_and_file(tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    run = kvgen("bench", "The cat sat", "-n", "3", "-r", "1", "-o", "json", "--out", str(file))
+    content = json.loads(run.stdout)
+    assert content == json.loads(file.read_text())
+    assert [result["test"] for result in content["results"]] == ["pp4", "tg3"]
+    assert content["verification"] is None and content["environment"]["kvgen"]
+    assert oct(file.stat().st_mode)[-3:] != "600"
+
+
+def test_bench_without_a_length_reads_the_shipped_text() -> None:
+    run = kvgen("bench", "-n", "2", "-r", "1")
+    assert "512 tokens of the text that ships with the benchmark" in run.stdout.decode()
+
+
+def test_bench_fits_a_small_context_and_needs_no_tokenizer(
+    tiny_folder: Callable[..., Path],
+) -> None:
+    run = kvgen("bench", "-m", str(tiny_folder("gpt2")), "-r", "1", "-o", "json")
+    content = json.loads(run.stdout)
+    assert [result["test"] for result in content["results"]] == ["pp205", "tg51"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-p", "0"], "'-p' / '--n-prompt': 0 is not in the range"),
+        (["-p", "1000", "-n", "100"], "exceed the context of 1024"),
+        (["some text", "-p", "5"], "give a text or -p, not both"),
+        (["--out", "no/such/folder.json"], "there is no folder no/such"),
+        (["--out", "."], "is a folder"),
+    ],
+)
+def test_a_benchmark_that_cannot_be_run_is_refused(arguments: list[str], message: str) -> None:
+    assert_fails(kvgen("bench", *arguments), 2, message)
+
+
+def test_inspection_gets_closer_index_by_index() -> None:
+    base = ["inspect-attention", "The cat sat on the mat", "-n", "3"]
+    summary, layer, head, row = (
+        kvgen(*base, *rest).stdout.decode()
+        for rest in (
+            [],
+            ["-l", "2"],
+            ["-l", "2", "-H", "3"],
+            ["-l", "2", "-H", "3", "--explain", "last"],
+        )
+    )
+    assert "strongest (layer.head): previous 2.3" in summary
+    assert "2.3 previous" in layer and "kv 1" in layer
+    assert "10 tokens (8 prompt + 2 decode)" in head and head.count("◂") == 3
+    assert "5) share" in row and "q_9 is not kept" in row
+    for text in (summary, layer, head, row):
+        assert "verified: |recomputed - kernel| <= " in text
+        assert "|decode rows - one full pass| <= " in text
+
+
+def test_maps_can_be_saved(tmp_path: Path) -> None:
+    file = tmp_path / "maps.npz"
+    run = kvgen(
+        "inspect-attention", "The cat", "-n", "4", "-l", "1,3", "-H", "0-2", "-o", str(file)
+    )
+    assert run.returncode == 0 and run.stdout == b""
+    with np.load(file, allow_pickle=False) as archive:
+        assert archive["weights"].shape == (2, 3, 6, 6)
+        np.testing.assert_allclose(archive["weights"].sum(axis=-1), 1, atol=1e-5)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-l", "8"], "layer 8: this model has layers 0-7"),
+        (["-l", "-9"], "layer -9: this model has layers 0-7"),
+        (["-l", "3-1"], "layer 3-1: this model has layers 0-7"),
+        (["-l", "one"], "layer 'one' is not a number, a range like 0-3, or all"),
+        (["-l", "1", "-H", "8"], "head 8: this model has heads 0-7"),
+        (["-H", "1"], "-H needs -l"),
+        (["-l", "1", "--explain", "last"], "--explain needs one head"),
+        (["-l", "1", "-H", "1", "--explain", "3"], "query 3: this run has queries 0-2, or last"),
+        (["-o", "maps.csv"], "must end in .npz"),
+        (["-o", "no/folder/maps.npz"], "there is no folder no/folder"),
+    ],
+)
+def test_an_inspection_out_of_range_names_the_range(arguments: list[str], message: str) -> None:
+    assert_fails(kvgen("inspect-attention", "The cat", *arguments), 2, message)
+
+
+def test_indices_may_count_from_the_end_or_name_all() -> None:
+    base = ["inspect-attention", "The cat", "--width", "200"]
+    last = kvgen(*base, "-l", "-1", "-H", "-1").stdout.decode()
+    assert "layer 7 head 7" in last
+    everything = kvgen(*base, "-l", "all").stdout.decode()
+    assert all(f"layer {layer} · 8 heads" in everything for layer in range(8))
+
+
+def test_colour_only_where_it_is_wanted() -> None:
+    base = ["inspect-attention", "The cat", "-l", "2", "-H", "3"]
+    assert b"\x1b[" not in kvgen(*base).stdout
+    assert b"\x1b[" not in kvgen(*base, "--color", "never", FORCE_COLOR="1").stdout
+    colored = kvgen(*base, "--color", "always", NO_COLOR="1").stdout
+    assert b"48;2;253;231;37m" in colored or b"48;5;" in colored
+
+
+def test_ascii_where_the_stream_holds_nothing_else() -> None:
+    base = ["inspect-attention", "The cat", "-l", "2"]
+    assert kvgen(*base, "--ascii").stdout.isascii()
+    assert kvgen(*base, PYTHONIOENCODING="cp1252").stdout.isascii()
+
+
+# --- streams and signals ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["generate", PROMPT, "-n", "300"], ["inspect-attention", PROMPT], ["--help"]],
+    ids=lambda command: command[0],
+)
+def test_a_closed_pipe_ends_the_run_silently(command: list[str]) -> None:
+    process = subprocess.Popen(
+        [*KVGEN, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    message = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(timeout=60), message) == (141, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("command", [["generate", PROMPT, "-n", "5"], ["inspect-attention", "a"]])
+def test_a_full_disk_is_told(command: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        run = subprocess.run(
+            [*KVGEN, *command], stdout=full, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+            check=False,
+        )  # fmt: skip
+    assert run.returncode == 1
+    assert run.stderr == b"kvgen: cannot write the output: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"]
+)
+@pytest.mark.parametrize("flags", [[], ["--json"]], ids=["text", "json"])
+def test_an_interrupted_run_keeps_its_text(
+    sent: signal.Signals, code: int, flags: list[str]
+) -> None:
+    process = subprocess.Popen(
+        [*KVGEN, "generate", PROMPT, "-n", "1000", "--greedy", "--no-cache", *flags],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdout is not None
+    if not flags:
+        process.stdout.read(20)
+    else:
+        time.sleep(4)
+    process.send_signal(sent)
+    rest, message = process.communicate(timeout=60)
+    assert process.returncode == code, message
+    assert b"Traceback" not in message
+    if flags:
+        content = json.loads(rest)
+        assert content["finish_reason"] == "interrupted" and content["text"]
+    else:
+        assert message.decode().splitlines()[-1] == "interrupted"
+
+
+def test_on_a_terminal_the_text_ends_with_a_line_end() -> None:
+    controller, terminal = pty.openpty()
+    try:
+        subprocess.run(
+            [*KVGEN, "generate", PROMPT, "-n", "3", "-q", "--greedy"],
+            stdout=terminal, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, check=True,
+        )  # fmt: skip
+        assert os.read(controller, 1000).endswith(b"\n")
+    finally:
+        os.close(controller)
+        os.close(terminal)
+
+
+def test_an_unexpected_failure_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kvgen import cli as command_line
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug\nof ours")
+
+    monkeypatch.setattr(command_line.generate, "callback", fail)
+    lines: list[str] = []
+    monkeypatch.setattr(command_line.click, "echo", lambda text, **_: lines.append(text))
+    assert command_line.run(["generate", "hi"]) == 1
+    assert lines == [
+        "kvgen: internal error: RuntimeError: a bug of ours; please report it "
+        "(KVGEN_DEBUG=1 shows where)"
+    ]
+
+
+# --- help -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [[], ["generate"], ["bench"], ["inspect-attention"]])
+def test_help_has_examples(command: list[str]) -> None:
+    result = CliRunner().invoke(cli, [*command, "--help"])
+    assert result.exit_code == 0 and "Examples:" in result.output
+    assert max(map(len, result.output.splitlines())) <= 80
+
+
+def test_no_command_prints_the_help_and_fails() -> None:
+    run = kvgen()
+    assert run.returncode == 2 and b"Commands:" in run.stderr
+
+
+def test_the_version_is_told() -> None:
+    version = kvgen_package.__version__
+    assert kvgen("--version").stdout.decode() == f"kvgen, version {version}\n"
+
+
+def test_tiny_configurations_are_all_runnable(tiny_folder: Callable[..., Path]) -> None:
+    for name in tiny.CONFIGS:
+        run = kvgen("bench", "-m", str(tiny_folder(name)), "-p", "5", "-n", "2", "-r", "1")
+        assert run.returncode == 0, run.stderr

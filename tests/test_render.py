@@ -1,0 +1,227 @@
+"""Showing is a pure function of what was measured: exact output at a fixed width."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import numpy as np
+import pytest
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+
+from kvgen.attention.diagnostics import diagnose
+from kvgen.attention.steps import explain_row
+from kvgen.render.attention import explanation, head_map, layer_grid, summary
+from kvgen.render.canvas import (
+    Canvas,
+    Mode,
+    causal,
+    draw_level,
+    draw_map,
+    pool_map,
+    side_by_side,
+    token_label,
+)
+from kvgen.render.timing import RunTimings, timing_block
+from kvgen.trace import AttentionTrace, LayerTrace
+
+GLYPHS = Canvas(80, "glyphs")
+NAN = np.float32(np.nan)
+
+
+def make_trace(T: int, *, H: int = 4, G: int = 2, D: int = 6, layers: int = 2) -> AttentionTrace:
+    """A trace of random vectors, half of it decode rows."""
+    random = np.random.RandomState(T)
+
+    def vectors(n: int) -> np.ndarray:
+        return random.standard_normal((T, n, D)).astype(np.float32)
+
+    return AttentionTrace(
+        token_ids=tuple(random.randint(0, 9, T).tolist()),
+        n_prompt=(T + 1) // 2,
+        layers=tuple(
+            LayerTrace(
+                layer=layer, scale=0.4, q=vectors(H), k=vectors(G), v=vectors(G), z=vectors(H)
+            )
+            for layer in range(layers)
+        ),
+    )
+
+
+PROSE = re.compile(r" · |^(next|verified|strongest|rows|shapes|o_|weight)")
+
+
+def without_colors(line: str) -> str:
+    return re.sub(r"\x1b\[[\d;]*m", "", line)
+
+
+def lines_of(view: RenderableType, canvas: Canvas) -> list[str]:
+    buffer = io.StringIO()
+    color = canvas.mode == "color"
+    Console(
+        file=buffer,
+        width=canvas.width,
+        force_terminal=color,
+        color_system="truecolor" if color else None,
+        highlight=False,
+        legacy_windows=False,
+    ).print(view)
+    return buffer.getvalue().splitlines()
+
+
+def test_a_map_in_glyphs() -> None:
+    weights = np.float32([[0.9, NAN, NAN], [0.005, 0.5, NAN], [0.04, 0.1, 0.3]])
+    assert [line.plain for line in draw_map(weights, GLYPHS)] == ["█  ", " ▓ ", "·░▒"]
+    wide = draw_map(weights, GLYPHS, cell_width=2)
+    assert wide[2].plain == "··░░▒▒"
+    assert [line.plain for line in draw_map(weights, Canvas(80, "ascii"))] == ["@  ", " # ", ".:+"]
+
+
+def test_a_map_in_colour_puts_two_rows_on_a_line() -> None:
+    weights = np.float32([[1.0, NAN], [0.25, 0.0], [0.0, 0.0]])
+    lines = draw_map(weights, Canvas(80, "color"), halves=True)
+    assert [line.plain for line in lines] == ["▀▄", "▀▀"]
+    styles = [str(span.style) for span in lines[0].spans]
+    assert styles == ["#fde725 on #22908c", "#440154"]  # 1 and sqrt(.25) = .5; 0
+
+
+def test_pooling_keeps_the_greatest_weight() -> None:
+    weights = causal(np.float32([[1, 0, 0], [0.2, 0.8, 0], [0.1, 0.2, 0.7]]))
+    np.testing.assert_array_equal(pool_map(weights, 2), np.float32([[1.0, NAN], [0.2, 0.7]]))
+    assert pool_map(weights, 1) is weights
+
+
+@pytest.mark.parametrize(
+    ("value", "mode", "cell"),
+    [(0.0, "glyphs", "·"), (0.5, "glyphs", "▄"), (1.0, "glyphs", "█"), (0.97, "ascii", "9"),
+     (0.0, "ascii", "."), (float("nan"), "glyphs", " ")],
+)  # fmt: skip
+def test_levels(value: float, mode: Mode, cell: str) -> None:
+    assert draw_level(value, Canvas(80, mode)).plain == cell
+
+
+HOSTILE = {
+    b" cat": "␣cat",
+    b"\n": "⏎",
+    b"\t": "⇥",
+    b"\x1b[2J": r"\x1b[2J",
+    "\u202eabc".encode(): r"\u202eabc",
+    "\u200d".encode(): r"\u200d",
+    "\u0301".encode(): r"\u0301",
+    b"[/]": "[/]",
+    b"[red]": "[red]",
+    b"</script>": "</script>",
+    b"\xe6\x9c": "<E6 9C>",
+    "月".encode(): "月",
+    b"": "",
+}
+
+
+@pytest.mark.parametrize(("token", "expected"), HOSTILE.items())
+def test_no_token_can_act_on_the_terminal(token: bytes, expected: str) -> None:
+    label = token_label(token, GLYPHS, 12)
+    assert label.rstrip() == expected
+    assert cell_len(label) == 12
+
+
+@pytest.mark.parametrize("token", [b"x" * 300, "月".encode() * 99, " 🐈‍⬛🐈‍⬛🐈‍⬛🐈‍⬛".encode()])
+def test_long_tokens_are_cut_to_the_cell(token: bytes) -> None:
+    label = token_label(token, GLYPHS, 10)
+    assert cell_len(label) == 10 and label.endswith("…")
+    assert token_label(token, Canvas(80, "ascii"), 10).isascii()
+
+
+def test_blocks_stand_side_by_side() -> None:
+    from rich.text import Text
+
+    lines = side_by_side([[Text("a"), Text("bbb")], [Text("c")]])
+    assert [line.plain for line in lines] == ["a    c", "bbb  "]
+
+
+@pytest.mark.parametrize("mode", ["color", "glyphs", "ascii"])
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+@pytest.mark.parametrize("T", [1, 2, 13, 150, 700])
+def test_every_view_keeps_to_its_width(T: int, width: int, mode: Mode) -> None:
+    trace = make_trace(T)
+    tokens = [list(HOSTILE)[token] for token in trace.token_ids]
+    canvas = Canvas(width, mode)
+    found = diagnose(trace)
+    row = explain_row(
+        trace.layers[1].q[-1, 3], trace.layers[1].k[:, 1], trace.layers[1].v[:, 1], scale=0.4
+    )
+    views = [
+        summary(trace, found, canvas),
+        layer_grid(trace, found, layer=1, heads=[0, 1, 2, 3], canvas=canvas),
+        head_map(trace, tokens, found, layer=1, head=3, canvas=canvas),
+        explanation(trace, tokens, row, layer=1, head=3, query=T - 1, canvas=canvas),
+    ]
+    for view in views:
+        lines = lines_of(view, Canvas(1000, mode))  # wide enough that nothing wraps
+        drawn = [line for line in map(without_colors, lines) if not PROSE.search(line)]
+        assert all(cell_len(line.rstrip()) <= width for line in drawn)
+        assert len(lines) < 120 + width
+        assert "\x1b[2J" not in "".join(lines)
+
+
+def test_one_map_exactly() -> None:
+    trace = make_trace(5)
+    tokens = [b"<s>", b"The", b" cat", b" sat", b"."]
+    view = head_map(trace, tokens, diagnose(trace), layer=1, head=2, canvas=GLYPHS)
+    assert "\n".join(line.rstrip() for line in lines_of(view, GLYPHS)) == MAP
+
+
+MAP = """\
+layer 1 head 2 (kv head 1) · 5 tokens (3 prompt + 2 decode) · scale 0.4
+  q token       key 0        │  1  2  3  4│ top other key    H/nats
+  0 <s>         ████████100% │            │   -               0.00
+  1 The         ████     45% │▓▓▓         │   1 The     0.55  0.69
+  2 ␣cat        █████    59% │▒▒▒▒▒▒      │   1 The     0.25  0.94
+  3 ␣sat        ████     52% │▒▒▒░░░▒▒▒   │   1 The     0.20  1.21 ◂
+  4 .           █        14% │░░░▓▓▓▒▒▒░░░│   2 ␣cat    0.41  1.48 ◂
+weight: blank <.01  · <.05  ░ <.15  ▒ <.35  ▓ <.65  █ more · sink 0.54 · ◂
+decode step"""
+
+
+def test_the_timing_block_exactly() -> None:
+    block = timing_block(
+        RunTimings(
+            load_seconds=0.25,
+            compile_seconds=1.5,
+            prefill_tokens=9,
+            prefill_seconds=0.0412,
+            decode_seconds=(0.0284, 0.0292, 0.0301),
+            cache_on=True,
+            positions=12,
+            cache_bytes=552_960,
+            peak_rss_bytes=612 * 2**20,
+        )
+    )
+    assert block == (
+        "load    250.0 ms · kernels 1.50 s\n"
+        "prefill    9 tokens   41.2 ms     218.4 tok/s\n"
+        "decode     3 tokens   87.7 ms      34.2 tok/s   "
+        "(29.23 ms/token; first 28.40, last 30.10)\n"
+        "cache   on · 12 positions · 0.5 MiB f32 · peak RSS 612 MiB"
+    )
+
+
+def test_the_timing_block_of_a_prefill_alone() -> None:
+    block = timing_block(
+        RunTimings(
+            load_seconds=0.1,
+            compile_seconds=0.0,
+            prefill_tokens=3,
+            prefill_seconds=0.0,
+            decode_seconds=(),
+            cache_on=False,
+            positions=3,
+            cache_bytes=0,
+            peak_rss_bytes=None,
+        )
+    )
+    assert block == (
+        "load    100.0 ms\n"
+        "prefill    3 tokens    0.0 ms         - tok/s\n"
+        "cache   off · everything is recomputed at each step"
+    )
