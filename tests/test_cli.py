@@ -291,7 +291,7 @@ def test_bench_compares_both_arms() -> None:
     for line in ("pp12   on", "tg4    on", "tg4    off"):
         assert line.replace(" ", "") in text.replace(" ", "")
     assert "positions run through the model: 16 with the cache, 70 without (4.4x)" in text
-    assert "verification passed: same tokens at 4 of 4 steps" in text
+    assert "\nverified: same tokens at 4 of 4 steps, logits differ by at most" in text
     assert "what each step computed" in text and "91 scores" in text
 
 

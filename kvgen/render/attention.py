@@ -278,7 +278,12 @@ def explanation(
     for cells in (*keys, rest) if others else keys:
         table.add_row(*map(Text, cells))
     table.add_row(*total, style="bold")
-    kept = f"k_0..{query - 1} v_0..{query - 1}" if query else "nothing"
+    if query < trace.n_prompt:
+        origin = f"prefill: k_0..{query} v_0..{query} are computed and kept"
+    else:
+        origin = (
+            f"from the cache k_0..{query - 1} v_0..{query - 1}, new k_{query} v_{query} q_{query}"
+        )
     label = token_label(tokens[query], canvas, _LABEL).strip()
     return Group(
         Text(
@@ -292,10 +297,7 @@ def explanation(
             f"shapes  q ({D},)  K ({S}, {D})  scores ({S},)  weights ({S},)  V ({S}, {d_v})  "
             f"o ({d_v},)"
         ),
-        Text(
-            f"from the cache {kept} · new q_{query} k_{query} v_{query} · "
-            f"q_{query} is not kept: no later step reads it"
-        ),
+        Text(f"{origin} · q_{query} is not kept: no later step reads it"),
     )
 
 

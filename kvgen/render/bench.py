@@ -138,14 +138,14 @@ def _verdict(report: BenchReport) -> list[str]:
         return ["cache on only; add --no-cache to measure the same tokens without it"]
     plan = report.plan
     on, off = (plan.positions(cache) for cache in ("on", "off"))
-    verdict = "passed" if checked.passed else "FAILED"
+    verdict = "verified" if checked.passed else "NOT VERIFIED"
     return [
         f"positions run through the model: {on:,} with the cache, {off:,} without "
         f"({off / on:.1f}x)",
-        f"verification {verdict}: same tokens at {checked.n_equal} of {checked.n_steps} steps"
+        f"{verdict}: same tokens at {checked.n_equal} of {checked.n_steps} steps"
         + (f" ({checked.near_ties} near-ties)" if checked.near_ties else "")
-        + f", greatest logit difference {checked.max_abs_logit_difference:.1e}",
-        "each step reads every K and V so far and only its own Q: K and V are kept, Q is not",
+        + f", logits differ by at most {checked.max_abs_logit_difference:.1e}",
+        "each step reads all K and V so far, and one Q: K and V are kept, Q is not",
     ]
 
 

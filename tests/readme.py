@@ -1,0 +1,77 @@
+"""The README's commands and their output: `python -m tests.readme` writes what they print now.
+
+A block that begins with `$ kvgen ...` holds one command and all that it prints.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+README = Path(__file__).parents[1] / "README.md"
+_BLOCK = re.compile(r"^```console\n\$ (?P<command>kvgen .*)\n(?P<output>(?:.*\n)*?)```$", re.M)
+
+
+class Block(NamedTuple):
+    """One command of the README and the output printed below it."""
+
+    command: str
+    output: str
+
+
+def blocks() -> list[Block]:
+    """Every block of the README, in order."""
+    return [Block(match["command"], match["output"]) for match in _BLOCK.finditer(_text())]
+
+
+def run(command: str) -> str:
+    """What a user sees in the terminal: stdout, then stderr."""
+    arguments = shlex.split(command)[1:]
+    done = subprocess.run(
+        [sys.executable, "-m", "kvgen", *arguments],
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    between = "" if done.stdout.endswith("\n") or not done.stdout else "\n"
+    return done.stdout + between + done.stderr
+
+
+def masked(output: str, command: str) -> str:
+    """The output with what differs from run to run taken out: durations, rates, rounding, CPU."""
+    lines = []
+    for line in output.splitlines():
+        timed = r"load|prefill +\d|decode +\d|cache +o"
+        if " bench" in command:
+            timed += r"|pp\d|tg\d| +[\d,]+ +[\d.]+ "
+        if re.match(timed, line):
+            line = re.sub(r" +", " ", re.sub(r"[\d.,]+", "#", line))
+        if " bench" in command:  # columns move with the width of the figures in them
+            line = re.sub(r" +", " ", line)
+        line = re.sub(r"\d\.\de[-+]\d\d", "#", line)
+        line = re.sub(r"(threads?) · .*", r"\1", line)
+        lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def update() -> None:
+    """Write into the README what its commands print now."""
+
+    def renewed(match: re.Match[str]) -> str:
+        return f"```console\n$ {match['command']}\n{run(match['command'])}```"
+
+    README.write_text(_BLOCK.sub(renewed, _text()), encoding="utf-8")
+
+
+def _text() -> str:
+    return README.read_text(encoding="utf-8")
+
+
+if __name__ == "__main__":
+    update()

@@ -1,0 +1,88 @@
+"""The README and the help tell the truth."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import click
+import pytest
+
+import kvgen
+from kvgen.cli import cli
+from tests import readme
+
+ROOT = Path(__file__).parents[1]
+TEXT = readme.README.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("block", readme.blocks(), ids=lambda block: block.command)
+def test_the_readme_shows_what_its_commands_print(block: readme.Block) -> None:
+    now = readme.run(block.command)
+    assert readme.masked(now, block.command) == readme.masked(block.output, block.command)
+
+
+def test_there_are_eight_questions_each_with_one_answer() -> None:
+    section = TEXT.split("## Eight questions")[1].split("\n## ")[0]
+    questions = section.split("\n### ")[1:]
+    assert len(questions) == 8
+    for question in questions:
+        assert question.count("\n$ kvgen ") == 1, question.splitlines()[0]
+
+
+@pytest.mark.parametrize("name", cli.commands)
+def test_every_command_and_option_is_in_the_readme(name: str) -> None:
+    assert f"kvgen {name}" in TEXT
+    for parameter in cli.commands[name].params:
+        if isinstance(parameter, click.Option):
+            longest = max(parameter.opts + parameter.secondary_opts, key=len)
+            assert f"`{longest}" in TEXT or f"{longest}`" in TEXT, f"{longest} of {name}"
+
+
+def test_every_exit_code_is_in_readme_and_help() -> None:
+    from kvgen import errors
+
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    codes = {kind.exit_code for kind in kinds if issubclass(kind, errors.KvgenError)}
+    epilog = cli.epilog or ""
+    for code in codes | {0, 130, 141}:
+        assert re.search(rf"\b{code} ", epilog), code
+        assert f"| {code} |" in TEXT, code
+
+
+def test_the_changelog_knows_this_version() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## [{kvgen.__version__}]" in changelog or "## [Unreleased]" in changelog
+
+
+def test_every_public_name_has_a_docstring() -> None:
+    for path in (ROOT / "kvgen").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert ast.get_docstring(tree), path
+        for node in tree.body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                docstring = ast.get_docstring(node)
+                assert docstring, f"{path}: {node.name}"
+                assert docstring.splitlines()[0].endswith((".", ":")), f"{path}: {node.name}"
+
+
+def test_the_top_level_holds_nothing_else() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    top = {name.split("/")[0] for name in listed.stdout.splitlines()}
+    assert top <= {
+        "pyproject.toml", "README.md", "CHANGELOG.md", "kvgen", "weights", "tests", ".ci",
+        ".gitignore",
+    }  # fmt: skip
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    command = TEXT.split("<!-- test command -->")[1].split("```")[1].strip().splitlines()[1]
+    assert command.startswith("python3 -m venv .venv && ") and "pytest" in command
