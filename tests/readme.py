@@ -5,6 +5,7 @@ A block that begins with `$ kvgen ...` holds one command and all that it prints.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -38,6 +39,7 @@ def run(command: str) -> str:
         text=True,
         check=True,
         timeout=300,
+        env=os.environ | {"COLUMNS": "100"},
     )
     between = "" if done.stdout.endswith("\n") or not done.stdout else "\n"
     return done.stdout + between + done.stderr
