@@ -53,7 +53,7 @@ def masked(output: str, command: str) -> str:
         if " bench" in command:
             timed += r"|pp\d|tg\d| +[\d,]+ +[\d.]+ "
         if re.match(timed, line):
-            line = re.sub(r" +", " ", re.sub(r"[\d.,]+", "#", line))
+            line = re.sub(r" +", " ", re.sub(r"[\d.,]+( m?s\b)?", "#", line))
         if " bench" in command:  # columns move with the width of the figures in them
             line = re.sub(r" +", " ", line)
         line = re.sub(r"\d\.\de[-+]\d\d", "#", line)
