@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,8 +195,3 @@ def _map_file(path: Path) -> dict[str, StoredTensor]:
         )
         for name, (begin, end) in offsets.items()
     }
-
-
-def count_parameters(tensors: Mapping[str, StoredTensor]) -> int:
-    """Numbers stored in the checkpoint."""
-    return sum(math.prod(tensor.shape) for tensor in tensors.values())

@@ -76,11 +76,6 @@ class ModelConfig:
             )
 
     @property
-    def group_size(self) -> int:
-        """Query heads that share one key/value head: query head h reads h // group_size."""
-        return self.n_heads // self.n_kv_heads
-
-    @property
     def kv_floats_per_token(self) -> int:
         """Numbers that the KV cache keeps for one position: K and V of every layer."""
         return 2 * self.n_layers * self.n_kv_heads * self.head_dim

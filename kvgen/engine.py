@@ -9,12 +9,11 @@ the cache and feeds everything again.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from kvgen.config import ModelConfig
-from kvgen.errors import UsageError
+from kvgen.errors import KvgenError, UsageError
 from kvgen.params import Params
 from kvgen.tensors import DTypeName, FloatArray
 from kvgen.trace import Capture
@@ -113,13 +112,17 @@ def check_request(config: ModelConfig, ids: Sequence[int], cache: KVCache) -> No
 def open_engine(
     params: Params, *, backend: Literal["auto", "numpy", "numba"], threads: int | None
 ) -> Engine:
-    """The engine of that name around these weights; `auto` is numba where it is installed."""
-    if backend == "auto":
-        backend = "numba" if importlib.util.find_spec("numba") else "numpy"
-    if backend == "numba":
-        from kvgen.fast.engine import FastEngine
-
-        return FastEngine(params)
+    """The engine of that name around these weights; `auto` is numba where it can be imported."""
+    if backend != "numpy":
+        try:
+            from kvgen.fast.engine import FastEngine
+        except ImportError as error:
+            if backend == "numba":
+                raise KvgenError(
+                    f"the numba backend cannot be used here ({error}); --backend numpy can"
+                ) from None
+        else:
+            return FastEngine(params)
     from kvgen.reference.decoder import ReferenceEngine
 
     return ReferenceEngine(params, threads=threads)

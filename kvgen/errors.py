@@ -41,7 +41,7 @@ class NonFiniteError(KvgenError):
     exit_code = 6
 
 
-class TerminatedError(KvgenError):
-    """The process was asked to end (SIGTERM)."""
+class TerminatedError(BaseException):
+    """The process was asked to end (SIGTERM); like KeyboardInterrupt nobody catches it by chance."""
 
-    exit_code = 143
+    exit_code: ClassVar[int] = 143

@@ -46,6 +46,20 @@ class LayerTrace:
     v: FloatArray
     z: FloatArray
 
+    @property
+    def n_heads(self) -> int:
+        """Query heads H."""
+        return int(self.q.shape[1])
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Key/value heads G."""
+        return int(self.k.shape[1])
+
+    def kv_head(self, head: int) -> int:
+        """The key/value head that a query head reads."""
+        return head // (self.n_heads // self.n_kv_heads)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionTrace:
@@ -63,6 +77,10 @@ class AttentionTrace:
         """Positions T."""
         return len(self.token_ids)
 
+    def row_of(self, layer: int) -> int:
+        """Where a captured layer stands in `layers`."""
+        return [trace.layer for trace in self.layers].index(layer)
+
     def layer(self, number: int) -> LayerTrace:
         """The trace of a captured layer."""
-        return next(trace for trace in self.layers if trace.layer == number)
+        return self.layers[self.row_of(number)]

@@ -145,12 +145,16 @@ def test_a_cache_larger_than_the_context_is_refused(backend: str, tiny_model: Lo
 
 
 @every_backend
-@pytest.mark.parametrize("poison", [np.nan, np.inf])
-def test_non_finite_weights_are_reported(backend: str, poison: float, tmp_path: Any) -> None:
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_non_finite_weights_are_reported(
+    backend: str, poison: float, kind: str, tmp_path: Any
+) -> None:
     config = tiny.CONFIGS["llama_gqa"]
     tensors = tiny.make_tensors(config)
     tensors["model.layers.1.mlp.down_proj.weight"][3, 4] = poison
-    model = kvgen.load(tiny.write_checkpoint(tmp_path, config, tensors), backend=backend)
+    folder = tiny.write_checkpoint(tmp_path, config, tensors, kind=kind)
+    model = kvgen.load(folder, backend=backend)
     with pytest.raises(NonFiniteError, match="not finite"):
         model.logits(IDS)
 

@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 
 from kvgen.attention.diagnostics import diagnose
 from kvgen.attention.steps import explain_row
-from kvgen.render.attention import explanation, head_map, layer_grid, summary
+from kvgen.render.attention import head_map, layer_grid, summary
 from kvgen.render.canvas import (
     Canvas,
     Mode,
@@ -23,6 +23,7 @@ from kvgen.render.canvas import (
     side_by_side,
     token_label,
 )
+from kvgen.render.explain import explanation
 from kvgen.render.timing import RunTimings, timing_block
 from kvgen.trace import AttentionTrace, LayerTrace
 

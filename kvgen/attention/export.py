@@ -46,7 +46,7 @@ def to_npz(
         "kvgen": kvgen.__version__,
         "prompt_len": trace.n_prompt,
         "attn_scale": [layer.scale for layer in trace.layers],
-        "kv_group": trace.layers[0].q.shape[1] // trace.layers[0].k.shape[1],
+        "kv_group": trace.layers[0].n_heads // trace.layers[0].n_kv_heads,
         "metrics": METRICS,
         "sampled_last": recording.sampled_last,
         "verify_max_abs": recording.recomputed,

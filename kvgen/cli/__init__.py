@@ -80,6 +80,8 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(error.format_message() + where, error.exit_code)
     except KvgenError as error:
         return _fail(str(error), error.exit_code)
+    except TerminatedError as request:
+        return _fail("terminated", request.exit_code)
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted", _INTERRUPTED)
     except MemoryError:
@@ -109,4 +111,4 @@ def _fail(message: str, code: int) -> int:
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise TerminatedError("terminated")
+    raise TerminatedError

@@ -187,7 +187,8 @@ def _draw(
     from rich.text import Text
 
     from kvgen.attention.steps import explain_row
-    from kvgen.render.attention import explanation, head_map, layer_grid, summary, verify_line
+    from kvgen.render.attention import head_map, layer_grid, summary, verify_line
+    from kvgen.render.explain import explanation
 
     trace = recording.trace
     if not layers:
@@ -200,7 +201,7 @@ def _draw(
                 show(head_map(trace, tokens, found, layer=layer, head=head, canvas=canvas), canvas)
                 continue
             of_layer = trace.layer(layer)
-            group = head // (of_layer.q.shape[1] // of_layer.k.shape[1])
+            group = of_layer.kv_head(head)
             row = explain_row(
                 of_layer.q[query, head],
                 of_layer.k[: query + 1, group],

@@ -9,6 +9,8 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 FRACTION_SHIFT = np.uint32(13)  # float32 has 23 fraction bits, float16 has 10
+F16_INFINITY = np.uint32(0x7C00 << 13)
+F32_INFINITY = np.uint32(0x7F800000)
 EXPONENT_REBASE = np.float32(2.0**112)  # the exponents' biases are 127 and 15
 
 
@@ -35,13 +37,14 @@ def _widen(number):  # type: ignore[no-untyped-def]  # Numba compares the signat
         return lambda number: np.uint32(np.uint32(number) << np.uint32(16)).view(np.float32)
     if number == types.int16:
         # By bits, as not every CPU converts f16: shift the fraction into place and let one exact
-        # multiplication move the exponent, subnormals included. Infinity comes out as 65536.
+        # multiplication move the exponent, subnormals included. Infinity and NaN stay what they are.
         def from_f16(number):  # type: ignore[no-untyped-def]
             bits = np.uint32(np.uint16(number))
             magnitude = np.uint32((bits & np.uint32(0x7FFF)) << FRACTION_SHIFT)
             sign = np.uint32((bits & np.uint32(0x8000)) << np.uint32(16))
-            shifted = np.uint32(magnitude | sign).view(np.float32)
-            return shifted * EXPONENT_REBASE
+            if magnitude >= F16_INFINITY:
+                return np.uint32(magnitude | sign | F32_INFINITY).view(np.float32)
+            return np.uint32(magnitude | sign).view(np.float32) * EXPONENT_REBASE
 
         return from_f16
     return None

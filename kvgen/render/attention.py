@@ -6,15 +6,14 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from rich.cells import cell_len
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from kvgen.attention.diagnostics import Diagnostics, row_entropy
 from kvgen.attention.record import Recording
-from kvgen.attention.steps import RowExplanation, attention_weights
+from kvgen.attention.steps import attention_weights
 from kvgen.render.canvas import (
+    TOKEN_CELLS,
     Canvas,
     causal,
     draw_bar,
@@ -27,7 +26,6 @@ from kvgen.render.canvas import (
 from kvgen.tensors import FloatArray
 from kvgen.trace import AttentionTrace
 
-_LABEL = 10  # cells of a token
 _FOOTER = "Weights show where a head reads, not why the model answers."
 
 
@@ -71,7 +69,7 @@ def _panels(
     step: int,
     width: int,
 ) -> list[Text]:
-    n_heads = trace.layers[0].q.shape[1]
+    n_heads = trace.layers[0].n_heads
     numbers = "".join(f"{head % 10}".ljust(step) for head in range(n_heads))
     lines = [
         Text("layer ") + Text("".join(name.ljust(width) for name, _ in panels)),
@@ -112,18 +110,17 @@ def layer_grid(
 ) -> RenderableType:
     """A layer's heads as thumbnails, with what each one does where that is clear."""
     layer_trace = trace.layer(layer)
-    row = [each.layer for each in trace.layers].index(layer)
+    row = trace.row_of(layer)
     weights = attention_weights(layer_trace)
-    group = layer_trace.q.shape[1] // layer_trace.k.shape[1]
     side = 24 if canvas.width >= 52 else max(8, canvas.width - 4)
     per_row = max(1, canvas.width // (side + 2))
     blocks = []
     for head in heads:
         title = f"{layer}.{head} {found.label(row, head, n_rows=trace.length)}"
         thumbnail = thumbnail_lines(causal(weights[head]), canvas, side)
-        kv = f"kv {head // group}".ljust(side)
+        kv = f"kv {layer_trace.kv_head(head)}".ljust(side)
         blocks.append([Text(title), *thumbnail, Text(kv, "dim"), Text()])
-    heading = f"layer {layer} · {len(heads)} heads on {layer_trace.k.shape[1]} key/value heads · "
+    heading = f"layer {layer} · {len(heads)} heads on {layer_trace.n_kv_heads} key/value heads · "
     factor = _pooling(trace.length, side)
     pooled = f" · {factor}x{factor} max-pooled" if factor > 1 else ""
     return Group(
@@ -172,38 +169,37 @@ def head_map(
 ) -> RenderableType:
     """One head's map: each query's row, the first key apart, the strongest other key beside it."""
     layer_trace = trace.layer(layer)
-    row = [each.layer for each in trace.layers].index(layer)
+    row = trace.row_of(layer)
     weights = attention_weights(layer_trace)[head]
     T = trace.length
-    group = layer_trace.q.shape[1] // layer_trace.k.shape[1]
     beside = canvas.width >= 80
-    room = canvas.width - (3 + 1 + _LABEL + 2 + 13 + 1) - (26 if beside else 2)
+    room = canvas.width - (3 + 1 + TOKEN_CELLS + 2 + 13 + 1) - (26 if beside else 2)
     factor = _pooling(max(T - 1, 1), max(room, 1))
     others = pool_map(causal(weights)[:, 1:], factor)
     cell = max(1, min(3, room // max(others.shape[1], 1)))
     title = (
-        f"layer {layer} head {head} (kv head {head // group}) · {_rows_of(trace)} · "
+        f"layer {layer} head {head} (kv head {layer_trace.kv_head(head)}) · {_rows_of(trace)} · "
         f"scale {layer_trace.scale:.4g}"
     )
     label = found.label(row, head, n_rows=T)
     if factor > 1:
-        title += f" · {factor}x{factor} max-pooled"
+        title += f" · lines and columns of {factor} (greatest weight, mean H)"
     edge = "|" if canvas.mode == "ascii" else "│"
     numbers = _key_numbers(others.shape[1], cell, factor)
-    heading = f"  q {'token':<{_LABEL}}  {'key 0':<13}{edge}{numbers}{edge}"
+    heading = f"  q {'token':<{TOKEN_CELLS}}  {'key 0':<13}{edge}{numbers}{edge}"
     lines = [Text(heading + (" top other key    H/nats" if beside else ""), "dim")]
     entropies = row_entropy(weights)
     drawn = draw_map(others, canvas, cell_width=cell)
-    for line_number, cells in enumerate(drawn):
-        query = min(line_number * factor, T - 1)
-        sink = weights[query, 0]
-        line = Text(f"{query:>3} {token_label(tokens[query], canvas, _LABEL)}  ")
-        line += Text(f"{draw_bar(float(sink), canvas, 8):<8}{sink:>4.0%} {edge}")
+    for query, cells in zip(range(0, T, factor), drawn, strict=True):
+        pooled = slice(query, min(query + factor, T))  # the queries that share this line
+        sink = float(weights[pooled, 0].max())
+        line = Text(f"{query:>3} {token_label(tokens[query], canvas, TOKEN_CELLS)}  ")
+        line += Text(f"{draw_bar(sink, canvas, 8):<8}{sink:>4.0%} {edge}")
         line += cells + Text(edge)
         if beside:
-            line += Text(_beside(weights[query, 1 : query + 1], tokens, canvas))
-            line += Text(f" {entropies[query]:5.2f}")
-            if query >= trace.n_prompt:
+            line += Text(_beside(weights[pooled, 1:].max(axis=0), tokens, canvas))
+            line += Text(f" {entropies[pooled].mean():5.2f}")
+            if pooled.stop > trace.n_prompt:
                 line += Text(" <" if canvas.mode == "ascii" else " ◂", "bold")
         lines.append(line)
     footer = canvas.legend() + (f" · {label}" if label else "")
@@ -225,84 +221,7 @@ def _key_numbers(n_keys: int, cell: int, factor: int) -> str:
 
 def _beside(others: FloatArray, tokens: Sequence[bytes], canvas: Canvas) -> str:
     """The strongest key but the first, its token and weight; 17 cells."""
-    if not len(others):
+    best = int(np.argmax(others)) if len(others) else 0
+    if not len(others) or others[best] == 0:
         return "   -".ljust(17)
-    best = int(np.argmax(others))
     return f"{best + 1:>4} {token_label(tokens[best + 1], canvas, 7)} {others[best]:.2f}"
-
-
-def explanation(
-    trace: AttentionTrace,
-    tokens: Sequence[bytes],
-    explained: RowExplanation,
-    *,
-    layer: int,
-    head: int,
-    query: int,
-    canvas: Canvas,
-) -> RenderableType:
-    """One query's walk through the formula, a line per key."""
-    layer_trace = trace.layer(layer)
-    S, D = query + 1, layer_trace.q.shape[2]
-    d_v = layer_trace.v.shape[2]
-    group = layer_trace.q.shape[1] // layer_trace.k.shape[1]
-    shown = _most_telling(explained.shares)
-    others = [j for j in range(S) if j not in shown]
-
-    def column(values: FloatArray, form: str, *, adds_up: bool = False) -> list[str]:
-        """The shown keys' cells, then the others' sum and the whole sum where adding means much."""
-        sums = [values[others].sum(), values.sum()] if adds_up else []
-        return [format(value, form) for value in (*values[shown], *sums)] + [""] * (2 - len(sums))
-
-    labels = [token_label(tokens[j], canvas, _LABEL) for j in shown]
-    columns = {
-        "j": [*map(str, shown), "", ""],
-        "key": [*labels, f"{len(others)} others", "sum"],
-        "1) q·k_j": column(explained.products, ".2f"),
-        "|k_j|": column(explained.key_lengths, ".2f"),
-        "cos": column(explained.cosines, "+.3f"),
-        "2) scaled": column(explained.scaled, ".3f"),
-        "3) exp(s-max)": column(explained.exponentials, ".5f", adds_up=True),
-        "4) w_j": column(explained.weights, ".4f", adds_up=True),
-        "|v_j|": column(explained.value_lengths, ".2f"),
-        "5) share": column(explained.shares, "+.3f", adds_up=True),
-    }
-    for name in ("|k_j|", "|v_j|", "cos", "3) exp(s-max)", "2) scaled"):
-        widths = [max(map(cell_len, (heading, *cells))) for heading, cells in columns.items()]
-        if sum(widths) + len(widths) + 1 > canvas.width:
-            del columns[name]
-    table = Table(box=None, padding=(0, 1), collapse_padding=True)
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    *keys, rest, total = zip(*columns.values(), strict=True)
-    for cells in (*keys, rest) if others else keys:
-        table.add_row(*map(Text, cells))
-    table.add_row(*total, style="bold")
-    if query < trace.n_prompt:
-        origin = f"prefill: k_0..{query} v_0..{query} are computed and kept"
-    else:
-        origin = (
-            f"from the cache k_0..{query - 1} v_0..{query - 1}, new k_{query} v_{query} q_{query}"
-        )
-    label = token_label(tokens[query], canvas, _LABEL).strip()
-    return Group(
-        Text(
-            f"layer {layer} head {head} (kv head {head // group}) · query {query} {label} · "
-            f"d_k = {D}, d_v = {d_v}, scale = {layer_trace.scale:.4g} · "
-            f"|q| = {explained.query_length:.2f}"
-        ),
-        Text(f"o_{query} = sum over j <= {query} of softmax_j(q_{query} · k_j * scale) v_j"),
-        table,
-        Text(
-            f"shapes  q ({D},)  K ({S}, {D})  scores ({S},)  weights ({S},)  V ({S}, {d_v})  "
-            f"o ({d_v},)"
-        ),
-        Text(f"{origin} · q_{query} is not kept: no later step reads it"),
-    )
-
-
-def _most_telling(shares: FloatArray, most: int = 16, kept: int = 12) -> list[int]:
-    """All keys, or the 12 with the greatest |share| where there are more than 16."""
-    if len(shares) <= most:
-        return list(range(len(shares)))
-    return sorted(np.argsort(-np.abs(shares), kind="stable")[:kept].tolist())

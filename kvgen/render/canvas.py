@@ -16,6 +16,7 @@ from rich.text import Text
 from kvgen.tensors import FloatArray
 
 Mode = Literal["color", "glyphs", "ascii"]
+TOKEN_CELLS = 10  # room for a token where it names a row
 
 # A glyph stands for weights below its bound.
 _GLYPHS = ((" ", 0.01), ("·", 0.05), ("░", 0.15), ("▒", 0.35), ("▓", 0.65), ("█", 2.0))
