@@ -42,6 +42,6 @@ class NonFiniteError(KvgenError):
 
 
 class TerminatedError(BaseException):
-    """The process was asked to end (SIGTERM); like KeyboardInterrupt nobody catches it by chance."""
+    """The process was asked to end (SIGTERM); as with Ctrl-C, nobody catches it by chance."""
 
     exit_code: ClassVar[int] = 143

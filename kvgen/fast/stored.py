@@ -37,7 +37,7 @@ def _widen(number):  # type: ignore[no-untyped-def]  # Numba compares the signat
         return lambda number: np.uint32(np.uint32(number) << np.uint32(16)).view(np.float32)
     if number == types.int16:
         # By bits, as not every CPU converts f16: shift the fraction into place and let one exact
-        # multiplication move the exponent, subnormals included. Infinity and NaN stay what they are.
+        # multiplication move the exponent, subnormals included. Infinity and NaN stay themselves.
         def from_f16(number):  # type: ignore[no-untyped-def]
             bits = np.uint32(np.uint16(number))
             magnitude = np.uint32((bits & np.uint32(0x7FFF)) << FRACTION_SHIFT)
