@@ -6,13 +6,15 @@ import numpy as np
 
 from kvgen.config import ModelConfig
 from kvgen.errors import KvgenError, UsageError
+from kvgen.rope import rope_tables
 from kvgen.tensors import FloatArray
 
 
 class DenseCache:
     """Keys and values of every layer, float32 [L, G, capacity, D], reserved at once.
 
-    A head's keys lie one after another, so that attention reads them as one stream.
+    A head's keys lie one after another, so that attention reads them as one stream. The cache also
+    holds the tables of rotary positions, which may depend on the length that it was planned for.
     """
 
     def __init__(self, config: ModelConfig, capacity: int) -> None:
@@ -27,6 +29,7 @@ class DenseCache:
         except MemoryError:
             gigabytes = 4 * config.kv_floats_per_token * capacity / 1e9
             raise KvgenError(f"no memory for a KV cache of {gigabytes:.1f} GB") from None
+        self.rope = rope_tables(config, capacity)
         self._bytes_per_position = 4 * config.kv_floats_per_token
         self._length = 0
 

@@ -15,31 +15,67 @@ from kvgen.errors import CheckpointError
 NormKind = Literal["layer", "rms"]
 MlpKind = Literal["plain", "gated"]
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
+QkNorm = Literal["head", "whole"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeConfig:
-    """Rotary position embedding (RoFormer, arXiv:2104.09864) over the whole head, in halves.
+    """Rotary position embedding (RoFormer, arXiv:2104.09864) of a head's first `dim` numbers.
 
-    Dimension i is paired with i + D/2. `kind` says how the frequencies are stretched:
+    Number i is paired with i + dim/2. `kind` says how the frequencies are stretched; formulas and
+    defaults are those of transformers, modeling_rope_utils.py:
 
-    - `default`: inv_freq_i = theta^(-2i/D)
+    - `default`: inv_freq_i = theta^(-2i/dim)
     - `linear`: all frequencies divided by `factor` (arXiv:2306.15595)
+    - `dynamic`: theta grows with the planned length beyond `original_context` (NTK)
     - `llama3`: low frequencies divided by `factor`, high ones kept, a ramp between
-      (transformers, modeling_rope_utils.py, `_compute_llama3_parameters`)
+    - `yarn`: the same idea with a ramp over dimensions, and cos and sin scaled (arXiv:2309.00071)
+    - `longrope`: a divisor for each frequency, one list up to `original_context` and one beyond
+      (arXiv:2402.13753)
     """
 
     theta: float
-    kind: Literal["default", "linear", "llama3"] = "default"
+    dim: int
+    kind: RopeKind = "default"
     factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
     original_context: int = 0
+    low: float = 1.0  # llama3: low_freq_factor; yarn: beta_slow
+    high: float = 4.0  # llama3: high_freq_factor; yarn: beta_fast
+    truncate: bool = True  # yarn: whole dimensions bound the ramp
+    magnitude: float = 1.0  # factor of cos and sin
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise CheckpointError where the numbers cannot belong together."""
+        if self.dim < 2 or self.dim % 2:
+            raise CheckpointError(
+                f"config.json: RoPE needs an even head size (or part of it), not {self.dim}"
+            )
+        numbers = (self.theta, self.factor, self.magnitude, *self.short_factors, *self.long_factors)
+        if not all(math.isfinite(number) and number > 0 for number in numbers):
+            raise CheckpointError("config.json: RoPE's theta and factors must be positive numbers")
+        if self.kind in ("llama3", "yarn") and not 0 < self.low < self.high:
+            raise CheckpointError(
+                f"config.json: RoPE's bounds must satisfy 0 < {self.low:g} < {self.high:g}"
+            )
+        if self.kind == "longrope" and not (
+            len(self.short_factors) == len(self.long_factors) == self.dim // 2
+        ):
+            raise CheckpointError(
+                f"config.json: RoPE needs {self.dim // 2} short and long factors, not "
+                f"{len(self.short_factors)} and {len(self.long_factors)}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Everything a decoder needs to know besides its weights."""
+    """Everything a decoder needs to know besides its weights.
+
+    Which optional parts there are (norms before or after a block, a norm of its own for the MLP)
+    is told by the weights: a slot without one is None.
+    """
 
     n_layers: int
     n_heads: int
@@ -53,8 +89,16 @@ class ModelConfig:
     norm_eps: float
     mlp: MlpKind
     activation: Activation
-    rope: RopeConfig | None  # None: learned positions
     attn_scales: tuple[float, ...]  # per layer, as GPT-2 may divide by the layer's number
+    rope: tuple[RopeConfig | None, ...] = ()  # per layer; () = learned positions
+    windows: tuple[int | None, ...] = ()  # per layer: keys that a query sees; () = all of them
+    parallel_residual: bool = False  # x + attn(norm x) + mlp(norm x)
+    qk_norm: QkNorm | None = None  # queries and keys normalised, each head or the whole projection
+    attn_softcap: float | None = None  # scores become c tanh(score / c)
+    logit_softcap: float | None = None
+    embed_scale: float = 1.0
+    residual_scale: float = 1.0  # factor of what a block adds
+    logit_scale: float = 1.0
     eos_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -64,18 +108,27 @@ class ModelConfig:
                 f"config.json: {self.n_heads} query heads cannot share {self.n_kv_heads} "
                 "key/value heads evenly"
             )
-        if self.rope and self.head_dim % 2:
-            raise CheckpointError(f"config.json: RoPE needs an even head size, not {self.head_dim}")
-        numbers = [self.norm_eps, *self.attn_scales]
-        if self.rope:
-            numbers += [self.rope.theta, self.rope.factor]
-        if not all(math.isfinite(number) and number > 0 for number in numbers):
-            raise CheckpointError(
-                "config.json: the norm's epsilon, the attention scale and RoPE's theta and factor "
-                "must be positive numbers"
-            )
+        for name in ("attn_scales", "rope", "windows"):
+            per_layer = getattr(self, name)
+            if per_layer and len(per_layer) != self.n_layers:
+                raise CheckpointError(
+                    f"config.json: {len(per_layer)} layers are described, but there are "
+                    f"{self.n_layers}"
+                )
+        scales = [self.embed_scale, self.residual_scale, self.logit_scale, *self.attn_scales]
+        caps = [cap for cap in (self.attn_softcap, self.logit_softcap) if cap is not None]
+        if not all(math.isfinite(number) and number > 0 for number in (*scales, *caps)):
+            raise CheckpointError("config.json: scales and soft caps must be positive numbers")
+        if not (math.isfinite(self.norm_eps) and self.norm_eps >= 0):
+            raise CheckpointError(f"config.json: a norm's epsilon cannot be {self.norm_eps}")
+        if any(rope is not None and rope.dim > self.head_dim for rope in self.rope):
+            raise CheckpointError("config.json: RoPE cannot turn more than a head's size")
 
     @property
     def kv_floats_per_token(self) -> int:
         """Numbers that the KV cache keeps for one position: K and V of every layer."""
         return 2 * self.n_layers * self.n_kv_heads * self.head_dim
+
+    def window(self, layer: int) -> int | None:
+        """How many keys a query of this layer sees, itself included; None: all before it."""
+        return self.windows[layer] if self.windows else None

@@ -32,17 +32,21 @@ class Norm(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerParams:
-    """One decoder layer. `gate` is None where the MLP is plain."""
+    """One decoder layer; None is a part that the model does not have."""
 
-    attn_norm: Norm
+    attn_norm: Norm | None
     q: Linear
     k: Linear
     v: Linear
     o: Linear
-    mlp_norm: Norm
-    gate: Linear | None
+    q_norm: Norm | None  # [H * D], whatever the checkpoint repeats
+    k_norm: Norm | None  # [G * D]
+    post_attn_norm: Norm | None
+    mlp_norm: Norm | None
+    gate: Linear | None  # None where the MLP is plain
     up: Linear
     down: Linear
+    post_mlp_norm: Norm | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +81,9 @@ class Params:
 
 
 # A model saved as part of a larger class carries its place in front of every name.
-_PREFIXES = ("model.", "transformer.")
+_PREFIXES = ("model.", "transformer.", "gpt_neox.", "language_model.")
 # Constants that older checkpoints saved beside the weights: causal masks and RoPE frequencies.
-_BUFFER = re.compile(r"(^|\.)(attn\.(bias|masked_bias)|rotary_emb\.inv_freq)$")
+_BUFFER = re.compile(r"(^|\.)((attn|attention)\.(bias|masked_bias)|rotary_emb\.inv_freq)$")
 _WIDTHS: dict[str, DTypeName] = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 
 
@@ -89,15 +93,27 @@ def bind(checkpoint: Checkpoint, family: Family, *, dtype: DTypeName | None = No
     Strict both ways: a slot without a tensor is a CheckpointError, and so is a tensor without a
     slot or a key of config.json that may change the arithmetic and is not understood. Without
     `dtype` weights keep the width they are stored in (float32 where widths are mixed), and nothing
-    large is copied but transposes.
+    large is copied but what has to be put into another order.
     """
     keys = Keys(checkpoint.config)
-    config = replace(family.config(keys), eos_ids=keys.token_ids("eos_token_id"))
-    sources = family.sources(keys)
-    tied = keys.flag("tie_word_embeddings", None) if keys.has("tie_word_embeddings") else None
-    keys.refuse_unread(inert=family.inert)
+    text = keys.nested(family.text_key) if family.text_key else keys
+    if text is None:
+        raise CheckpointError(f"config.json: {family.text_key} is missing")
+    eos = keys.token_ids("eos_token_id") or text.token_ids("eos_token_id")
+    config = replace(family.config(text), eos_ids=eos)
+    sources = family.sources(text)
+    tied = next(
+        (
+            each.flag("tie_word_embeddings")
+            for each in (keys, text)
+            if each.has("tie_word_embeddings")
+        ),
+        None,
+    )
+    for each in (keys, text):
+        each.refuse_unread(inert=family.inert)
 
-    binder = _Binder(checkpoint, config, sources, dtype)
+    binder = _Binder(checkpoint, config, sources, dtype, ignored=family.ignored)
     embed = binder.linear("embed").weight
     layers = tuple(
         LayerParams(
@@ -106,23 +122,29 @@ def bind(checkpoint: Checkpoint, family: Family, *, dtype: DTypeName | None = No
             k=binder.linear("k", layer),
             v=binder.linear("v", layer),
             o=binder.linear("o", layer),
+            q_norm=binder.head_norm("q_norm", layer, config.n_heads),
+            k_norm=binder.head_norm("k_norm", layer, config.n_kv_heads),
+            post_attn_norm=binder.norm("post_attn_norm", layer),
             mlp_norm=binder.norm("mlp_norm", layer),
             gate=binder.linear("gate", layer) if "gate" in sources else None,
             up=binder.linear("up", layer),
             down=binder.linear("down", layer),
+            post_mlp_norm=binder.norm("post_mlp_norm", layer),
         )
         for layer in range(config.n_layers)
     )
+    final_norm = binder.norm("final_norm")
+    assert final_norm is not None
     params = Params(
         config=config,
         dtype=binder.dtype,
         embed=embed,
         positions=binder.linear("positions").weight if "positions" in sources else None,
         layers=layers,
-        final_norm=binder.norm("final_norm"),
+        final_norm=final_norm,
         head=binder.head(embed, tied=tied),
         notes=tuple(binder.notes),
-        ignored_keys=tuple(keys.unread()),
+        ignored_keys=tuple(dict.fromkeys(keys.unread() + text.unread())),
     )
     binder.refuse_unclaimed()
     return params
@@ -156,17 +178,22 @@ class _Binder:
         config: ModelConfig,
         sources: Mapping[str, Source],
         dtype: DTypeName | None,
+        *,
+        ignored: tuple[str, ...],
     ) -> None:
         self._folder = checkpoint.folder
         self._config = config
         self._sources = sources
         self._claimed: set[str] = set()
         self._tensors: dict[str, StoredTensor] = {}
+        self.notes: list[str] = []
+        if left_out := [name for name in checkpoint.tensors if _bare(name).startswith(ignored)]:
+            self.notes.append(
+                f"{len(left_out)} tensors such as {left_out[0]} are not used: text only"
+            )
         for stored in checkpoint.tensors.values():
-            name = stored.name
-            while name.startswith(_PREFIXES):
-                name = name.split(".", 1)[1]
-            if _BUFFER.search(name):
+            name = _bare(stored.name)
+            if _BUFFER.search(name) or stored.name in left_out:
                 continue
             if name in self._tensors:
                 raise CheckpointError(
@@ -177,15 +204,13 @@ class _Binder:
         kinds = {tensor.kind for tensor in self._tensors.values() if len(tensor.shape) > 1}
         stored_width = _WIDTHS.get(kinds.pop(), "f32") if len(kinds) == 1 else "f32"
         self.dtype: DTypeName = dtype or stored_width
-        self.notes: list[str] = []
 
     def linear(self, slot: str, layer: int | None = None) -> Linear:
         """The weight of a slot (and its bias where the family says that there is one)."""
         source = self._sources[slot]
-        block, n_blocks = source.block
         shape = _shape(slot, self._config)
-        full = (shape[0] * n_blocks, *shape[1:])
-        rows = slice(block * shape[0], (block + 1) * shape[0])
+        n_stored, rows = source.take(self._config) if source.take else (shape[0], slice(None))
+        full = (n_stored, *shape[1:])
         weight = self._open(source, ".weight", layer, full[::-1] if source.transposed else full)
         stored = weight.stored.T if source.transposed else weight.stored
         part = convert(weight.view(np.ascontiguousarray(stored[rows])), self.dtype)
@@ -194,14 +219,42 @@ class _Binder:
         bias = self._open(source, ".bias", layer, full[:1]).dequantize()
         return Linear(part, np.ascontiguousarray(bias[rows]))
 
-    def norm(self, slot: str, layer: int | None = None) -> Norm:
-        """The scale of a norm, and its shift where there is one."""
-        source = self._sources[slot]
+    def norm(self, slot: str, layer: int | None = None) -> Norm | None:
+        """The scale of a norm, and its shift where there is one; None where there is no norm."""
+        source = self._sources.get(slot)
+        if source is None:
+            return None
         shape = (self._config.d_model,)
         weight = self._open(source, ".weight", layer, shape).dequantize()
-        if not source.bias:
-            return Norm(weight, None)
-        return Norm(weight, self._open(source, ".bias", layer, shape).dequantize())
+        bias = self._open(source, ".bias", layer, shape).dequantize() if source.bias else None
+        return Norm(weight + np.float32(1) if source.plus_one else weight, bias)
+
+    def head_norm(self, slot: str, layer: int, n_heads: int) -> Norm | None:
+        """A norm of queries or keys, its scale and shift spread out over all heads [n_heads * D].
+
+        Stored once for all heads, as [heads, D], as one tensor for each head, or whole.
+        """
+        source = self._sources.get(slot)
+        if source is None:
+            return None
+        D = self._config.head_dim
+        _, rows = source.take(self._config) if source.take else (0, slice(None))
+
+        def spread(suffix: str) -> FloatArray:
+            if "{head}" in source.name:
+                parts = [
+                    self._open(source, suffix, layer, (D,), head=head).dequantize()
+                    for head in range(n_heads)
+                ]
+                return np.concatenate(parts)
+            whole = self._config.qk_norm == "whole"
+            shapes = [(n_heads * D,)] if whole else [(D,), (n_heads, D)]
+            values = self._open(source, suffix, layer, *shapes).dequantize().reshape(-1)
+            return np.ascontiguousarray(np.tile(values, n_heads * D // len(values))[rows])
+
+        weight = spread(".weight")
+        bias = spread(".bias") if source.bias else None
+        return Norm(weight + np.float32(1) if source.plus_one else weight, bias)
 
     def head(self, embed: Tensor, *, tied: bool | None) -> Linear:
         """The output head: a tensor of its own, or the embedding where it is tied.
@@ -229,18 +282,31 @@ class _Binder:
             )
 
     def _open(
-        self, source: Source, suffix: str, layer: int | None, shape: tuple[int, ...]
+        self,
+        source: Source,
+        suffix: str,
+        layer: int | None,
+        *shapes: tuple[int, ...],
+        head: int | None = None,
     ) -> Tensor:
-        name = source.name.format(layer=layer) + suffix
+        """The tensor of that name, which must have one of these shapes."""
+        name = source.name.format(layer=layer, head=head) + suffix
         stored = self._tensors.get(name)
         if stored is None:
             raise CheckpointError(
                 f"{self._folder}: tensor `{name}` is missing; the download may be incomplete"
             )
         self._claimed.add(name)
-        if stored.shape != shape:
+        if stored.shape not in shapes:
             raise CheckpointError(
                 f"{stored.file}: tensor `{stored.name}` has shape {list(stored.shape)}, "
-                f"config.json asks for {list(shape)}"
+                f"config.json asks for {list(shapes[0])}"
             )
         return stored.open()
+
+
+def _bare(name: str) -> str:
+    """A tensor's name without its place in a larger class."""
+    while name.startswith(_PREFIXES):
+        name = name.split(".", 1)[1]
+    return name

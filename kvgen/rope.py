@@ -1,38 +1,94 @@
-"""Tables of cosines and sines for rotary positions, computed once per cache."""
+"""Tables of cosines and sines for rotary positions, computed once for each planned length."""
 
 from __future__ import annotations
 
-import numpy as np
+import math
+from functools import lru_cache
+from typing import NamedTuple
 
-from kvgen.config import RopeConfig
+import numpy as np
+import numpy.typing as npt
+
+from kvgen.config import ModelConfig, RopeConfig
 from kvgen.tensors import FloatArray
 
 
-def inverse_frequencies(rope: RopeConfig, head_dim: int) -> FloatArray:
-    """Radians per position for each rotated pair, float32 [D/2]."""
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    inv_freq = (1.0 / np.float32(rope.theta) ** exponents).astype(np.float32)
-    if rope.kind == "linear":
-        return inv_freq / np.float32(rope.factor)
-    if rope.kind == "llama3":
-        # Fraction of `high_freq_factor` turns within the original context: 1 keeps, 0 divides.
-        turns = rope.original_context * inv_freq.astype(np.float64) / (2 * np.pi)
-        span = rope.high_freq_factor - rope.low_freq_factor
-        keep = np.clip((turns - rope.low_freq_factor) / span, 0, 1)
-        return ((1 - keep) * inv_freq / rope.factor + keep * inv_freq).astype(np.float32)
-    return inv_freq
+class RopeTables(NamedTuple):
+    """Cosines and sines of every position's angles, one table for each kind of layer."""
+
+    cos: FloatArray  # [tables, n_positions, dim/2]
+    sin: FloatArray
+    of_layer: npt.NDArray[np.int64]  # [L] a layer's table, -1 where it turns nothing
 
 
-def cos_sin(
-    rope: RopeConfig | None, head_dim: int, n_positions: int
-) -> tuple[FloatArray, FloatArray]:
-    """Cosine and sine of every position's angles, each float32 [n_positions, D/2].
+@lru_cache(maxsize=8)
+def rope_tables(config: ModelConfig, n_positions: int) -> RopeTables:
+    """The tables of a sequence planned to hold `n_positions`.
 
-    Angles are products of float32 numbers, as in transformers. Without RoPE both tables are empty.
+    The whole sequence uses one set of frequencies, decided by that length, so that cached and
+    uncached runs agree also for the kinds that depend on it (`dynamic`, `longrope`). Angles are
+    products of float32 numbers, as in transformers.
     """
-    if rope is None:
-        nothing = np.zeros((0, 0), np.float32)
-        return nothing, nothing
+    kinds = list(dict.fromkeys(rope for rope in config.rope if rope is not None))
+    half = kinds[0].dim // 2 if kinds else 0
+    shape = (len(kinds), n_positions if kinds else 0, half)
+    cos, sin = np.empty(shape, np.float32), np.empty(shape, np.float32)
     positions = np.arange(n_positions, dtype=np.float32)
-    angles = np.outer(positions, inverse_frequencies(rope, head_dim))
-    return np.cos(angles), np.sin(angles)
+    for table, rope in enumerate(kinds):
+        angles = np.outer(positions, inverse_frequencies(rope, n_positions))
+        cos[table] = np.cos(angles) * np.float32(rope.magnitude)
+        sin[table] = np.sin(angles) * np.float32(rope.magnitude)
+    of_layer = [kinds.index(rope) if rope is not None else -1 for rope in config.rope]
+    return RopeTables(cos, sin, np.array(of_layer or [-1] * config.n_layers, np.int64))
+
+
+def inverse_frequencies(rope: RopeConfig, n_positions: int) -> FloatArray:
+    """Radians per position for each rotated pair, float32 [dim/2]."""
+    theta: float = rope.theta
+    if rope.kind == "dynamic" and n_positions > rope.original_context:
+        stretch = rope.factor * n_positions / rope.original_context - (rope.factor - 1)
+        theta *= math.pow(stretch, rope.dim / (rope.dim - 2))
+    exponents = np.arange(0, rope.dim, 2, dtype=np.float32) / np.float32(rope.dim)
+    inv_freq: FloatArray = np.asarray(1.0 / np.float32(theta) ** exponents, np.float32)
+    match rope.kind:
+        case "linear":
+            return inv_freq / np.float32(rope.factor)
+        case "llama3":
+            return _blend(inv_freq, rope.factor, keep=_turns_kept(rope, inv_freq))
+        case "yarn":
+            return _blend(inv_freq, rope.factor, keep=_dimensions_kept(rope))
+        case "longrope":
+            beyond = n_positions > rope.original_context
+            factors = rope.long_factors if beyond else rope.short_factors
+            divided: FloatArray = inv_freq / np.asarray(factors, np.float32)
+            return divided
+        case _:
+            return inv_freq
+
+
+def _blend(inv_freq: FloatArray, factor: float, *, keep: npt.NDArray[np.float64]) -> FloatArray:
+    """Each frequency between itself (keep = 1) and itself divided by `factor` (keep = 0)."""
+    blended: FloatArray = ((1 - keep) * inv_freq / factor + keep * inv_freq).astype(np.float32)
+    return blended
+
+
+def _turns_kept(rope: RopeConfig, inv_freq: FloatArray) -> npt.NDArray[np.float64]:
+    """llama3: a ramp over how often a pair turns within the original context."""
+    turns = rope.original_context * inv_freq.astype(np.float64) / (2 * np.pi)
+    return np.clip((turns - rope.low) / (rope.high - rope.low), 0, 1)
+
+
+def _dimensions_kept(rope: RopeConfig) -> npt.NDArray[np.float64]:
+    """yarn: a ramp over dimensions, between those that turn `high` and `low` times."""
+
+    def dimension(turns: float) -> float:
+        length = rope.original_context / (turns * 2 * math.pi)
+        return rope.dim * math.log(length) / (2 * math.log(rope.theta))
+
+    first, last = dimension(rope.high), dimension(rope.low)
+    if rope.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, rope.dim - 1)
+    width = last - first or 0.001
+    ramp: npt.NDArray[np.float64] = np.clip((np.arange(rope.dim // 2) - first) / width, 0, 1)
+    return 1 - ramp

@@ -40,7 +40,9 @@ class LayerTrace:
     """One layer's attention, as tensors: q and z [T, H, D], k and v [T, G, D], float32."""
 
     layer: int
-    scale: float  # factor of the scores before the softmax
+    scale: float  # factor of the scores
+    softcap: float | None = None  # scores then become c tanh(score / c)
+    window: int | None = None  # keys that a query sees, itself included; None: all before it
     q: FloatArray
     k: FloatArray
     v: FloatArray

@@ -25,7 +25,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
     @cache
     def folder(name: str, kind: str = "F32") -> Path:
         path = tmp_path_factory.mktemp(f"{name}-{kind}")
-        return tiny.write_checkpoint(path, tiny.CONFIGS[name], kind=kind)
+        return tiny.write_checkpoint(path, name, kind=kind)
 
     return folder
 

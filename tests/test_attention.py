@@ -22,6 +22,7 @@ from kvgen.attention.steps import (
 from kvgen.sampling import Sampler, SamplingOptions
 from kvgen.trace import LayerTrace
 from tests import tiny
+from tests.configs import CONFIGS
 from tests.conftest import BACKENDS, Loader
 
 PROMPT = tiny.make_ids(30, seed=2)
@@ -39,7 +40,7 @@ def recorded(tiny_model: Loader, name: str, backend: str = "numpy", n_new: int =
 
 
 @every_backend
-@pytest.mark.parametrize("name", tiny.CONFIGS)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_maps_are_those_that_the_kernel_used(name: str, backend: str, tiny_model: Loader) -> None:
     recording = recorded(tiny_model, name, backend)
     assert recording.recomputed < 1e-5

@@ -21,7 +21,7 @@ import kvgen as kvgen_package
 from kvgen.cli import cli
 from kvgen.model import default_model
 from kvgen.sampling import SamplingOptions
-from tests import tiny
+from tests.configs import CONFIGS
 
 KVGEN = [sys.executable, "-m", "kvgen"]
 PROMPT = "Once upon a time there was"
@@ -513,6 +513,6 @@ def test_the_version_is_told() -> None:
 
 
 def test_tiny_configurations_are_all_runnable(tiny_folder: Callable[..., Path]) -> None:
-    for name in tiny.CONFIGS:
+    for name in CONFIGS:
         run = kvgen("bench", "-m", str(tiny_folder(name)), "-p", "5", "-n", "2", "-r", "1")
         assert run.returncode == 0, run.stderr

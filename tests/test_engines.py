@@ -11,13 +11,14 @@ import kvgen
 from kvgen.errors import NonFiniteError, UsageError
 from kvgen.trace import Capture
 from tests import tiny
+from tests.configs import CONFIGS
 from tests.conftest import BACKENDS, Loader
 
 # float32 sums in another order, on logits of order one to ten.
 ROUNDING = 5e-5
 IDS = tiny.make_ids(65, seed=1)
 
-every_model = pytest.mark.parametrize("name", tiny.CONFIGS)
+every_model = pytest.mark.parametrize("name", CONFIGS)
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
@@ -150,10 +151,9 @@ def test_a_cache_larger_than_the_context_is_refused(backend: str, tiny_model: Lo
 def test_non_finite_weights_are_reported(
     backend: str, poison: float, kind: str, tmp_path: Any
 ) -> None:
-    config = tiny.CONFIGS["llama_gqa"]
-    tensors = tiny.make_tensors(config)
+    tensors = tiny.make_tensors("llama_gqa")
     tensors["model.layers.1.mlp.down_proj.weight"][3, 4] = poison
-    folder = tiny.write_checkpoint(tmp_path, config, tensors, kind=kind)
+    folder = tiny.write_checkpoint(tmp_path, "llama_gqa", tensors, kind=kind)
     model = kvgen.load(folder, backend=backend)
     with pytest.raises(NonFiniteError, match="not finite"):
         model.logits(IDS)

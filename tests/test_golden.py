@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kvgen.generate import generate
 from kvgen.model import Model
-from kvgen.sampling import SamplingOptions
-from tests import tiny
+from kvgen.sampling import Sampler, SamplingOptions
+from tests.configs import CONFIGS, LENGTH_DEPENDENT
 from tests.conftest import BACKENDS, Loader
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -20,14 +21,31 @@ TOLERANCE = 1e-4
 @pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "uncached"])
 @pytest.mark.parametrize("length", [1, 2, 40, 200])
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", tiny.CONFIGS)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_logits_equal_the_reference_implementation(
     name: str, backend: str, length: int, use_cache: bool, tiny_model: Loader
 ) -> None:
     golden = np.load(GOLDEN / f"{name}.npz")
+    short = name in LENGTH_DEPENDENT and length <= 40
+    expected = golden["logits_40" if short else "logits"][:length]
     logits = tiny_model(name, backend=backend).logits(golden["ids"][:length], cache=use_cache)
     assert logits.dtype == np.float32
-    np.testing.assert_allclose(logits, golden["logits"][:length], rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_greedy_tokens_equal_the_reference_implementation(
+    name: str, backend: str, tiny_model: Loader
+) -> None:
+    golden = np.load(GOLDEN / f"{name}.npz")
+    steps = generate(
+        tiny_model(name, backend=backend).engine,
+        golden["ids"][:12].tolist(),
+        sampler=Sampler(SamplingOptions()),
+        max_new_tokens=64,
+    )
+    assert [step.token for step in steps] == golden["greedy_ids"].tolist()
 
 
 @pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "uncached"])

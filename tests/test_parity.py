@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from tests.configs import CONFIGS
 from tests.conftest import Loader
 from tests.test_golden import TOLERANCE
 
@@ -19,7 +20,7 @@ transformers = pytest.importorskip("transformers", reason="needs the extra `pari
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
-@pytest.mark.parametrize("name", tiny.CONFIGS)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_logits_equal_transformers(
     name: str, kind: str, tiny_folder: Callable[..., Path], tiny_model: Loader
 ) -> None:

@@ -46,6 +46,8 @@ def to_npz(
         "kvgen": kvgen.__version__,
         "prompt_len": trace.n_prompt,
         "attn_scale": [layer.scale for layer in trace.layers],
+        "softcap": [layer.softcap for layer in trace.layers],
+        "window": [layer.window for layer in trace.layers],
         "kv_group": trace.layers[0].n_heads // trace.layers[0].n_kv_heads,
         "metrics": METRICS,
         "sampled_last": recording.sampled_last,

@@ -83,6 +83,8 @@ def gather(
             LayerTrace(
                 layer=layer,
                 scale=engine.config.attn_scales[layer],
+                softcap=engine.config.attn_softcap,
+                window=engine.config.window(layer),
                 q=capture.q[row, :T],
                 k=cache.keys(layer)[:T],
                 v=cache.values(layer)[:T],

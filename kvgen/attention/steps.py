@@ -21,8 +21,10 @@ def attention_weights(trace: LayerTrace, *, first: int = 0) -> FloatArray:
     G = trace.k.shape[1]
     q = trace.q[first:].transpose(1, 0, 2).reshape(G, -1, D)  # a group's heads, one after another
     scores = (q @ trace.k.transpose(1, 2, 0)).reshape(H, T - first, T) * np.float32(trace.scale)
-    future = np.arange(T) > np.arange(first, T)[:, None]
-    scores[:, future] = -np.inf
+    if trace.softcap is not None:
+        scores = trace.softcap * np.tanh(scores / np.float32(trace.softcap))
+    behind = np.arange(first, T)[:, None] - np.arange(T)  # how far key j lies behind query i
+    scores[:, (behind < 0) | (behind >= (trace.window or T + 1))] = -np.inf
     weights: FloatArray = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     return weights
@@ -77,11 +79,18 @@ class RowExplanation:
 
 
 def explain_row(
-    q: npt.ArrayLike, keys: npt.ArrayLike, values: npt.ArrayLike, *, scale: float | None = None
+    q: npt.ArrayLike,
+    keys: npt.ArrayLike,
+    values: npt.ArrayLike,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    window: int | None = None,
 ) -> RowExplanation:
-    """Walk one query q [d_k] through its visible keys [S, d_k] and values [S, d_v].
+    """Walk one query q [d_k] through the keys [S, d_k] and values [S, d_v] up to its own.
 
-    `scale` defaults to 1/sqrt(d_k).
+    `scale` defaults to 1/sqrt(d_k). With `softcap` the scaled scores are capped, too; keys that
+    lie `window` or further behind get the weight 0.
 
     >>> king, keys = [1, 2, 3], [[1, 2, 3], [-1, -2, -3], [1, 1, 1]]  # queen, car, crown
     >>> explain_row(king, keys, [[1], [2], [3]]).products.tolist()
@@ -93,7 +102,11 @@ def explain_row(
     key_lengths = np.linalg.norm(keys, axis=1)
     lengths = query_length * key_lengths
     scaled = products * np.float32(len(q) ** -0.5 if scale is None else scale)
-    exponentials = np.exp(scaled - scaled.max())
+    if softcap is not None:
+        scaled = np.float32(softcap) * np.tanh(scaled / np.float32(softcap))
+    n_hidden = max(0, len(keys) - (window or len(keys)))
+    exponentials = np.exp(scaled - scaled[n_hidden:].max())
+    exponentials[:n_hidden] = 0
     weights = exponentials / exponentials.sum()
     output = weights @ values
     energy = float(output @ output)

@@ -149,7 +149,7 @@ def inspect_attention(
             "dtype": model.engine.dtype,
             "cache_dtype": "f32",
             "backend": model.engine.backend,
-            "rotary": model.config.rope is not None,
+            "rotary": bool(model.config.rope),
             "sampling": sampling.describe(),
             "seed": sampler.seed if sampling.temperature > 0 else None,
         }
@@ -207,6 +207,8 @@ def _draw(
                 of_layer.k[: query + 1, group],
                 of_layer.v[: query + 1, group],
                 scale=of_layer.scale,
+                softcap=of_layer.softcap,
+                window=of_layer.window,
             )
             show(
                 explanation(trace, tokens, row, layer=layer, head=head, query=query, canvas=canvas),

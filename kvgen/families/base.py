@@ -7,24 +7,27 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from kvgen.config import Activation, ModelConfig, RopeConfig
+import numpy as np
+import numpy.typing as npt
+
+from kvgen.config import Activation, ModelConfig
 from kvgen.errors import CheckpointError
 
-
-def split_width(d_model: int, n_heads: int) -> int:
-    """The head size where a config gives none. Raises CheckpointError where heads do not divide."""
-    if d_model % n_heads:
-        raise CheckpointError(f"config.json: {n_heads} heads do not divide a width of {d_model}")
-    return d_model // n_heads
+# Rows of the stored tensor, and which of them belong to the slot.
+Take = Callable[[ModelConfig], tuple[int, "slice | npt.NDArray[np.intp]"]]
 
 
 class Source(NamedTuple):
-    """Where one canonical slot lies in a checkpoint; `{layer}` in the name is a layer's number."""
+    """Where one canonical slot lies in a checkpoint.
+
+    `{layer}` and `{head}` in the name stand for their numbers.
+    """
 
     name: str  # without prefix and without `.weight`
     bias: bool = False
     transposed: bool = False  # stored (in, out), as GPT-2's Conv1D
-    block: tuple[int, int] = (0, 1)  # (i, n): the i-th of n equal blocks of output rows
+    take: Take | None = None  # where a tensor holds several slots, or rows in another order
+    plus_one: bool = False  # a norm that is stored as what is added to 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,8 @@ class Family:
     config: Callable[[Keys], ModelConfig]
     sources: Callable[[Keys], Mapping[str, Source]]  # slot -> place; slots as in kvgen.params
     inert: frozenset[str] = frozenset()  # keys that sound like arithmetic and are not, here
+    text_key: str | None = None  # where config.json describes the text model
+    ignored: tuple[str, ...] = ()  # beginnings of tensors that the text model does not use
 
 
 # Keys that change nothing at inference although their names speak of arithmetic.
@@ -63,7 +68,7 @@ class Keys:
 
     def __init__(self, raw: Mapping[str, Any], *, where: str = "config.json") -> None:
         self._raw = raw
-        self._where = where
+        self.where = where
         self._read: set[str] = set()
 
     def has(self, name: str) -> bool:
@@ -113,50 +118,54 @@ class Keys:
             return None
         if not isinstance(value, dict):
             raise self._wrong(name, value, "an object")
-        return Keys(value, where=f"{self._where}: {name}")
+        return Keys(value, where=f"{self.where}: {name}")
 
-    def rope(self, *, default_theta: float, max_context: int) -> RopeConfig:
-        """RoPE in either dialect of transformers.
+    def strings(self, name: str, *, count: int, choices: tuple[str, ...]) -> list[str] | None:
+        """A list of `count` words out of `choices`, None where it is absent."""
+        value = self._value(name, None)
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) != count or not set(value) <= set(choices):
+            raise self._wrong(name, value, f"{count} of {', '.join(choices)}")
+        return value
 
-        v4 writes `rope_theta` beside `rope_scaling`; v5 writes both into `rope_parameters`.
-        """
-        if self.has("rope_parameters"):
-            scaling = self.nested("rope_parameters")
-            assert scaling is not None
-            theta = scaling.number("rope_theta", self.number("rope_theta", default_theta))
-        else:
-            scaling = self.nested("rope_scaling")
-            theta = self.number("rope_theta", default_theta)
-        if scaling is None:
-            return RopeConfig(theta=theta)
-        old_name = scaling._value("type", "default")
-        kind = scaling._value("rope_type", old_name)
-        if scaling.number("partial_rotary_factor", 1.0) != 1.0:
-            raise CheckpointError(f"{scaling._where}: a partial_rotary_factor is not supported")
-        if kind == "default":
-            rope = RopeConfig(theta=theta)
-        elif kind == "linear":
-            rope = RopeConfig(theta=theta, kind="linear", factor=scaling.number("factor"))
-        elif kind == "llama3":
-            rope = RopeConfig(
-                theta=theta,
-                kind="llama3",
-                factor=scaling.number("factor"),
-                low_freq_factor=scaling.number("low_freq_factor"),
-                high_freq_factor=scaling.number("high_freq_factor"),
-                original_context=scaling.count("original_max_position_embeddings", max_context),
-            )
-            if not 0 < rope.low_freq_factor < rope.high_freq_factor:
-                raise CheckpointError(
-                    f"{scaling._where}: low_freq_factor must lie between 0 and high_freq_factor"
-                )
-        else:
-            raise CheckpointError(
-                f"{scaling._where}: rope type {kind!r} is not supported; "
-                "kvgen knows default, linear and llama3"
-            )
-        scaling.refuse_unread(every=True)
-        return rope
+    def numbers(self, name: str, default: Any = _MISSING) -> tuple[float, ...]:
+        """A list of numbers."""
+        value = self._value(name, default)
+        if not isinstance(value, (list, tuple)) or not all(
+            isinstance(number, (int, float)) and not isinstance(number, bool) for number in value
+        ):
+            raise self._wrong(name, value, "a list of numbers")
+        return tuple(map(float, value))
+
+    def word(self, name: str, default: Any = _MISSING) -> str:
+        """A word."""
+        value = self._value(name, default)
+        if not isinstance(value, str):
+            raise self._wrong(name, value, "a word")
+        return value
+
+    def given(self, name: str) -> bool:
+        """Whether the key is there at all, be it with null."""
+        return name in self._raw
+
+    def pattern(self, name: str, default: Any) -> list[str]:
+        """Words given as [[[word, word, ...], times], ...], written out."""
+        value = self._value(name, default)
+        try:
+            if sum(len(words) * times for words, times in value) >= 2**24:
+                raise ValueError
+            return [str(word) for words, times in value for _ in range(times) for word in words]
+        except (TypeError, ValueError):
+            raise self._wrong(name, value, "a list of [words, times]") from None
+
+    def mark(self, name: str) -> None:
+        """Count the key as understood without reading it."""
+        self._read.add(name)
+
+    def wrong(self, name: str, wanted: str) -> CheckpointError:
+        """The error that says what this key should have been."""
+        return self._wrong(name, self._raw.get(name), wanted)
 
     def refuse_unread(self, *, inert: frozenset[str] = frozenset(), every: bool = False) -> None:
         """Raise CheckpointError for a key that may change the arithmetic and was not understood.
@@ -170,7 +179,7 @@ class Keys:
             speaks = every or _SPEAKS_OF_ARITHMETIC.search(name)
             if speaks and not harmless and name not in _INERT and name not in inert:
                 raise CheckpointError(
-                    f"{self._where}: {name} = {value!r} is not understood; "
+                    f"{self.where}: {name} = {value!r} is not understood; "
                     "kvgen does not guess what it changes"
                 )
 
@@ -183,9 +192,9 @@ class Keys:
         value = self._raw.get(name)
         if value is None:
             if default is _MISSING:
-                raise CheckpointError(f"{self._where}: {name} is missing")
+                raise CheckpointError(f"{self.where}: {name} is missing")
             return default
         return value
 
     def _wrong(self, name: str, value: object, wanted: str) -> CheckpointError:
-        return CheckpointError(f"{self._where}: {name} should be {wanted}, not {value!r}")
+        return CheckpointError(f"{self.where}: {name} should be {wanted}, not {value!r}")

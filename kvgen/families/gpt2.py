@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kvgen.config import ModelConfig
-from kvgen.families.base import Family, Keys, Source, split_width
+from kvgen.families.base import Family, Keys, Source, Take
+from kvgen.families.shared import block, split_width
 
 
 def _config(keys: Keys) -> ModelConfig:
@@ -28,22 +29,21 @@ def _config(keys: Keys) -> ModelConfig:
         norm_eps=keys.number("layer_norm_epsilon", 1e-5),
         mlp="plain",
         activation=keys.activation("activation_function", "gelu_new"),
-        rope=None,
         attn_scales=tuple(scale / (i + 1) if by_layer else scale for i in range(n_layers)),
     )
 
 
 def _sources(_: Keys) -> Mapping[str, Source]:
-    def conv1d(name: str, block: tuple[int, int] = (0, 1)) -> Source:
-        return Source(f"h.{{layer}}.{name}", bias=True, transposed=True, block=block)
+    def conv1d(name: str, take: Take | None = None) -> Source:
+        return Source(f"h.{{layer}}.{name}", bias=True, transposed=True, take=take)
 
     return {
         "embed": Source("wte"),
         "positions": Source("wpe"),
         "attn_norm": Source("h.{layer}.ln_1", bias=True),
-        "q": conv1d("attn.c_attn", (0, 3)),  # q, k and v are thirds of the output
-        "k": conv1d("attn.c_attn", (1, 3)),
-        "v": conv1d("attn.c_attn", (2, 3)),
+        "q": conv1d("attn.c_attn", block(0, 3, of="q")),  # q, k and v are thirds of the output
+        "k": conv1d("attn.c_attn", block(1, 3, of="q")),
+        "v": conv1d("attn.c_attn", block(2, 3, of="q")),
         "o": conv1d("attn.c_proj"),
         "mlp_norm": Source("h.{layer}.ln_2", bias=True),
         "up": conv1d("mlp.c_fc"),

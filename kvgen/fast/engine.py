@@ -15,7 +15,6 @@ from kvgen.engine import KVCache, check_request
 from kvgen.errors import KvgenError
 from kvgen.fast import compiler, step
 from kvgen.params import LayerParams, Linear, Norm, Params
-from kvgen.rope import cos_sin
 from kvgen.tensors import Array, DTypeName, FloatArray, Tensor
 from kvgen.trace import Capture
 
@@ -43,7 +42,7 @@ class FastEngine:
         self.config: ModelConfig = params.config
         self.dtype: DTypeName = params.dtype
         self._keep_alive = params  # the addresses point into its arrays
-        self._shape = _shape(params.config)
+        self._shape = _shape(params)
         self._weights = _weights(params)
         self.compile_seconds = self._compile()
 
@@ -99,7 +98,9 @@ class FastEngine:
         return time.perf_counter() - began
 
 
-def _shape(config: ModelConfig) -> step.Shape:
+def _shape(params: Params) -> step.Shape:
+    config, layer = params.config, params.layers[0]
+    qk_norms = {None: step.NO_QK_NORM, "head": step.EACH_HEAD, "whole": step.WHOLE}
     return step.Shape(
         n_layers=config.n_layers,
         n_heads=config.n_heads,
@@ -109,28 +110,44 @@ def _shape(config: ModelConfig) -> step.Shape:
         d_ff=config.d_ff,
         vocab_size=config.vocab_size,
         rms=config.norm == "rms",
-        gated=config.mlp == "gated",
-        rotary=config.rope is not None,
-        activation=_ACTIVATIONS[config.activation],
         norm_eps=config.norm_eps,
+        gated=config.mlp == "gated",
+        activation=_ACTIVATIONS[config.activation],
+        parallel=config.parallel_residual,
+        pre_norm=layer.attn_norm is not None,
+        post_attn_norm=layer.post_attn_norm is not None,
+        mlp_norm=layer.mlp_norm is not None,
+        post_mlp_norm=layer.post_mlp_norm is not None,
+        qk_norm=qk_norms[config.qk_norm],
+        attn_softcap=config.attn_softcap or 0.0,
+        logit_softcap=config.logit_softcap or 0.0,
+        embed_scale=config.embed_scale,
+        residual_scale=config.residual_scale,
+        logit_scale=config.logit_scale,
     )
 
 
 def _weights(params: Params) -> step.Weights:
     config = params.config
-    widest = max(config.n_heads * config.head_dim, config.d_model, config.d_ff)
-    norms = np.zeros((2 * config.n_layers + 1, 2, config.d_model), np.float32)
-    biases = np.zeros((config.n_layers, 7, widest), np.float32)
-    addresses = np.zeros((config.n_layers, 7), np.int64)
+    L, queries = config.n_layers, config.n_heads * config.head_dim
+    norms = np.zeros((4 * L + 1, 2, config.d_model), np.float32)
+    head_norms = np.zeros((L, 2, 2, queries), np.float32)
+    biases = np.zeros((L, 7, max(queries, config.d_model, config.d_ff)), np.float32)
+    addresses = np.zeros((L, 7), np.int64)
     for number, layer in enumerate(params.layers):
-        _write_norm(norms[2 * number], layer.attn_norm)
-        _write_norm(norms[2 * number + 1], layer.mlp_norm)
+        _write_norm(norms[4 * number + step.ATTN_NORM], layer.attn_norm)
+        _write_norm(norms[4 * number + step.POST_ATTN_NORM], layer.post_attn_norm)
+        _write_norm(norms[4 * number + step.MLP_NORM], layer.mlp_norm)
+        _write_norm(norms[4 * number + step.POST_MLP_NORM], layer.post_mlp_norm)
+        _write_norm(head_norms[number, 0], layer.q_norm)
+        _write_norm(head_norms[number, 1], layer.k_norm)
         for slot, linear in _slots(layer).items():
             addresses[number, slot] = _address(linear.weight)
             if linear.bias is not None:
                 biases[number, slot, : len(linear.bias)] = linear.bias
     _write_norm(norms[-1], params.final_norm)
-    cos, sin = cos_sin(config.rope, config.head_dim, config.max_context)
+    head_bias = params.head.bias
+    windows = [config.window(layer) or config.max_context for layer in range(L)]
     return step.Weights(
         like=np.empty(0, _SEEN_AS[params.dtype]),
         embed=_address(params.embed),
@@ -138,10 +155,11 @@ def _weights(params: Params) -> step.Weights:
         head=_address(params.head.weight),
         layers=addresses,
         norms=norms,
+        head_norms=head_norms,
         biases=biases,
+        head_bias=np.zeros(config.vocab_size, np.float32) if head_bias is None else head_bias,
         scales=np.array(config.attn_scales, np.float32),
-        cos=cos,
-        sin=sin,
+        windows=np.array(windows, np.int64),
     )
 
 
@@ -163,16 +181,17 @@ def _address(tensor: Tensor) -> int:
     return int(stored.ctypes.data)
 
 
-def _write_norm(row: FloatArray, norm: Norm) -> None:
-    row[0] = norm.weight
-    if norm.bias is not None:
-        row[1] = norm.bias
+def _write_norm(row: FloatArray, norm: Norm | None) -> None:
+    if norm is not None:
+        row[0, : len(norm.weight)] = norm.weight
+    if norm is not None and norm.bias is not None:
+        row[1, : len(norm.bias)] = norm.bias
 
 
 def _memory(config: ModelConfig, cache: DenseCache, capture: Capture | None) -> step.Memory:
     captured = np.full(config.n_layers, -1, np.int64)
-    if capture is None:
-        nothing = np.empty((0, 0, 0, 0), np.float32)
-        return step.Memory(cache.k, cache.v, captured, nothing, nothing)
-    captured[list(capture.layers)] = range(len(capture.layers))
-    return step.Memory(cache.k, cache.v, captured, capture.q, capture.z)
+    q = z = np.empty((0, 0, 0, 0), np.float32)
+    if capture is not None:
+        captured[list(capture.layers)] = range(len(capture.layers))
+        q, z = capture.q, capture.z
+    return step.Memory(cache.k, cache.v, *cache.rope, captured, q, z)

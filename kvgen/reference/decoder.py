@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
 from kvgen.cache import DenseCache
@@ -20,8 +21,8 @@ from kvgen.reference.ops import (
     linear,
     rms_norm,
     rotate,
+    soft_cap,
 )
-from kvgen.rope import cos_sin
 from kvgen.tensors import DTypeName, FloatArray
 from kvgen.trace import Capture
 
@@ -29,15 +30,19 @@ from kvgen.trace import Capture
 class _Layer(NamedTuple):
     """One layer's weights, widened to float32."""
 
-    attn_norm: Norm
+    attn_norm: Norm | None
     q: Projection
     k: Projection
     v: Projection
     o: Projection
-    mlp_norm: Norm
+    q_norm: Norm | None
+    k_norm: Norm | None
+    post_attn_norm: Norm | None
+    mlp_norm: Norm | None
     gate: Projection | None
     up: Projection
     down: Projection
+    post_mlp_norm: Norm | None
 
 
 class ReferenceEngine:
@@ -56,9 +61,6 @@ class ReferenceEngine:
         self._params = params
         self._layers = [_widen(layer) for layer in params.layers]
         self._head = _project(params.head)
-        self._cos, self._sin = cos_sin(
-            params.config.rope, params.config.head_dim, params.config.max_context
-        )
 
     def new_cache(self, capacity: int) -> DenseCache:
         """An empty cache for `capacity` positions."""
@@ -81,12 +83,13 @@ class ReferenceEngine:
             for layer in range(self.config.n_layers):
                 x = self._block(x, layer, cache, capture)
             cache.extend(len(ids))
-            x = x if all_logits else x[-1:]
-            logits = linear(self._norm(x, self._params.final_norm), self._head)
+            x = self._norm(x if all_logits else x[-1:], self._params.final_norm)
+            logits = linear(x, self._head) * np.float32(self.config.logit_scale)
+            logits = soft_cap(logits, self.config.logit_softcap)
         return logits if all_logits else logits[0]
 
-    def _embed(self, ids: np.ndarray, start: int) -> FloatArray:  # [T] -> [T, C]
-        x = self._params.embed.rows(ids)
+    def _embed(self, ids: npt.NDArray[np.int64], start: int) -> FloatArray:  # [T] -> [T, C]
+        x = self._params.embed.rows(ids) * np.float32(self.config.embed_scale)
         if self._params.positions is not None:
             x = x + self._params.positions.rows(np.arange(start, start + len(ids)))
         return x
@@ -94,15 +97,27 @@ class ReferenceEngine:
     def _block(
         self, x: FloatArray, layer: int, cache: DenseCache, capture: Capture | None
     ) -> FloatArray:  # [T, C] -> [T, C]
-        """One decoder layer.
+        """One decoder layer; a norm that a model does not have changes nothing.
 
-        x - attn_norm - attention - (+) - mlp_norm - mlp - (+) -
-        +------------- x ------------+ +---------- x -------+
+        sequential                                  parallel
+        x - norm - attention - norm - (+) -+        x -+- norm -- attention ----+
+        +---------------- x -----------+   |           +- norm* - mlp -------- (+) -
+          - norm - mlp ------- norm - (+) -+-          +---------- x ----------(+)
+        norms before a block, after it, or both     * the attention's where the MLP has none
         """
         weights = self._layers[layer]
-        attended = self._attention(self._norm(x, weights.attn_norm), layer, cache, capture)
-        x = x + attended
-        return x + self._mlp(self._norm(x, weights.mlp_norm), weights)
+        scale = np.float32(self.config.residual_scale)
+        normed = self._norm(x, weights.attn_norm)
+        attended = self._norm(
+            self._attention(normed, layer, cache, capture), weights.post_attn_norm
+        )
+        if self.config.parallel_residual:
+            if weights.mlp_norm is not None:
+                normed = self._norm(x, weights.mlp_norm)
+            return x + scale * (attended + self._mlp(normed, weights))
+        x = x + scale * attended
+        added = self._mlp(self._norm(x, weights.mlp_norm), weights)
+        return x + scale * self._norm(added, weights.post_mlp_norm)
 
     def _attention(
         self, x: FloatArray, layer: int, cache: DenseCache, capture: Capture | None
@@ -110,17 +125,24 @@ class ReferenceEngine:
         T, H, G, D = len(x), self.config.n_heads, self.config.n_kv_heads, self.config.head_dim
         weights = self._layers[layer]
         start, end = cache.length, cache.length + T
-        q = linear(x, weights.q).reshape(T, H, D)
-        k = linear(x, weights.k).reshape(T, G, D)
+        q = self._norm_heads(linear(x, weights.q), weights.q_norm).reshape(T, H, D)
+        k = self._norm_heads(linear(x, weights.k), weights.k_norm).reshape(T, G, D)
         v = linear(x, weights.v).reshape(T, G, D)
-        if self.config.rope is not None:
-            cos, sin = self._cos[start:end], self._sin[start:end]
+        table = cache.rope.of_layer[layer]
+        if table >= 0:
+            cos, sin = cache.rope.cos[table, start:end], cache.rope.sin[table, start:end]
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         # K and V of these positions are kept for every later step; q is used here and dropped.
         cache.k[layer, :, start:end] = k.swapaxes(0, 1)
         cache.v[layer, :, start:end] = v.swapaxes(0, 1)
-        scale = self.config.attn_scales[layer]
-        z = attend(q, cache.k[layer, :, :end], cache.v[layer, :, :end], scale)
+        z = attend(
+            q,
+            cache.k[layer, :, :end],
+            cache.v[layer, :, :end],
+            self.config.attn_scales[layer],
+            window=self.config.window(layer),
+            softcap=self.config.attn_softcap,
+        )
         if capture is not None:
             capture.write(layer, start, q, z)
         return linear(z.reshape(T, H * D), weights.o)
@@ -133,9 +155,20 @@ class ReferenceEngine:
             inner = activate(linear(x, weights.gate), self.config.activation) * inner
         return linear(inner, weights.down)
 
-    def _norm(self, x: FloatArray, norm: Norm) -> FloatArray:  # [T, C] -> [T, C]
+    def _norm(self, x: FloatArray, norm: Norm | None) -> FloatArray:  # [..., C] -> same
+        if norm is None:
+            return x
         normalise = layer_norm if self.config.norm == "layer" else rms_norm
         return normalise(x, norm, self.config.norm_eps)
+
+    def _norm_heads(self, x: FloatArray, norm: Norm | None) -> FloatArray:  # [T, H * D] -> same
+        """Queries or keys normalised: each head by itself, or the whole projection."""
+        if norm is None or self.config.qk_norm == "whole":
+            return self._norm(x, norm)
+        heads = x.reshape(len(x), -1, self.config.head_dim)
+        bias = None if norm.bias is None else norm.bias.reshape(heads.shape[1:])
+        per_head = Norm(norm.weight.reshape(heads.shape[1:]), bias)
+        return self._norm(heads, per_head).reshape(x.shape)
 
 
 def _project(linear_params: Linear) -> Projection:
@@ -145,6 +178,10 @@ def _project(linear_params: Linear) -> Projection:
 def _widen(layer: LayerParams) -> _Layer:
     return _Layer(
         attn_norm=layer.attn_norm,
+        q_norm=layer.q_norm,
+        k_norm=layer.k_norm,
+        post_attn_norm=layer.post_attn_norm,
+        post_mlp_norm=layer.post_mlp_norm,
         q=_project(layer.q),
         k=_project(layer.k),
         v=_project(layer.v),

@@ -44,10 +44,14 @@ def rms_norm(x: FloatArray, norm: Norm, eps: float) -> FloatArray:  # [T, C] -> 
 
 
 def rotate(x: FloatArray, cos: FloatArray, sin: FloatArray) -> FloatArray:  # [T, H, D] -> same
-    """RoPE: turn the pair (i, i + D/2) of every head by its position's angle, cos, sin [T, D/2]."""
-    first, second = np.split(x, 2, axis=-1)
+    """RoPE: turn the pair (i, i + n) of every head by its position's angle, cos and sin [T, n].
+
+    What lies beyond 2n in a head stays as it is.
+    """
+    n = cos.shape[1]
+    first, second, rest = x[..., :n], x[..., n : 2 * n], x[..., 2 * n :]
     cos, sin = cos[:, None], sin[:, None]
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
 
 
 def softmax(scores: FloatArray) -> FloatArray:  # [..., S] -> [..., S], rows sum to 1
@@ -58,9 +62,18 @@ def softmax(scores: FloatArray) -> FloatArray:  # [..., S] -> [..., S], rows sum
 
 
 def attend(
-    q: FloatArray, k: FloatArray, v: FloatArray, scale: float
+    q: FloatArray,
+    k: FloatArray,
+    v: FloatArray,
+    scale: float,
+    *,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> FloatArray:  # q [T, H, D], k and v [G, S, D] -> [T, H, D]
     """Causal attention of the last T of S positions: softmax(q k^T scale) v.
+
+    A query sees itself and the `window` - 1 keys before it, or all of them. Scores are soft-capped
+    before the mask.
 
     Query head h reads key/value head h // (H/G): the H/G query heads of one group are stacked into
     one matrix, so that keys and values are never repeated.
@@ -70,10 +83,17 @@ def attend(
     stacked = q.reshape(T, G, H // G, D).transpose(1, 2, 0, 3).reshape(G, -1, D)  # [G, H/G * T, D]
     scores = (stacked @ k.swapaxes(1, 2)) * np.float32(scale)
     scores = scores.reshape(G, H // G, T, S)
-    visible = np.arange(S) <= np.arange(S - T, S)[:, None]  # row t sees the keys up to itself
+    scores = soft_cap(scores, softcap)
+    behind = np.arange(S - T, S)[:, None] - np.arange(S)  # how far key s lies behind query t
+    visible = (behind >= 0) & (behind < (window or S + 1))
     weights = softmax(np.where(visible, scores, -np.float32(np.inf)))
     z = weights.reshape(G, -1, S) @ v  # [G, H/G * T, D]
     return z.reshape(G, H // G, T, D).transpose(2, 0, 1, 3).reshape(T, H, D)
+
+
+def soft_cap(x: FloatArray, cap: float | None) -> FloatArray:
+    """c tanh(x / c): close to x where it is small, never beyond c; x itself without a cap."""
+    return x if cap is None else np.float32(cap) * np.tanh(x / np.float32(cap))
 
 
 def activate(x: FloatArray, activation: Activation) -> FloatArray:

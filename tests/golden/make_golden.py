@@ -1,6 +1,6 @@
 """Makes the golden files with the reference implementation (extra `parity`).
 
-    python -m tests.golden.make_golden
+    python -m tests.golden.make_golden [NAME ...]
 
 For every tiny model: the logits of 200 random ids. For the default model: logits at every tenth
 of 200 positions, and the greedy continuation of one prompt.
@@ -8,14 +8,18 @@ of 200 positions, and the greedy continuation of one prompt.
 
 from __future__ import annotations
 
+import json
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+import safetensors
 import torch
 import transformers
 
 from tests import tiny
+from tests.configs import CONFIGS, LENGTH_DEPENDENT
 
 FOLDER = Path(__file__).parent
 STORYTELLER = FOLDER.parents[1] / "weights" / "storyteller"
@@ -39,15 +43,42 @@ def _versions() -> str:
     return f"transformers {transformers.__version__}, torch {torch.__version__}"
 
 
-def make_tiny() -> None:
-    """One file per configuration of tests/tiny.py."""
-    for name, config in tiny.CONFIGS.items():
+def _shapes(config: dict) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that the reference implementation saves."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        reference = transformers.AutoConfig.from_pretrained(folder)
+        model = transformers.AutoModelForCausalLM.from_config(reference)
+        model.save_pretrained(folder)
+        with safetensors.safe_open(Path(folder) / "model.safetensors", framework="np") as file:
+            return {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+
+
+def make_tiny(names: list[str]) -> None:
+    """One file per configuration of tests/configs.py."""
+    for name in names:
+        config = CONFIGS[name]
+        shapes = _shapes(config)
         with tempfile.TemporaryDirectory() as folder:
-            model = _load(tiny.write_checkpoint(Path(folder), config))
+            tensors = tiny.make_tensors(name, shapes)
+            model = _load(tiny.write_checkpoint(Path(folder), name, tensors))
             ids = tiny.make_ids(N_IDS)
+            short = {"logits_40": _logits(model, ids[:40])} if name in LENGTH_DEPENDENT else {}
             logits = _logits(model, ids)
-        np.savez_compressed(FOLDER / f"{name}.npz", ids=ids, logits=logits, versions=_versions())
-        print(name, logits.shape, f"largest {np.abs(logits).max():.2f}")  # noqa: T201
+            model.generation_config.eos_token_id = None
+            greedy = model.generate(
+                torch.tensor([ids[:12]]), max_new_tokens=64, do_sample=False, pad_token_id=0
+            )
+        np.savez_compressed(
+            FOLDER / f"{name}.npz",
+            shapes=json.dumps(shapes),
+            ids=ids,
+            logits=logits,
+            greedy_ids=greedy[0, 12:].numpy(),
+            versions=_versions(),
+            **short,
+        )
+        print(name, logits.shape, f"largest {np.abs(logits).max():.2f}", flush=True)  # noqa: T201
 
 
 def make_storyteller() -> None:
@@ -73,5 +104,6 @@ def make_storyteller() -> None:
 
 
 if __name__ == "__main__":
-    make_tiny()
-    make_storyteller()
+    make_tiny(sys.argv[1:] or list(CONFIGS))
+    if not sys.argv[1:]:
+        make_storyteller()

@@ -1,0 +1,39 @@
+"""Command R (dense): parallel blocks, RoPE on neighbours. Source: transformers, models/cohere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from kvgen.config import ModelConfig
+from kvgen.families.base import Family, Keys, Source
+from kvgen.families.shared import halves_from_pairs, head_norms, llama_sources, sizes, with_rope
+
+
+def _config(keys: Keys) -> ModelConfig:
+    numbers = sizes(
+        keys, layers=40, heads=64, width=8192, ff=22528, vocabulary=256000, context=8192
+    )
+    config = ModelConfig(
+        **with_rope(numbers, keys, theta=500000.0),
+        norm="layer",
+        norm_eps=keys.number("layer_norm_eps", 1e-5),
+        mlp="gated",
+        activation=keys.activation("hidden_act", "silu"),
+        parallel_residual=True,
+        qk_norm="head" if keys.flag("use_qk_norm", False) else None,
+    )
+    return replace(config, logit_scale=keys.number("logit_scale", 0.0625))
+
+
+def _sources(keys: Keys) -> Mapping[str, Source]:
+    names = llama_sources(attention_bias=keys.flag("attention_bias", False))
+    del names["mlp_norm"]  # the attention's serves both
+    norms = head_norms() if keys.flag("use_qk_norm", False) else {}
+    # Numbers of a head are put so that halves are turned; a norm's scales move along.
+    for slot, source in {**norms, "q": names["q"], "k": names["k"]}.items():
+        names[slot] = source._replace(take=halves_from_pairs(slot[0]))
+    return names
+
+
+COHERE = Family(model_type="cohere", config=_config, sources=_sources)

@@ -1,0 +1,75 @@
+"""Qwen2, Qwen2.5 and Qwen3 (dense). Sources: transformers, models/qwen2 and models/qwen3."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kvgen.config import ModelConfig
+from kvgen.families.base import Family, Keys, Source
+from kvgen.families.shared import (
+    FULL,
+    SLIDING,
+    head_norms,
+    llama_sources,
+    read_windows,
+    sizes,
+    with_rope,
+)
+
+
+def _numbers(keys: Keys, head_dim: int | None = None) -> dict[str, Any]:
+    numbers = sizes(
+        keys,
+        layers=32,
+        heads=32,
+        width=4096,
+        ff=22016,
+        vocabulary=151936,
+        context=32768,
+        kv_heads=32,
+        head_dim=head_dim,
+    )
+    n_layers = numbers["n_layers"]
+    slides = keys.flag("use_sliding_window", False)
+    first = keys.count("max_window_layers", 28)
+    windows = (
+        read_windows(
+            keys,
+            n_layers,
+            pattern=[SLIDING if layer >= first else FULL for layer in range(n_layers)],
+            window=4096,
+        )
+        if slides and (keys.has("sliding_window") or not keys.given("sliding_window"))
+        else ()
+    )
+    for name in ("sliding_window", "layer_types"):
+        keys.mark(name)  # without use_sliding_window they say nothing
+    return {
+        **with_rope(numbers, keys),
+        "windows": windows,
+        "norm": "rms",
+        "norm_eps": keys.number("rms_norm_eps", 1e-6),
+        "mlp": "gated",
+        "activation": keys.activation("hidden_act", "silu"),
+    }
+
+
+def _qwen2_config(keys: Keys) -> ModelConfig:
+    return ModelConfig(**_numbers(keys))
+
+
+def _qwen2_sources(_: Keys) -> Mapping[str, Source]:
+    return llama_sources(attention_bias=True, output_bias=False)  # no key says so
+
+
+def _qwen3_config(keys: Keys) -> ModelConfig:
+    return ModelConfig(**_numbers(keys, 128), qk_norm="head")
+
+
+def _qwen3_sources(keys: Keys) -> Mapping[str, Source]:
+    return llama_sources(attention_bias=keys.flag("attention_bias", False)) | head_norms()
+
+
+QWEN2 = Family(model_type="qwen2", config=_qwen2_config, sources=_qwen2_sources)
+QWEN3 = Family(model_type="qwen3", config=_qwen3_config, sources=_qwen3_sources)

@@ -1,0 +1,50 @@
+"""StarCoder2: Llama attention, plain MLP, LayerNorm. Source: transformers, models/starcoder2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kvgen.config import ModelConfig
+from kvgen.families.base import Family, Keys, Source
+from kvgen.families.shared import SLIDING, llama_sources, read_windows, sizes, with_rope
+
+
+def _config(keys: Keys) -> ModelConfig:
+    numbers = sizes(
+        keys,
+        layers=30,
+        heads=24,
+        width=3072,
+        ff=12288,
+        vocabulary=49152,
+        context=4096,
+        kv_heads=2,
+    )
+    n_layers = numbers["n_layers"]
+    slides = keys.has("sliding_window")
+    return ModelConfig(
+        **with_rope(numbers, keys),
+        windows=read_windows(keys, n_layers, pattern=[SLIDING] * n_layers) if slides else (),
+        norm="layer",
+        norm_eps=keys.number("norm_epsilon", 1e-5),
+        mlp="plain",
+        activation=keys.activation("hidden_act", "gelu_pytorch_tanh"),
+    )
+
+
+def _sources(keys: Keys) -> Mapping[str, Source]:
+    bias = keys.flag("use_bias", True)
+    names = llama_sources(attention_bias=bias, norm_bias=True)
+    del names["gate"]
+    return names | {
+        "up": Source("layers.{layer}.mlp.c_fc", bias=bias),
+        "down": Source("layers.{layer}.mlp.c_proj", bias=bias),
+    }
+
+
+STARCODER2 = Family(
+    model_type="starcoder2",
+    config=_config,
+    sources=_sources,
+    inert=frozenset({"norm_type", "mlp_type"}),  # written by early files, read by nobody
+)
