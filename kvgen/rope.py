@@ -49,21 +49,19 @@ def inverse_frequencies(rope: RopeConfig, n_positions: int) -> FloatArray:
         stretch = rope.factor * n_positions / rope.original_context - (rope.factor - 1)
         theta *= math.pow(stretch, rope.dim / (rope.dim - 2))
     exponents = np.arange(0, rope.dim, 2, dtype=np.float32) / np.float32(rope.dim)
-    inv_freq: FloatArray = np.asarray(1.0 / np.float32(theta) ** exponents, np.float32)
-    match rope.kind:
-        case "linear":
-            return inv_freq / np.float32(rope.factor)
-        case "llama3":
-            return _blend(inv_freq, rope.factor, keep=_turns_kept(rope, inv_freq))
-        case "yarn":
-            return _blend(inv_freq, rope.factor, keep=_dimensions_kept(rope))
-        case "longrope":
-            beyond = n_positions > rope.original_context
-            factors = rope.long_factors if beyond else rope.short_factors
-            divided: FloatArray = inv_freq / np.asarray(factors, np.float32)
-            return divided
-        case _:
-            return inv_freq
+    inv_freq: FloatArray = 1.0 / np.power(np.float32(theta), exponents)
+    if rope.kind == "linear":
+        inv_freq = inv_freq / np.float32(rope.factor)
+    elif rope.kind == "llama3":
+        inv_freq = _blend(inv_freq, rope.factor, keep=_turns_kept(rope, inv_freq))
+    elif rope.kind == "yarn":
+        inv_freq = _blend(inv_freq, rope.factor, keep=_dimensions_kept(rope))
+    elif rope.kind == "longrope":
+        beyond = n_positions > rope.original_context
+        factors = rope.long_factors if beyond else rope.short_factors
+        inv_freq = inv_freq / np.asarray(factors, np.float32)
+    assert inv_freq.dtype == np.float32
+    return inv_freq
 
 
 def _blend(inv_freq: FloatArray, factor: float, *, keep: npt.NDArray[np.float64]) -> FloatArray:

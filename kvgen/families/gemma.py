@@ -114,6 +114,7 @@ def _gemma3_config(keys: Keys) -> ModelConfig:
     numbers = _later_numbers(keys, vocabulary=262208, context=131072)
     n_layers, context = numbers["n_layers"], numbers["max_context"]
     every = keys.count("sliding_window_pattern", 6)
+    keys.mark("_sliding_window_pattern")  # written beside layer_types, read by nobody
     pattern = [SLIDING if (layer + 1) % every else FULL for layer in range(n_layers)]
     windows = read_windows(keys, n_layers, pattern=pattern, window=4096)
     parameters = keys.nested("rope_parameters")

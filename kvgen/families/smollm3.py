@@ -32,7 +32,7 @@ def _config(keys: Keys) -> ModelConfig:
     slides = keys.flag("use_sliding_window", False) and keys.has("sliding_window")
     pattern = [FULL if turn or not slides else SLIDING for turn in turns]
     windows = read_windows(keys, n_layers, pattern=pattern) if slides else ()
-    for name in ("sliding_window", "layer_types"):
+    for name in ("sliding_window", "layer_types", "max_window_layers"):
         keys.mark(name)  # without use_sliding_window they say nothing
     config = ModelConfig(
         **with_rope(numbers, keys, theta=2e6),
