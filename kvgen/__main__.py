@@ -1,6 +1,18 @@
 """`python -m kvgen` is the command `kvgen`."""
 
-from kvgen.cli import main
+import sys
+from typing import NoReturn
+
+
+def main() -> NoReturn:
+    """Run the command line; Ctrl-C counts from the very beginning."""
+    try:
+        from kvgen.cli import main as command_line
+    except KeyboardInterrupt:
+        print("kvgen: interrupted", file=sys.stderr)  # noqa: T201 - nothing else is loaded yet
+        sys.exit(130)
+    command_line()
+
 
 if __name__ == "__main__":
     main()

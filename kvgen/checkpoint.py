@@ -69,17 +69,23 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises ModelNotFoundError where there is no such folder, CheckpointError where a file in it is
     missing, broken or not what its name says.
     """
-    if not folder.exists():
-        raise ModelNotFoundError(f"{folder}: there is no such model folder")
+    try:
+        if not folder.exists():
+            raise ModelNotFoundError(f"{folder}: there is no such model folder")
+    except OSError as error:  # a name that no folder can have
+        raise ModelNotFoundError(f"{str(folder)[:80]}: {error.strerror}") from None
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: is a file; name the folder that holds config.json")
-    return Checkpoint(
-        folder=folder,
-        config=_read_json(folder / "config.json"),
-        generation=_read_json(folder / "generation_config.json", required=False),
-        tokenizer_config=_read_json(folder / "tokenizer_config.json", required=False),
-        tensors=_map_all(folder),
-    )
+    try:
+        return Checkpoint(
+            folder=folder,
+            config=_read_json(folder / "config.json"),
+            generation=_read_json(folder / "generation_config.json", required=False),
+            tokenizer_config=_read_json(folder / "tokenizer_config.json", required=False),
+            tensors=_map_all(folder),
+        )
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from None
 
 
 def _read_json(path: Path, *, required: bool = True) -> dict[str, Any]:

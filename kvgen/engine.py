@@ -100,13 +100,18 @@ def check_request(config: ModelConfig, ids: Sequence[int], cache: KVCache) -> No
     """Raise UsageError where `ids` cannot be appended to `cache`; every engine asks this first."""
     if not len(ids):
         raise UsageError("there are no tokens to run through the model")
-    if min(ids) < 0 or max(ids) >= config.vocab_size:
-        wrong = next(token for token in ids if not 0 <= token < config.vocab_size)
-        raise UsageError(f"token id {wrong} is outside the vocabulary 0-{config.vocab_size - 1}")
+    check_ids(config, ids)
     if cache.length + len(ids) > cache.capacity:
         raise UsageError(
             f"{cache.length + len(ids)} positions do not fit into a cache of {cache.capacity}"
         )
+
+
+def check_ids(config: ModelConfig, ids: Sequence[int]) -> None:
+    """Raise UsageError where an id is outside the vocabulary."""
+    wrong = next((token for token in ids if not 0 <= token < config.vocab_size), None)
+    if wrong is not None:
+        raise UsageError(f"token id {wrong} is outside the vocabulary 0-{config.vocab_size - 1}")
 
 
 def open_engine(
@@ -116,7 +121,7 @@ def open_engine(
     if backend != "numpy":
         try:
             from kvgen.fast.engine import FastEngine
-        except ImportError as error:
+        except Exception as error:  # whatever keeps Numba from starting: ImportError, a bad setting
             if backend == "numba":
                 raise KvgenError(
                     f"the numba backend cannot be used here ({error}); --backend numpy can"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from kvgen.checkpoint import Checkpoint, open_checkpoint
 from kvgen.config import ModelConfig
-from kvgen.engine import Engine, open_engine
+from kvgen.engine import Engine, check_ids, open_engine
 from kvgen.errors import CheckpointError, UsageError
 from kvgen.families import find
 from kvgen.generate import check_lengths, generate, require_finite
@@ -73,6 +74,27 @@ class Model:
             raise CheckpointError(f"{self.folder}: tokenizer.json is missing")
         return self.tokenizer
 
+    def encode(self, text: str) -> list[int]:
+        """The text's ids. Raises CheckpointError where the tokenizer is for another model."""
+        ids = self.require_tokenizer().encode(text)
+        if ids and max(ids) >= self.config.vocab_size:
+            raise CheckpointError(
+                f"{self.folder}: the tokenizer gives id {max(ids)}, but the model has "
+                f"{self.config.vocab_size}"
+            )
+        return ids
+
+    def _as_ids(self, ids: Sequence[int]) -> list[int]:
+        """Whole numbers of any kind as a list. Raises UsageError for anything else."""
+        try:
+            if isinstance(ids, (str, bytes)):
+                raise TypeError
+            numbers = [index(token) for token in ids]
+        except TypeError:
+            raise UsageError("token ids must be a sequence of whole numbers") from None
+        check_ids(self.config, numbers)
+        return numbers
+
     def sampler(self, options: SamplingOptions, *, seed: int | None = None) -> Sampler:
         """A sampler that keeps to the ids that the tokenizer knows."""
         n_tokens = self.tokenizer.n_tokens if self.tokenizer is not None else None
@@ -85,7 +107,7 @@ class Model:
         without it everything is one full pass. Both agree to rounding. Raises UsageError for ids
         outside the vocabulary or more of them than the context holds.
         """
-        ids = [int(token) for token in ids]
+        ids = self._as_ids(ids)
         check_lengths(self.config, len(ids), 0)
         kv = self.engine.new_cache(len(ids))
         half = max(1, len(ids) // 2) if cache else len(ids)
@@ -102,7 +124,7 @@ class Model:
         sampling: SamplingOptions | None = None,
         seed: int | None = None,
         sampler: Sampler | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         cache: bool = True,
         on_progress: Callable[[int], None] | None = None,
     ) -> Iterator[Piece]:
@@ -112,8 +134,11 @@ class Model:
         is greedy. The run ends at a stop id of the checkpoint, before the first `stop` text, or
         after `max_new_tokens`. A ready `sampler` takes the place of `sampling` and `seed`.
         """
-        ids = self.require_tokenizer().encode(prompt) if isinstance(prompt, str) else list(prompt)
+        ids = self.encode(prompt) if isinstance(prompt, str) else self._as_ids(prompt)
+        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int):
+            raise UsageError(f"cannot generate {max_new_tokens!r} tokens")
         check_lengths(self.config, len(ids), max_new_tokens)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
         steps = generate(
             self.engine,
             ids,
@@ -123,7 +148,7 @@ class Model:
             reuse_cache=cache,
             on_progress=on_progress,
         )
-        stream = self.tokenizer.stream(ids, stops=stop) if self.tokenizer is not None else None
+        stream = self.tokenizer.stream(ids, stops=stops) if self.tokenizer is not None else None
         for count, step in enumerate(steps, start=1):
             text = stream.push(step.token) if stream is not None else ""
             reason: FinishReason | None = None
@@ -162,8 +187,10 @@ def load(
     _check_choice("backend", backend, _BACKENDS)
     _check_choice("dtype", dtype, ("auto", *get_args(DTypeName)))
     _check_choice("cache dtype", cache_dtype, _CACHE_DTYPES)
-    if threads is not None and threads < 1:
-        raise UsageError(f"cannot run on {threads} threads")
+    if threads is not None and (not isinstance(threads, int) or not 0 < threads <= 1024):
+        raise UsageError(f"cannot run on {threads!r} threads")
+    if path_or_id is not None and not (isinstance(path_or_id, (str, Path)) and str(path_or_id)):
+        raise UsageError(f"{path_or_id!r} is not the name of a model")
     began = time.perf_counter()
     checkpoint = open_checkpoint(Path(path_or_id) if path_or_id is not None else default_model())
     params = bind(checkpoint, find(checkpoint.config), dtype=None if dtype == "auto" else dtype)

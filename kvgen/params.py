@@ -265,11 +265,13 @@ class _Binder:
         if name not in self._tensors and tied is not False:
             return Linear(embed, None)
         head = self.linear("head")
-        if not tied:
-            return head
-        if not np.array_equal(head.weight.stored, embed.stored):
-            self.notes.append(f"{name} differs from the embedding although config.json ties them")
-        return Linear(embed, None)
+        if tied and np.array_equal(head.weight.stored, embed.stored):
+            return Linear(embed, head.bias)
+        if tied:  # the reference implementation does not tie them then
+            self.notes.append(
+                f"{name} differs from the embedding although config.json ties them: it is used"
+            )
+        return head
 
     def refuse_unclaimed(self) -> None:
         """Raise CheckpointError where a tensor of the checkpoint found no slot."""

@@ -49,7 +49,7 @@ def inverse_frequencies(rope: RopeConfig, n_positions: int) -> FloatArray:
         stretch = rope.factor * n_positions / rope.original_context - (rope.factor - 1)
         theta *= math.pow(stretch, rope.dim / (rope.dim - 2))
     exponents = np.arange(0, rope.dim, 2, dtype=np.float32) / np.float32(rope.dim)
-    inv_freq: FloatArray = 1.0 / np.power(np.float32(theta), exponents)
+    inv_freq: FloatArray = (1 / np.float32(theta) ** exponents).astype(np.float32)
     if rope.kind == "linear":
         inv_freq = inv_freq / np.float32(rope.factor)
     elif rope.kind == "llama3":
@@ -59,7 +59,7 @@ def inverse_frequencies(rope: RopeConfig, n_positions: int) -> FloatArray:
     elif rope.kind == "longrope":
         beyond = n_positions > rope.original_context
         factors = rope.long_factors if beyond else rope.short_factors
-        inv_freq = inv_freq / np.asarray(factors, np.float32)
+        inv_freq = (inv_freq / np.asarray(factors, np.float32)).astype(np.float32)
     assert inv_freq.dtype == np.float32
     return inv_freq
 

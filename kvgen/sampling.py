@@ -78,6 +78,12 @@ class SamplingOptions:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "min_p"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value > 1e300:
+                raise UsageError(f"{name.replace('_', '-')} is {value!r}; it must be a number")
+        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int):
+            raise UsageError(f"top-k is {self.top_k!r}; it must be a whole number")
         if not 0 <= self.temperature < float("inf"):
             raise UsageError(f"temperature is {self.temperature}; it must be 0 or more")
         if self.top_k < 0:
@@ -109,6 +115,8 @@ class Sampler:
     def __init__(
         self, options: SamplingOptions, *, n_tokens: int | None = None, seed: int | None = None
     ) -> None:
+        if seed is not None and (not isinstance(seed, int) or seed < 0):
+            raise UsageError(f"seed is {seed!r}; it must be a whole number, 0 or more")
         self.options = options
         self.seed = secrets.randbits(32) if seed is None else seed
         self._n_tokens = n_tokens
@@ -126,7 +134,8 @@ class Sampler:
             logits = keep_top_p(logits, options.top_p)
         logits = keep_min_p(logits, options.min_p)
         # Shifted first: a tiny temperature must not turn the largest logit into infinity.
-        scaled = (logits - logits.max()).astype(np.float64) / options.temperature
+        with np.errstate(over="ignore"):  # and a tiny one sends all others to -inf
+            scaled = (logits - logits.max()).astype(np.float64) / options.temperature
         cumulative = np.cumsum(np.exp(scaled))
         point = self._random.random() * cumulative[-1]
         return int(np.searchsorted(cumulative, point, side="right"))

@@ -19,14 +19,16 @@ class Tokenizer:
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         """Raises CheckpointError where the file cannot be used."""
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(path.read_bytes())
+            self.eos_id = self._special_id(settings.get("eos_token"))
+            self._bos_id = self._special_id(settings.get("bos_token"))
         except Exception as error:  # the library raises nothing narrower
             raise CheckpointError(f"{path}: is not a usable tokenizer: {error}") from None
+        if not self.n_tokens:
+            raise CheckpointError(f"{path}: has no tokens")
         # Files saved in training may pad or cut; a prompt is neither padded nor cut.
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self.eos_id = self._special_id(settings.get("eos_token"))
-        self._bos_id = self._special_id(settings.get("bos_token"))
         self._add_bos = settings.get("add_bos_token") is True
         self._byte_level = "ByteLevel" in repr(self._tokenizer.decoder)
 
@@ -41,7 +43,10 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError:  # bytes of a command line that no text was made of
             raise UsageError("the prompt is not valid UTF-8") from None
-        ids = list(self._tokenizer.encode(text).ids)
+        try:
+            ids = list(self._tokenizer.encode(text).ids)
+        except Exception as error:
+            raise CheckpointError(f"the tokenizer cannot encode the prompt: {error}") from None
         if self._add_bos and self._bos_id is not None and ids[:1] != [self._bos_id]:
             ids.insert(0, self._bos_id)
         return ids
@@ -94,7 +99,11 @@ class TextStream:
     def push(self, token: int) -> str:
         """The text that this token settles, often empty."""
         self._undecoded.append(token)
-        text = self._decoder.step(self._tokenizer, token)
+        try:
+            text = self._decoder.step(self._tokenizer, token)
+        except Exception:  # the library gives up where bytes turn out to be no character after all
+            text = self._tokenizer.decode(self._undecoded, skip_special_tokens=True)
+            self._decoder = DecodeStream(ids=[token], skip_special_tokens=True)
         if text is None:
             return ""
         self._undecoded.clear()

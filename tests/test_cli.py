@@ -325,7 +325,8 @@ def test_bench_fits_a_small_context_and_needs_no_tokenizer(
         (["-p", "1000", "-n", "100"], "exceed the context of 1024"),
         (["some text", "-p", "5"], "give a text or -p, not both"),
         (["--out", "no/such/folder.json"], "there is no folder no/such"),
-        (["--out", "."], "is a folder"),
+        (["--out", "."], "'.' is not the name of a file"),
+        (["-n", "0", "--no-cache"], "leaves no step to compare"),
     ],
 )
 def test_a_benchmark_that_cannot_be_run_is_refused(arguments: list[str], message: str) -> None:
@@ -370,6 +371,10 @@ def test_maps_can_be_saved(tmp_path: Path) -> None:
         (["-l", "8"], "layer 8: this model has layers 0-7"),
         (["-l", "-9"], "layer -9: this model has layers 0-7"),
         (["-l", "3-1"], "layer 3-1: this model has layers 0-7"),
+        (["-l", "-1-3"], "layer '-1-3' is not a number, a range like 0-3, or all"),
+        (["-l", ""], "layer '' is not a number"),
+        (["-l", "9" * 5000], "is not a number, a range"),
+        (["-l", "1", "-H", "1", "--explain", "last", "-o", "x.npz"], "leave one of them out"),
         (["-l", "one"], "layer 'one' is not a number, a range like 0-3, or all"),
         (["-l", "1", "-H", "8"], "head 8: this model has heads 0-7"),
         (["-H", "1"], "-H needs -l"),

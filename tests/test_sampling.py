@@ -107,6 +107,8 @@ def test_ids_beyond_the_tokenizer_are_never_sampled() -> None:
         ({"temperature": -1}, "temperature is -1; it must be 0 or more"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": float("inf")}, "temperature is inf"),
+        ({"temperature": "hot"}, "temperature is 'hot'; it must be a number"),
+        ({"top_k": 1.5}, "top-k is 1.5; it must be a whole number"),
         ({"top_k": -1}, "top-k is -1"),
         ({"top_p": 0}, "top-p is 0; it must be above 0 and at most 1"),
         ({"top_p": 2}, "top-p is 2"),

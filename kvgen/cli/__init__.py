@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 from typing import NoReturn
 
 import click
 
 import kvgen
+from kvgen.cli import signals
 from kvgen.cli.bench import bench
 from kvgen.cli.generate import generate
 from kvgen.cli.inspect_attention import inspect_attention
@@ -52,7 +51,7 @@ cli.add_command(inspect_attention)
 
 def main() -> NoReturn:
     """Run the command line of this process and leave with its exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signals.install()
     code = run(sys.argv[1:])
     if code == _PIPE_CLOSED:
         # What is still buffered cannot be written; closing must not complain about it.
@@ -108,7 +107,3 @@ def _fail(message: str, code: int) -> int:
     except OSError:  # nobody listens on stderr either
         return code
     return code
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise TerminatedError

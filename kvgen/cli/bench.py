@@ -116,6 +116,8 @@ def bench(
     text = read_prompt(prompt, prompt_option, None, required=False)
     if text is not None and n_prompt is not None:
         raise UsageError("-p asks for random ids: give a text or -p, not both")
+    if n_gen == 0 and not cached_only:
+        raise UsageError("-n 0 leaves no step to compare: --no-cache needs at least -n 1")
     if out is not None:
         check_writable(out)
     model = load_model(
@@ -157,13 +159,13 @@ def bench(
         "environment": environment(),
     }
     content = json.dumps(bench_json(report, facts)) + "\n"
-    if out is not None:
-        write_file(out, content.encode())
     if output == "json":
         write_text(content)
     else:
         canvas = make_canvas(color=color, width=width, ascii_only=ascii_only)
         show(bench_view(report, facts, canvas), canvas)
+    if out is not None:
+        write_file(out, content.encode())
     if report.verification is not None and not report.verification.passed:
         raise VerificationError(
             "cached and uncached logits differ by "
@@ -190,13 +192,13 @@ def _choose_work(
     # Defaults shrink with the context; what was asked for is taken or refused.
     n_new = n_gen if n_gen is not None else min(_NEW_TOKENS, max(1, context // 5))
     if text is not None:
-        ids = model.require_tokenizer().encode(text)
+        ids = model.encode(text)
         check_lengths(model.config, len(ids), n_new)
         return _Work(prompt_ids=tuple(ids), n_gen=n_new, prompt=f"{len(ids)} tokens", seed=None)
     length = n_prompt if n_prompt is not None else max(1, min(_PROMPT_TOKENS, context - n_new))
     check_lengths(model.config, length, n_new)
     if n_prompt is None and model.tokenizer is not None:
-        ids = model.tokenizer.encode(files("kvgen.bench").joinpath("text.txt").read_text("utf-8"))
+        ids = model.encode(files("kvgen.bench").joinpath("text.txt").read_text("utf-8"))
         ids = ids[:length]
         scaled = f", scaled to the context of {context}" if length < _PROMPT_TOKENS else ""
         words = f"{len(ids)} tokens of the text that ships with the benchmark{scaled}"

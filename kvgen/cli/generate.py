@@ -109,7 +109,7 @@ def generate(
     sampler = model.sampler(sampling, seed=seed)
     if verbose:
         note(f"sampling: {sampling.describe()}")
-    prompt_ids = model.require_tokenizer().encode(text)
+    prompt_ids = model.encode(text)
     run = _Run(model, prompt_ids, use_cache=use_cache)
     if echo and not as_json:
         write_text(text)

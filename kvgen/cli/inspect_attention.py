@@ -100,6 +100,8 @@ def inspect_attention(
         raise UsageError("-H needs -l: which layer's head?")
     if query_spec is not None and (layer_spec is None or head_spec is None):
         raise UsageError("--explain needs one head: add -l and -H")
+    if query_spec is not None and output is not None:
+        raise UsageError("--explain draws and -o writes: leave one of them out")
     if output is not None and not output.endswith(".npz"):
         raise UsageError(f"{output}: the file's name must end in .npz")
     if output is not None:
@@ -109,10 +111,10 @@ def inspect_attention(
     model = load_model(
         folder, backend=backend, dtype=dtype, threads=threads, quiet=quiet, verbose=verbose
     )
-    layers = _indices(layer_spec or "all", model.config.n_layers, "layer")
-    heads = _indices(head_spec or "all", model.config.n_heads, "head")
+    layers = _indices("all" if layer_spec is None else layer_spec, model.config.n_layers, "layer")
+    heads = _indices("all" if head_spec is None else head_spec, model.config.n_heads, "head")
     tokenizer = model.require_tokenizer()
-    prompt_ids = tokenizer.encode(text)
+    prompt_ids = model.encode(text)
 
     from kvgen.attention.diagnostics import diagnose
     from kvgen.attention.record import record
@@ -226,12 +228,12 @@ def _indices(spec: str, count: int, what: str) -> list[int]:
         return list(range(count))
     chosen: list[int] = []
     for part in spec.split(","):
-        match = re.fullmatch(r"(-?\d+)(?:-(\d+))?", part.strip())
+        match = re.fullmatch(r"(-[0-9]{1,6})|([0-9]{1,6})(?:-([0-9]{1,6}))?", part.strip())
         if match is None:
             raise UsageError(f"{what} {part!r} is not a number, a range like 0-3, or all")
-        first = int(match[1])
-        last = int(match[2]) if match[2] is not None else first
-        if not (-count <= first < count and last < count and (match[2] is None or first <= last)):
+        first = int(match[1] or match[2])
+        last = int(match[3]) if match[3] is not None else first
+        if not -count <= first <= last < count:
             raise UsageError(f"{what} {part}: this model has {what}s 0-{count - 1}")
         chosen += [index % count for index in range(first, last + 1)]
     return list(dict.fromkeys(chosen))
@@ -240,6 +242,6 @@ def _indices(spec: str, count: int, what: str) -> list[int]:
 def _query(spec: str, count: int) -> int:
     if spec == "last":
         return count - 1
-    if re.fullmatch(r"-?\d+", spec) is None or not -count <= int(spec) < count:
+    if re.fullmatch("-?[0-9]{1,6}", spec) is None or not -count <= int(spec) < count:
         raise UsageError(f"query {spec}: this run has queries 0-{count - 1}, or last")
     return int(spec) % count

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
+from kvgen.cli import signals
 from kvgen.cli.output import note, working
 from kvgen.errors import UsageError
 
@@ -61,7 +62,7 @@ def model_options(command: Command) -> Command:
         click.option(
             "-t",
             "--threads",
-            type=click.IntRange(min=1),
+            type=click.IntRange(1, 1024),
             help="Threads of the numpy backend's BLAS; the numba backend runs on one.",
         ),
     )(command)
@@ -122,7 +123,7 @@ def display_options(command: Command) -> Command:
             show_default=True,
             help="Maps in colour; without it in block characters.",
         ),
-        click.option("--width", type=click.IntRange(min=40), help="Columns to draw in."),
+        click.option("--width", type=click.IntRange(min=60), help="Columns to draw in."),
         click.option("--ascii", "ascii_only", is_flag=True, help="Draw with ASCII only."),
     )(command)
 
@@ -183,7 +184,7 @@ def load_model(
     verbose: bool = False,
 ) -> Model:
     """Load the model with a sign of life on a terminal, and say what the user should know."""
-    with working("loading the model and its kernels", quiet=quiet):
+    with working("loading the model and its kernels", quiet=quiet), signals.deferred():
         from kvgen.model import load
 
         model = load(folder, backend=backend, dtype=dtype, threads=threads)

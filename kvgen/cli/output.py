@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import stat
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
     from kvgen.render.canvas import Canvas
 
 _PATIENCE_SECONDS = 0.5  # what is over sooner needs no sign of life
-_PIPE_WIDTH = 100
-_PLAIN = str.maketrans({"·": "-", "…": "~", "│": "|", "—": "-"})
+_PIPE_WIDTH, _NARROWEST = 100, 60
+_SHAPES = "▁▂▃▄▅▆▇█▀░▒▓·│◂…␣⏎⇥"  # what views are drawn with where ASCII is not asked for
 
 
 def write_text(text: str) -> None:
@@ -42,41 +44,47 @@ def write_text(text: str) -> None:
 
 def check_writable(path: str) -> None:
     """Raise UsageError where a result could not be written there, before it has been worked for."""
-    folder = Path(path).parent
-    if not folder.is_dir():
-        raise UsageError(f"{path}: there is no folder {folder}")
-    if Path(path).is_dir():
-        raise UsageError(f"{path}: is a folder")
-    if not os.access(path if Path(path).exists() else folder, os.W_OK):
+    target = Path(path).resolve()
+    if target.is_dir() or not path:
+        raise UsageError(f"{path!r} is not the name of a file")
+    if not target.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {Path(path).parent}")
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
         raise UsageError(f"{path}: cannot be written")
 
 
 def write_file(path: str, content: bytes) -> None:
     """A result to a file, whole or not at all: an interrupted run leaves no half of it."""
     target = Path(path).resolve()  # a link stays a link
+    # A device, a pipe, or a file in a folder that takes no new ones is written to as it is.
+    in_place = target.exists() and not (target.is_file() and os.access(target.parent, os.W_OK))
     try:
-        if target.exists() and not target.is_file():  # a device or a pipe is written to as it is
+        if in_place:
             target.write_bytes(content)
             return
+        if target.exists():
+            rights = stat.S_IMODE(target.stat().st_mode)
+        else:  # a temporary file is private; a result has the rights of any new file
+            mask = os.umask(0)
+            os.umask(mask)
+            rights = 0o666 & ~mask
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".kvgen-", delete=False) as part:
             try:
                 part.write(content)
                 part.flush()
-                # A fresh temporary file is private; a result has the rights of any new file.
-                mask = os.umask(0)
-                os.umask(mask)
-                Path(part.name).chmod(0o666 & ~mask)
+                Path(part.name).chmod(rights)
+                Path(part.name).replace(target)
             except BaseException:
                 Path(part.name).unlink(missing_ok=True)
                 raise
-        Path(part.name).replace(target)
     except OSError as error:
         raise KvgenError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def note(text: str) -> None:
-    """A line for the user on stderr."""
-    click.echo(text, err=True)
+    """A line for the user on stderr; where nobody listens there the run goes on."""
+    with suppress(OSError):
+        click.echo(text, err=True)
 
 
 def make_canvas(
@@ -90,15 +98,15 @@ def make_canvas(
     console = Console(file=sys.stdout)
     if width is None:
         environment = os.environ.get("COLUMNS", "")
-        on_pipe = int(environment) if environment.isdigit() else _PIPE_WIDTH
-        width = max(40, console.width if console.is_terminal else on_pipe)
+        on_pipe = int(environment) if re.fullmatch("[0-9]{1,5}", environment) else _PIPE_WIDTH
+        width = max(_NARROWEST, console.width if console.is_terminal else on_pipe)
     mode: Mode = "glyphs"
     # 16 colours would mislead: a map needs a ramp.
     if color == "always" or (
         color == "auto" and not console.no_color and console.color_system in ("256", "truecolor")
     ):
         mode = "color"
-    if ascii_only or not _can_encode("▀░▒▓█·│"):
+    if ascii_only or not _can_encode(_SHAPES):
         mode = "ascii"
     return Canvas(width, mode)
 
@@ -125,9 +133,11 @@ def show(view: RenderableType, canvas: Canvas) -> None:
     if not colored:
         text = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
     if canvas.mode == "ascii":
-        text = text.translate(_PLAIN).encode("ascii", "backslashreplace").decode()
+        text = text.replace(" · ", " - ").replace("·", ".").replace("…", "~")
+        text = text.encode("ascii", "backslashreplace").decode()
     if sys.stdout is not None:
-        sys.stdout.write(text)
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # a token may hold anything
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
         sys.stdout.flush()
 
 

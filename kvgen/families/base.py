@@ -43,9 +43,10 @@ class Family:
 
 
 # Keys that change nothing at inference although their names speak of arithmetic.
-_INERT = frozenset({"attention_dropout", "output_attentions"})
+_INERT = frozenset({"attention_dropout", "output_attentions", "residual_dropout"})
 _SPEAKS_OF_ARITHMETIC = re.compile(
-    "rope|rotary|scale|scaling|multiplier|norm|bias|window|attention|softcap|expert|quant|alibi",
+    "rope|rotary|scale|scaling|multiplier|norm|bias|window|attention|softcap|expert|quant|alibi"
+    "|layer_types|residual|parallel",
     re.IGNORECASE,
 )
 _ACTIVATIONS: dict[str, Activation] = {
@@ -87,6 +88,9 @@ class Keys:
         value = self._value(name, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self._wrong(name, value, "a number")
+        # Arithmetic is float32: what it cannot hold is no use. NaN passes, to be refused by name.
+        if value and not 1e-30 < abs(value) < 1e30 and value == value:
+            raise self._wrong(name, value, "a number that float32 can hold")
         return float(value)
 
     def flag(self, name: str, default: Any = _MISSING) -> bool:
@@ -99,7 +103,7 @@ class Keys:
     def activation(self, name: str, default: Any = _MISSING) -> Activation:
         """An activation function, by any of the names that transformers gives it."""
         value = self._value(name, default)
-        if value not in _ACTIVATIONS:
+        if not isinstance(value, str) or value not in _ACTIVATIONS:
             raise self._wrong(name, value, f"one of {', '.join(_ACTIVATIONS)}")
         return _ACTIVATIONS[value]
 
@@ -159,6 +163,10 @@ class Keys:
         except (TypeError, ValueError):
             raise self._wrong(name, value, "a list of [words, times]") from None
 
+    def same(self, one: str, other: str) -> bool:
+        """Whether two keys are both there and say the same."""
+        return self.has(one) and self._raw.get(one) == self._raw.get(other)
+
     def mark(self, name: str) -> None:
         """Count the key as understood without reading it."""
         self._read.add(name)
@@ -175,7 +183,7 @@ class Keys:
         """
         for name in self.unread():
             value = self._raw[name]
-            harmless = value is None or value is False or value == 0 or value in ("", [], {})
+            harmless = not value or (name == "layer_types" and set(value) == {"full_attention"})
             speaks = every or _SPEAKS_OF_ARITHMETIC.search(name)
             if speaks and not harmless and name not in _INERT and name not in inert:
                 raise CheckpointError(

@@ -114,6 +114,8 @@ def read_rope(
     partial = keys.number(partial_key, partial)
     original = keys.count("original_max_position_embeddings", max_context)
     scaling = parameters or keys.nested("rope_parameters") or keys.nested("rope_scaling")
+    if keys.same("rope_parameters", "rope_scaling"):
+        keys.mark("rope_scaling")
     if scaling is None:
         return RopeConfig(theta=theta, dim=int(head_dim * partial))
     theta = scaling.number("rope_theta", theta)

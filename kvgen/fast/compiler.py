@@ -39,15 +39,15 @@ def cache_folder() -> Path | None:
     digest = hashlib.sha256("\0".join(target).encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
-    folder = _user_cache() / "kernels" / digest.hexdigest()[:16]
     try:
+        folder = _user_cache() / "kernels" / digest.hexdigest()[:16]
         if not folder.exists():
             folder.mkdir(parents=True)
             _prune(folder.parent)
         probe = folder / f".writable-{os.getpid()}"
         probe.touch()
         probe.unlink()
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: a user without a home
         return None
     return folder
 

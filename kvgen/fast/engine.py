@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Literal
 
+import numba
 import numpy as np
 
 from kvgen.cache import DenseCache
@@ -77,6 +78,8 @@ class FastEngine:
 
     def _compile(self) -> float:
         """Run no tokens at all, which compiles or loads everything; the seconds that it took."""
+        if numba.config.DISABLE_JIT:
+            raise KvgenError("NUMBA_DISABLE_JIT turns the compiler off: use --backend numpy")
         began = time.perf_counter()
         nothing = np.empty(0, np.int64)
         memory = _memory(self.config, self.new_cache(1), None)

@@ -173,7 +173,8 @@ def head_map(
     weights = attention_weights(layer_trace)[head]
     T = trace.length
     beside = canvas.width >= 80
-    room = canvas.width - (3 + 1 + TOKEN_CELLS + 2 + 13 + 1) - (26 if beside else 2)
+    digits = max(3, len(str(T - 1)))
+    room = canvas.width - (digits + 1 + TOKEN_CELLS + 2 + 13 + 1) - (26 if beside else 2)
     factor = _pooling(max(T - 1, 1), max(room, 1))
     others = pool_map(causal(weights)[:, 1:], factor)
     cell = max(1, min(3, room // max(others.shape[1], 1)))
@@ -186,14 +187,14 @@ def head_map(
         title += f" · lines and columns of {factor} (greatest weight, mean H)"
     edge = "|" if canvas.mode == "ascii" else "│"
     numbers = _key_numbers(others.shape[1], cell, factor)
-    heading = f"  q {'token':<{TOKEN_CELLS}}  {'key 0':<13}{edge}{numbers}{edge}"
+    heading = f"{'q':>{digits}} {'token':<{TOKEN_CELLS}}  {'key 0':<13}{edge}{numbers}{edge}"
     lines = [Text(heading + (" top other key    H/nats" if beside else ""), "dim")]
     entropies = row_entropy(weights)
     drawn = draw_map(others, canvas, cell_width=cell)
     for query, cells in zip(range(0, T, factor), drawn, strict=True):
         pooled = slice(query, min(query + factor, T))  # the queries that share this line
         sink = float(weights[pooled, 0].max())
-        line = Text(f"{query:>3} {token_label(tokens[query], canvas, TOKEN_CELLS)}  ")
+        line = Text(f"{query:>{digits}} {token_label(tokens[query], canvas, TOKEN_CELLS)}  ")
         line += Text(f"{draw_bar(sink, canvas, 8):<8}{sink:>4.0%} {edge}")
         line += cells + Text(edge)
         if beside:

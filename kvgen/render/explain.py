@@ -75,7 +75,7 @@ def explanation(
             f"query {query} {label} · d_k = {D}, d_v = {d_v}, scale = {layer_trace.scale:.4g} · "
             f"|q| = {explained.query_length:.2f}"
         ),
-        Text(f"o_{query} = sum over j <= {query} of softmax_j(q_{query} · k_j * scale) v_j"),
+        Text(f"o_{query} = sum over j <= {query} of softmax_j(q_{query}·k_j * scale) v_j"),
         table,
         Text(
             f"shapes  q ({D},)  K ({S}, {D})  scores ({S},)  weights ({S},)  V ({S}, {d_v})  "
