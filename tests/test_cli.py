@@ -404,6 +404,51 @@ def test_colour_only_where_it_is_wanted() -> None:
     assert b"48;2;253;231;37m" in colored or b"48;5;" in colored
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "koi8-r", "cp437", "latin-1", "ascii"])
+def test_views_survive_any_code_page(encoding: str) -> None:
+    for rest in ([], ["-l", "2", "-H", "1"], ["-l", "2", "-H", "1", "--explain", "last"]):
+        run = kvgen("inspect-attention", "hi é 月", *rest, PYTHONIOENCODING=encoding)
+        assert run.returncode == 0 and run.stdout, run.stderr
+
+
+def test_a_formula_stays_one_in_ascii() -> None:
+    run = kvgen("inspect-attention", "hi", "-l", "2", "-H", "1", "--explain", "last", "--ascii")
+    assert b"softmax_j(q_2.k_j * scale)" in run.stdout and b"1) q.k_j" in run.stdout
+
+
+def test_a_user_without_a_home_can_run() -> None:
+    script = (
+        "import os, sys\n"
+        "os.path.expanduser = lambda path: path\n"
+        "from kvgen.cli import run\n"
+        f"sys.exit(run(['generate', {PROMPT!r}, '-n', '2', '-q', '--greedy']))\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("XDG")}
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, env=environment, check=False
+    )
+    assert (run.returncode, run.stderr) == (0, b"")
+
+
+def test_an_existing_file_keeps_its_rights(tmp_path: Path) -> None:
+    file = tmp_path / "maps.npz"
+    file.touch(mode=0o600)
+    assert kvgen("inspect-attention", "hi", "-o", str(file)).returncode == 0
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_closed_stderr_does_not_cost_the_text() -> None:
+    process = subprocess.Popen(
+        [*KVGEN, "generate", PROMPT, "-n", "5", "--greedy", "--top-k", "3"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stderr is not None
+    process.stderr.close()
+    text = process.stdout.read()
+    process.stdout.close()
+    assert (process.wait(timeout=60), bool(text)) == (0, True)
+
+
 def test_ascii_where_the_stream_holds_nothing_else() -> None:
     base = ["inspect-attention", "The cat", "-l", "2"]
     assert kvgen(*base, "--ascii").stdout.isascii()
@@ -466,6 +511,24 @@ def test_an_interrupted_run_keeps_its_text(
         assert content["finish_reason"] == "interrupted" and content["text"]
     else:
         assert message.decode().splitlines()[-1] == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"]
+)
+def test_a_signal_while_kernels_compile_is_not_lost(
+    sent: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [*KVGEN, "generate", PROMPT, "-n", "5", "-q"], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+        env=os.environ | {"KVGEN_CACHE_DIR": str(tmp_path)},
+    )  # fmt: skip
+    time.sleep(2.5)
+    process.send_signal(sent)
+    text, message = process.communicate(timeout=60)
+    assert (process.returncode, text) == (code, b"")
+    assert message.count(b"\n") == 1 and b"Traceback" not in message
 
 
 def test_on_a_terminal_the_text_ends_with_a_line_end() -> None:

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tokenizers
 
 from kvgen.errors import CheckpointError, UsageError
 from kvgen.model import default_model
@@ -122,6 +124,50 @@ def test_a_start_token_is_added_once(tmp_path: Path) -> None:
     assert Tokenizer(bare, {}).encode("cat")[:1] != [0]
     assert Tokenizer(bare, settings).encode("cat")[:1] == [0]
     assert Tokenizer(FILE, settings).encode("cat") == Tokenizer(FILE, {}).encode("cat")
+
+
+def byte_fallback(tmp_path: Path) -> Tokenizer:
+    """A SentencePiece kind of tokenizer: unknown characters are spelled as tokens of one byte."""
+    pieces = ["<unk>", "▁", "a", "b", "▁a", "▁b", *(f"<0x{byte:02X}>" for byte in range(256))]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    library = tokenizers.Tokenizer(
+        tokenizers.models.BPE(
+            vocabulary, [("▁", "a"), ("▁", "b")], unk_token="<unk>", byte_fallback=True
+        )
+    )
+    library.normalizer = tokenizers.normalizers.Sequence(
+        [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
+    )
+    library.decoder = tokenizers.decoders.Sequence(
+        [
+            tokenizers.decoders.Replace("▁", " "),
+            tokenizers.decoders.ByteFallback(),
+            tokenizers.decoders.Fuse(),
+            tokenizers.decoders.Strip(" ", 1, 0),
+        ]
+    )
+    library.save(str(tmp_path / "tokenizer.json"))
+    return Tokenizer(tmp_path / "tokenizer.json", {})
+
+
+def test_tokens_of_one_byte_stream_as_characters(tmp_path: Path) -> None:
+    tokenizer = byte_fallback(tmp_path)
+    ids = tokenizer.encode("a 月 b 🐈 a")
+    assert b"".join(map(tokenizer.token_bytes, ids)) == " a 月 b 🐈 a".encode()
+    stream = tokenizer.stream([])
+    assert "".join(map(stream.push, ids)) + stream.finish() == "a 月 b 🐈 a"
+
+
+def test_stray_bytes_never_stop_a_stream(tmp_path: Path) -> None:
+    tokenizer = byte_fallback(tmp_path)
+    cat = tokenizer.encode("🐈")[1:]
+    random = np.random.RandomState(0)
+    for prompt in ([], tokenizer.encode("a 🐈")):
+        for _ in range(300):
+            stream = tokenizer.stream(prompt)
+            ids = [*cat, *random.randint(1, 262, 12).tolist(), 4, 5]
+            text = "".join(map(stream.push, ids)) + stream.finish()
+            assert text.endswith(("a b", "ab")), text
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"model": 3}'])

@@ -53,6 +53,7 @@ def main() -> NoReturn:
     """Run the command line of this process and leave with its exit code."""
     signals.install()
     code = run(sys.argv[1:])
+    signals.ignore()  # all is said and done
     if code == _PIPE_CLOSED:
         # What is still buffered cannot be written; closing must not complain about it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

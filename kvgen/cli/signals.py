@@ -23,6 +23,12 @@ def install() -> None:
         signal.signal(number, _receive)
 
 
+def ignore() -> None:
+    """Let no signal disturb the end of this process."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def deferred() -> Iterator[None]:
     """Hold the first signal back until the block is left; a second one is raised at once.
