@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     try:
         if not folder.exists():
-            raise ModelNotFoundError(f"{folder}: there is no such model folder")
+            raise ModelNotFoundError(f"{folder}: there is no such model folder{_hub_hint(folder)}")
     except OSError as error:  # a name that no folder can have
         raise ModelNotFoundError(f"{str(folder)[:80]}: {error.strerror}") from None
     if not folder.is_dir():
@@ -86,6 +87,14 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         )
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from None
+
+
+def _hub_hint(folder: Path) -> str:
+    """How to fetch what looks like the name of a model on the Hub."""
+    if not re.fullmatch(r"[\w-]+/[\w.-]+", folder.as_posix()):
+        return ""
+    place = f"weights/{folder.name}"
+    return f"; if it is on the Hub: hf download {folder.as_posix()} --local-dir {place}"
 
 
 def _read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
@@ -114,7 +123,15 @@ def _map_all(folder: Path) -> dict[str, StoredTensor]:
         others = sorted(
             path.name for path in folder.iterdir() if path.suffix in (".bin", ".gguf", ".pt")
         )
-        instead = f" (found {', '.join(others[:3])}: convert to safetensors)" if others else ""
+        instead = ""
+        if any(name.endswith(".bin") for name in others):
+            instead = (
+                f' (found {others[0]}; to convert: python -c "from transformers import '
+                f"AutoModelForCausalLM as M; M.from_pretrained('{folder}')"
+                f".save_pretrained('{folder}')\")"
+            )
+        elif others:
+            instead = f" (found {others[0]}, which kvgen does not read)"
         raise CheckpointError(f"{folder}: {WEIGHTS} is missing{instead}")
     tensors: dict[str, StoredTensor] = {}
     for shard in shards:

@@ -100,6 +100,11 @@ def test_a_missing_folder_is_not_found(tmp_path: Path) -> None:
         kvgen.load(tmp_path / "nowhere")
 
 
+def test_a_name_from_the_hub_is_told_how_to_fetch() -> None:
+    with pytest.raises(ModelNotFoundError, match="hf download org/Model-1.5 --local-dir weights/"):
+        kvgen.load("org/Model-1.5")
+
+
 def test_a_file_in_place_of_a_folder(tmp_path: Path) -> None:
     folder = tiny.write_checkpoint(tmp_path, NAME)
     refuse(folder / "config.json", "is a file; name the folder")
@@ -157,7 +162,13 @@ def test_overlapping_tensors_are_refused(tmp_path: Path) -> None:
 def test_other_formats_in_the_folder_are_named(tmp_path: Path) -> None:
     folder = tiny.write_checkpoint(tmp_path, NAME)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    refuse(folder, r"model.safetensors is missing \(found pytorch_model.bin: convert")
+    refuse(folder, r"is missing \(found pytorch_model.bin; to convert: python -c")
+
+
+def test_a_gguf_file_in_the_folder_is_named(tmp_path: Path) -> None:
+    folder = tiny.write_checkpoint(tmp_path, NAME)
+    (folder / "model.safetensors").rename(folder / "model.gguf")
+    refuse(folder, r"is missing \(found model.gguf, which kvgen does not read\)")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 
 import kvgen
 from kvgen.cli import cli
+from kvgen.families import FAMILIES
 from tests import readme
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +41,11 @@ def test_every_command_and_option_is_in_the_readme(name: str) -> None:
         if isinstance(parameter, click.Option):
             longest = max(parameter.opts + parameter.secondary_opts, key=len)
             assert f"`{longest}" in TEXT or f"{longest}`" in TEXT, f"{longest} of {name}"
+
+
+def test_every_family_is_in_the_readme() -> None:
+    for family in FAMILIES:
+        assert f"`{family}`" in TEXT
 
 
 def test_every_exit_code_is_in_readme_and_help() -> None:

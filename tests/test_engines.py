@@ -9,6 +9,7 @@ import pytest
 
 import kvgen
 from kvgen.errors import NonFiniteError, UsageError
+from kvgen.generate import prefill
 from kvgen.trace import Capture
 from tests import tiny
 from tests.configs import CONFIGS
@@ -45,6 +46,20 @@ def test_prefill_in_two_chunks_equals_one_at_every_split(backend: str, tiny_mode
         assert_equal_to_rounding(engine.forward(IDS[split:], cache), whole)
         assert_equal_to_rounding(cache.keys(1), keys)
         assert_equal_to_rounding(cache.values(1), values)
+
+
+@pytest.mark.parametrize("length", [8, 9, 10, 63, 64, 65, 191, 192, 193, 300])
+@every_model
+def test_prefill_is_right_around_windows_and_chunks(
+    name: str, length: int, tiny_model: Loader
+) -> None:
+    one, other = (tiny_model(name, backend=backend).engine for backend in BACKENDS)
+    if length > one.config.max_context:
+        pytest.skip("beyond this model's context")
+    ids = tiny.make_ids(length, seed=5)
+    whole = one.forward(ids, one.new_cache(length))
+    assert_equal_to_rounding(prefill(one, ids, one.new_cache(length)), whole)
+    assert_equal_to_rounding(prefill(other, ids, other.new_cache(length), chunk=50), whole)
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])

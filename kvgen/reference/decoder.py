@@ -111,13 +111,13 @@ class ReferenceEngine:
         attended = self._norm(
             self._attention(normed, layer, cache, capture), weights.post_attn_norm
         )
-        if self.config.parallel_residual:
-            if weights.mlp_norm is not None:
-                normed = self._norm(x, weights.mlp_norm)
-            return x + scale * (attended + self._mlp(normed, weights))
-        x = x + scale * attended
-        added = self._mlp(self._norm(x, weights.mlp_norm), weights)
-        return x + scale * self._norm(added, weights.post_mlp_norm)
+        if not self.config.parallel_residual:
+            normed = self._norm(x + scale * attended, weights.mlp_norm)
+        elif weights.mlp_norm is not None:
+            normed = self._norm(x, weights.mlp_norm)
+        added = self._norm(self._mlp(normed, weights), weights.post_mlp_norm)
+        y: FloatArray = x + scale * attended + scale * added
+        return y
 
     def _attention(
         self, x: FloatArray, layer: int, cache: DenseCache, capture: Capture | None
@@ -178,16 +178,16 @@ def _project(linear_params: Linear) -> Projection:
 def _widen(layer: LayerParams) -> _Layer:
     return _Layer(
         attn_norm=layer.attn_norm,
-        q_norm=layer.q_norm,
-        k_norm=layer.k_norm,
-        post_attn_norm=layer.post_attn_norm,
-        post_mlp_norm=layer.post_mlp_norm,
         q=_project(layer.q),
         k=_project(layer.k),
         v=_project(layer.v),
         o=_project(layer.o),
+        q_norm=layer.q_norm,
+        k_norm=layer.k_norm,
+        post_attn_norm=layer.post_attn_norm,
         mlp_norm=layer.mlp_norm,
         gate=_project(layer.gate) if layer.gate is not None else None,
         up=_project(layer.up),
         down=_project(layer.down),
+        post_mlp_norm=layer.post_mlp_norm,
     )
