@@ -101,7 +101,9 @@ def test_a_missing_folder_is_not_found(tmp_path: Path) -> None:
 
 
 def test_a_name_from_the_hub_is_told_how_to_fetch() -> None:
-    with pytest.raises(ModelNotFoundError, match=r"hf download org/Model-1\.5 --local-dir weights/"):
+    with pytest.raises(
+        ModelNotFoundError, match=r"hf download org/Model-1\.5 --local-dir weights/"
+    ):
         kvgen.load("org/Model-1.5")
 
 

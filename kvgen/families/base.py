@@ -183,7 +183,8 @@ class Keys:
         """
         for name in self.unread():
             value = self._raw[name]
-            harmless = not value or (name == "layer_types" and set(value) == {"full_attention"})
+            all_full = isinstance(value, list) and all(kind == "full_attention" for kind in value)
+            harmless = not value or (name == "layer_types" and all_full)
             speaks = every or _SPEAKS_OF_ARITHMETIC.search(name)
             if speaks and not harmless and name not in _INERT and name not in inert:
                 raise CheckpointError(
