@@ -47,7 +47,7 @@ Examples:
 """,
 )
 @click.argument("prompt", required=False)
-@click.option("--prompt", "prompt_option", metavar="TEXT", help="The prompt again.")
+@click.option("--prompt", "prompt_option", metavar="TEXT", help="PROMPT, given as an option.")
 @model_options
 @click.option(
     "-p",
@@ -145,7 +145,7 @@ def bench(
     if seconds > _LONG_SECONDS and not quiet:
         note(
             f"about {seconds:.0f} s for {plan.total_positions:,} positions; "
-            "-r 1, -p or -n make it shorter"
+            "fewer of -r, -p or -n make it shorter"
         )
     with counting("benchmark", plan.total_positions, quiet=quiet) as advance:
         report = run_bench(model.engine, plan, on_progress=advance)

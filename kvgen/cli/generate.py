@@ -52,7 +52,7 @@ Examples:
     show_default=True,
     help="New tokens at most; 0 runs the prefill only.",
 )
-@sampling_options
+@sampling_options(default="what the checkpoint recommends, else greedy")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. Repeatable.")
 @click.option(
     "--cache/--no-cache",

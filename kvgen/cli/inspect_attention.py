@@ -62,7 +62,7 @@ Examples:
     help="With -l and -H: walk one query (an index or last) through the formula.",
 )
 @click.option("-o", "--output", metavar="FILE.npz", help="Write the maps to a NumPy archive.")
-@sampling_options
+@sampling_options(default="0")
 @display_options
 @click.option("-q", "--quiet", is_flag=True, help="No notes or progress.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more about the model.")

@@ -72,7 +72,9 @@ def prompt_options(command: Command) -> Command:
     """PROMPT, -p, -f."""
     return _bundle(
         click.argument("prompt", required=False),
-        click.option("-p", "--prompt", "prompt_option", metavar="TEXT", help="The prompt again."),
+        click.option(
+            "-p", "--prompt", "prompt_option", metavar="TEXT", help="PROMPT, given as an option."
+        ),
         click.option(
             "-f",
             "--file",
@@ -83,14 +85,14 @@ def prompt_options(command: Command) -> Command:
     )(command)
 
 
-def sampling_options(command: Command) -> Command:
-    """--temperature, --greedy, --top-k, --top-p, --min-p, --seed."""
+def sampling_options(*, default: str) -> Callable[[Command], Command]:
+    """--temperature, --greedy, --top-k, --top-p, --min-p, --seed; `default` is for the help."""
     return _bundle(
         click.option(
             "--temperature",
             "--temp",
             type=click.FloatRange(min=0),
-            help="0 is greedy. [default: what the checkpoint recommends, else greedy]",
+            help=f"0 is greedy. [default: {default}]",
         ),
         click.option("--greedy", is_flag=True, help="Same as --temperature 0."),
         click.option("--top-k", type=click.IntRange(min=0), help="Keep the K most probable."),
@@ -110,7 +112,7 @@ def sampling_options(command: Command) -> Command:
             type=click.IntRange(min=0),
             help="The same seed gives the same text. [default: random, and printed]",
         ),
-    )(command)
+    )
 
 
 def display_options(command: Command) -> Command:
