@@ -12,7 +12,9 @@ from rich.console import Console, RenderableType
 
 from kvgen.attention.diagnostics import diagnose
 from kvgen.attention.steps import explain_row
+from kvgen.bench.report import Arm, BenchPlan, BenchReport, StepMaps, Verification
 from kvgen.render.attention import head_map, layer_grid, summary
+from kvgen.render.bench import bench_view
 from kvgen.render.canvas import (
     Canvas,
     Mode,
@@ -163,6 +165,46 @@ def test_every_view_keeps_to_its_width(T: int, width: int, mode: Mode) -> None:
         assert all(cell_len(line.rstrip()) <= width for line in drawn)
         assert len(lines) < 120 + width
         assert "\x1b[2J" not in "".join(lines)
+
+
+def make_report(n_prompt: int) -> BenchReport:
+    """A benchmark of three steps with invented figures."""
+    plan = BenchPlan(prompt_ids=(1,) * n_prompt, n_gen=3, repetitions=1, arms=("on", "off"))
+    maps = tuple(
+        StepMaps(step=step, on=np.full((1, S), 1 / S, np.float32), off=np.eye(S, dtype=np.float32))
+        for step, S in enumerate(range(n_prompt + 1, n_prompt + 4))
+    )
+    return BenchReport(
+        plan=plan,
+        generated_ids=(1, 2, 3),
+        arms=(
+            Arm(cache="on", prefill_seconds=(0.5,), step_seconds=((0.001,) * 3,)),
+            Arm(cache="off", prefill_seconds=(0.5,), step_seconds=((1.2345,) * 3,)),
+        ),
+        verification=Verification(
+            max_abs_logit_difference=1e-6, tolerance=1e-3, n_steps=3, n_equal=3, near_ties=0
+        ),
+        head=(2, 3),
+        maps=maps,
+    )
+
+
+@pytest.mark.parametrize("mode", ["color", "glyphs", "ascii"])
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+@pytest.mark.parametrize("n_prompt", [5, 638, 2000])
+def test_a_benchmark_keeps_to_its_width(n_prompt: int, width: int, mode: Mode) -> None:
+    canvas = Canvas(width, mode)
+    facts = {
+        "model": "tiny", "dtype": "f32", "backend": "numba", "threads": 1,
+        "prompt": f"{n_prompt} tokens", "environment": {"cpu": "CPU"},
+    }  # fmt: skip
+    view = bench_view(make_report(n_prompt), facts, canvas)
+    lines = [without_colors(line).rstrip() for line in lines_of(view, canvas)]
+    assert max(map(cell_len, lines)) <= width
+    assert not any(line.endswith("…") for line in lines)
+    assert "".join(lines).count("scores") == 6
+    beside = any("ms/token by position" in line and "what each" in line for line in lines)
+    assert beside == (width >= 100)
 
 
 def test_one_map_exactly() -> None:

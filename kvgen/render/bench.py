@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -16,22 +16,23 @@ from kvgen.render.canvas import Canvas, causal, side_by_side
 from kvgen.tensors import FloatArray
 
 _TABLE_ROWS = 8
-_BESIDE_WIDTH = 100  # columns from which the maps stand beside the table
+_GAP = 3  # columns between the table and the maps beside it
 
 
 def bench_view(
     report: BenchReport, facts: dict[str, Any], canvas: Canvas
 ) -> RenderableType:  # facts as in bench_json
     """The whole report: rates, time per token by position, maps of what was computed, verdict."""
-    beside = canvas.width >= _BESIDE_WIDTH
     table = _by_position(report)
-    maps = _maps(report, canvas, side=12 if canvas.width < 80 or beside else 20)
-    if beside:
-        both: RenderableType = Table.grid(padding=(0, 3))
-        assert isinstance(both, Table)
-        both.add_row(table, maps)
+    maps = _maps(report, canvas, side=12)
+    width = Console(width=1000).measure(table).maximum + max(line.cell_len for line in maps)
+    if width + _GAP <= canvas.width:
+        both = Table.grid(padding=(0, _GAP))
+        both.add_row(table, Group(*maps))
     else:
-        both = Group(table, Text(), maps)
+        both = Table.grid()
+        both.add_row(table)
+        both.add_row(Group(Text(), *_maps(report, canvas, side=14)))
     return Group(
         Text(
             f"{facts['model']} · {facts['dtype']} weights, f32 cache · {facts['backend']} · "
@@ -100,22 +101,29 @@ def _by_position(report: BenchReport) -> Table:
     return table
 
 
-def _maps(report: BenchReport, canvas: Canvas, *, side: int) -> RenderableType:
+def _maps(report: BenchReport, canvas: Canvas, *, side: int) -> list[Text]:
     """For some steps, the weights that each arm computed: one row, or the whole triangle."""
     layer, head = report.head
     size = max((maps.on.shape[1] for maps in report.maps), default=0)
     lines = [Text(f"what each step computed · layer {layer} head {head}")]
     for cache in report.plan.arms:
         titled = cache == "on"  # the same steps stand under each other
-        blocks = [[*[Text()] * titled, Text(f"cache {cache}".ljust(9))]]
+        blocks = [[*[Text()] * titled, Text("cache"), Text(cache)]]
         for maps in report.maps:
-            width = max(side, 13)
+            width = max(side, len("999,999 scores"))
             title = Text(f"step {maps.step + 1}".ljust(width))
-            scores = Text(f"{maps.n_scores(cache):,} scores".ljust(width), "dim")
+            scores = Text(f"{_count(maps.n_scores(cache))} scores".ljust(width), "dim")
             drawn = thumbnail_lines(_computed(maps, cache, size), canvas, side)
             blocks.append([*[title] * titled, *drawn, scores])
         lines += side_by_side(blocks, gap=1)
-    return Group(*lines)
+    for line in lines:
+        line.rstrip()
+    return lines
+
+
+def _count(number: int) -> str:
+    """A number in at most seven characters."""
+    return f"{number:,}" if number < 1_000_000 else f"{number / 1e6:,.1f}M"
 
 
 def _computed(maps: StepMaps, cache: Cache, size: int) -> FloatArray:
