@@ -123,7 +123,7 @@ class Sampler:
         self._random = np.random.Generator(np.random.PCG64(self.seed))
 
     def __call__(self, logits: FloatArray, history: Sequence[int]) -> int:  # noqa: ARG002
-        """The next token's id, from logits [V] and the ids before it."""
+        """The next token's id, from logits [V]; `history` is for filters that look back."""
         options = self.options
         logits = logits[: self._n_tokens]
         if options.temperature == 0:

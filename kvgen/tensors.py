@@ -15,8 +15,6 @@ FloatArray = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
 DTypeName = Literal["f32", "bf16", "f16"]
 
-BYTES_PER_NUMBER: dict[DTypeName, int] = {"f32": 4, "bf16": 2, "f16": 2}
-
 
 class Tensor(Protocol):
     """A weight as it is stored, row-major."""
