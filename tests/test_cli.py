@@ -537,7 +537,9 @@ def test_a_signal_while_kernels_compile_is_not_lost(
         stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
         env=os.environ | {"KVGEN_CACHE_DIR": str(tmp_path)},
     )  # fmt: skip
-    time.sleep(2.5)
+    while not list(tmp_path.glob("kernels/*")) and process.poll() is None:
+        time.sleep(0.05)  # the folder is made right before the kernels are compiled
+    time.sleep(0.5)
     process.send_signal(sent)
     text, message = process.communicate(timeout=60)
     assert (process.returncode, text) == (code, b"")
