@@ -105,13 +105,12 @@ def generate(
     logits = prefill(engine, ids, cache, capture=capture, on_progress=on_progress)
     positions = len(ids)
     for step in range(max_new_tokens):
-        if step and reuse_cache:
-            logits = prefill(engine, ids[-1:], cache, capture=capture)
-            positions = 1
-        elif step:
-            cache.clear()
-            logits = prefill(engine, ids, cache, capture=capture)
-            positions = len(ids)
+        if step:
+            fed = ids[-1:] if reuse_cache else ids
+            if not reuse_cache:
+                cache.clear()
+            logits = prefill(engine, fed, cache, capture=capture)
+            positions = len(fed)
         token = sampler(logits, ids)
         ids.append(token)
         now = time.perf_counter()

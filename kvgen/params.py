@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -225,9 +225,7 @@ class _Binder:
         if source is None:
             return None
         shape = (self._config.d_model,)
-        weight = self._open(source, ".weight", layer, shape).dequantize()
-        bias = self._open(source, ".bias", layer, shape).dequantize() if source.bias else None
-        return Norm(weight + np.float32(1) if source.plus_one else weight, bias)
+        return _norm(source, lambda suffix: self._open(source, suffix, layer, shape).dequantize())
 
     def head_norm(self, slot: str, layer: int, n_heads: int) -> Norm | None:
         """A norm of queries or keys, its scale and shift spread out over all heads [n_heads * D].
@@ -252,9 +250,7 @@ class _Binder:
             values = self._open(source, suffix, layer, *shapes).dequantize().reshape(-1)
             return np.ascontiguousarray(np.tile(values, n_heads * D // len(values))[rows])
 
-        weight = spread(".weight")
-        bias = spread(".bias") if source.bias else None
-        return Norm(weight + np.float32(1) if source.plus_one else weight, bias)
+        return _norm(source, spread)
 
     def head(self, embed: Tensor, *, tied: bool | None) -> Linear:
         """The output head: a tensor of its own, or the embedding where it is tied.
@@ -305,6 +301,13 @@ class _Binder:
                 f"config.json asks for {list(shapes[0])}"
             )
         return stored.open()
+
+
+def _norm(source: Source, read: Callable[[str], FloatArray]) -> Norm:
+    """The norm whose tensors `read` gives by their suffix."""
+    weight = read(".weight")
+    bias = read(".bias") if source.bias else None
+    return Norm(weight + np.float32(1) if source.plus_one else weight, bias)
 
 
 def _bare(name: str) -> str:

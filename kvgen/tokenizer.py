@@ -24,6 +24,9 @@ class Tokenizer:
             self._bos_id = self._special_id(settings.get("bos_token"))
         except Exception as error:  # the library raises nothing narrower
             raise CheckpointError(f"{path}: is not a usable tokenizer: {error}") from None
+        # Ids run from 0 to n_tokens - 1; the embedding may have more rows.
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.n_tokens = max(vocabulary.values(), default=-1) + 1
         if not self.n_tokens:
             raise CheckpointError(f"{path}: has no tokens")
         # Files saved in training may pad or cut; a prompt is neither padded nor cut.
@@ -31,11 +34,6 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._add_bos = settings.get("add_bos_token") is True
         self._byte_level = "ByteLevel" in repr(self._tokenizer.decoder)
-
-    @property
-    def n_tokens(self) -> int:
-        """Ids run from 0 to n_tokens - 1; the embedding may have more rows."""
-        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def encode(self, text: str) -> list[int]:
         """The text's ids, with the start token where tokenizer.json or its config adds one."""

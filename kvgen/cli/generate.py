@@ -23,6 +23,7 @@ from kvgen.errors import TerminatedError
 
 if TYPE_CHECKING:
     from kvgen.model import Model, Piece
+    from kvgen.render.timing import RunTimings
     from kvgen.sampling import Sampler
 
 
@@ -184,7 +185,7 @@ def _report(run: _Run, sampler: Sampler, *, as_json: bool, quiet: bool) -> None:
         note("interrupted")
 
 
-def _as_json(run: _Run, sampler: Sampler, timings: Any) -> dict[str, Any]:
+def _as_json(run: _Run, sampler: Sampler, timings: RunTimings) -> dict[str, Any]:
     import kvgen
 
     return {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from kvgen.config import Activation, ModelConfig
 from kvgen.errors import CheckpointError
 
+T = TypeVar("T")
 # Rows of the stored tensor, and which of them belong to the slot.
 Take = Callable[[ModelConfig], tuple[int, "slice | npt.NDArray[np.intp]"]]
 
@@ -85,13 +87,7 @@ class Keys:
 
     def number(self, name: str, default: Any = _MISSING) -> float:
         """A number."""
-        value = self._value(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self._wrong(name, value, "a number")
-        # Arithmetic is float32: what it cannot hold is no use. NaN passes, to be refused by name.
-        if value and not 1e-30 < abs(value) < 1e30 and value == value:
-            raise self._wrong(name, value, "a number that float32 can hold")
-        return float(value)
+        return self._float(name, self._value(name, default))
 
     def flag(self, name: str, default: Any = _MISSING) -> bool:
         """True or false."""
@@ -129,18 +125,20 @@ class Keys:
         value = self._value(name, None)
         if value is None:
             return None
-        if not isinstance(value, list) or len(value) != count or not set(value) <= set(choices):
+        if (
+            not isinstance(value, list)
+            or len(value) != count
+            or not all(word in choices for word in value)
+        ):
             raise self._wrong(name, value, f"{count} of {', '.join(choices)}")
         return value
 
     def numbers(self, name: str, default: Any = _MISSING) -> tuple[float, ...]:
         """A list of numbers."""
         value = self._value(name, default)
-        if not isinstance(value, (list, tuple)) or not all(
-            isinstance(number, (int, float)) and not isinstance(number, bool) for number in value
-        ):
+        if not isinstance(value, (list, tuple)):
             raise self._wrong(name, value, "a list of numbers")
-        return tuple(map(float, value))
+        return tuple(self._float(name, number) for number in value)
 
     def word(self, name: str, default: Any = _MISSING) -> str:
         """A word."""
@@ -149,9 +147,12 @@ class Keys:
             raise self._wrong(name, value, "a word")
         return value
 
-    def given(self, name: str) -> bool:
-        """Whether the key is there at all, be it with null."""
-        return name in self._raw
+    def or_none(self, read: Callable[[str], T], name: str, default: T | None) -> T | None:
+        """What `read` makes of the key: None where it is null, the default where it is absent."""
+        if self.has(name):
+            return read(name)
+        self.mark(name)
+        return None if name in self._raw else default
 
     def pattern(self, name: str, default: Any) -> list[str]:
         """Words given as [[[word, word, ...], times], ...], written out."""
@@ -204,6 +205,15 @@ class Keys:
                 raise CheckpointError(f"{self.where}: {name} is missing")
             return default
         return value
+
+    def _float(self, name: str, value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self._wrong(name, value, "a number")
+        # Arithmetic is float32: what it cannot hold is no use. NaN passes, to be refused by name.
+        is_nan = isinstance(value, float) and math.isnan(value)
+        if value and not is_nan and not 1e-30 < abs(value) < 1e30:
+            raise self._wrong(name, value, "a number that float32 can hold")
+        return float(value)
 
     def _wrong(self, name: str, value: object, wanted: str) -> CheckpointError:
         return CheckpointError(f"{self.where}: {name} should be {wanted}, not {value!r}")

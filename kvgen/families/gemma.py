@@ -80,13 +80,6 @@ def _later_numbers(keys: Keys, *, vocabulary: int, context: int) -> dict[str, An
     return numbers | {"attn_scales": (scale,) * numbers["n_layers"]} | _common(keys, numbers)
 
 
-def _cap(keys: Keys, name: str, default: float | None) -> float | None:
-    """A soft cap; null means none."""
-    if keys.has(name) or (not keys.given(name) and default is not None):
-        return keys.number(name, default)
-    return None
-
-
 def _gemma2_config(keys: Keys) -> ModelConfig:
     numbers = _later_numbers(keys, vocabulary=256000, context=8192)
     n_layers = numbers["n_layers"]
@@ -95,8 +88,8 @@ def _gemma2_config(keys: Keys) -> ModelConfig:
         windows=read_windows(
             keys, n_layers, pattern=([SLIDING, FULL] * n_layers)[:n_layers], window=4096
         ),
-        attn_softcap=_cap(keys, "attn_logit_softcapping", 50.0),
-        logit_softcap=_cap(keys, "final_logit_softcapping", 30.0),
+        attn_softcap=keys.or_none(keys.number, "attn_logit_softcapping", 50.0),
+        logit_softcap=keys.or_none(keys.number, "final_logit_softcapping", 30.0),
     )
 
 
@@ -135,14 +128,16 @@ def _gemma3_config(keys: Keys) -> ModelConfig:
             parameters=parameters.nested(SLIDING) if parameters else None,
         ),
     )
+    if parameters is not None:
+        parameters.refuse_unread(every=True)
     numbers["max_context"] = reach(full, context)
     return ModelConfig(
         **numbers,
         rope=tuple(full if window is None else local for window in windows or [None] * n_layers),
         windows=windows,
         qk_norm="head",
-        attn_softcap=_cap(keys, "attn_logit_softcapping", None),
-        logit_softcap=_cap(keys, "final_logit_softcapping", None),
+        attn_softcap=keys.or_none(keys.number, "attn_logit_softcapping", None),
+        logit_softcap=keys.or_none(keys.number, "final_logit_softcapping", None),
     )
 
 

@@ -21,13 +21,9 @@ def _config(keys: Keys) -> ModelConfig:
         kv_heads=8,
     )
     n_layers = numbers["n_layers"]
-    # Absent means 4096, null means none.
-    slides = keys.has("sliding_window") or not keys.given("sliding_window")
     return ModelConfig(
         **with_rope(numbers, keys),
-        windows=read_windows(keys, n_layers, pattern=[SLIDING] * n_layers, window=4096)
-        if slides
-        else (),
+        windows=read_windows(keys, n_layers, pattern=[SLIDING] * n_layers, window=4096),
         norm="rms",
         norm_eps=keys.number("rms_norm_eps", 1e-6),
         mlp="gated",

@@ -53,10 +53,9 @@ def _phi_sources(keys: Keys) -> Mapping[str, Source]:
 def _phi3_config(keys: Keys) -> ModelConfig:
     numbers = sizes(keys, layers=32, heads=32, width=3072, ff=8192, vocabulary=32064, context=4096)
     n_layers = numbers["n_layers"]
-    slides = keys.has("sliding_window")
     return ModelConfig(
         **with_rope(numbers, keys),
-        windows=read_windows(keys, n_layers, pattern=[SLIDING] * n_layers) if slides else (),
+        windows=read_windows(keys, n_layers, pattern=[SLIDING] * n_layers),
         norm="rms",
         norm_eps=keys.number("rms_norm_eps", 1e-5),
         mlp="gated",

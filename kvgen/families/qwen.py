@@ -33,16 +33,8 @@ def _numbers(keys: Keys, head_dim: int | None = None) -> dict[str, Any]:
     n_layers = numbers["n_layers"]
     slides = keys.flag("use_sliding_window", False)
     first = keys.count("max_window_layers", 28)
-    windows = (
-        read_windows(
-            keys,
-            n_layers,
-            pattern=[SLIDING if layer >= first else FULL for layer in range(n_layers)],
-            window=4096,
-        )
-        if slides and (keys.has("sliding_window") or not keys.given("sliding_window"))
-        else ()
-    )
+    pattern = [SLIDING if layer >= first else FULL for layer in range(n_layers)]
+    windows = read_windows(keys, n_layers, pattern=pattern, window=4096) if slides else ()
     for name in ("sliding_window", "layer_types"):
         keys.mark(name)  # without use_sliding_window they say nothing
     return {

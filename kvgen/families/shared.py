@@ -199,12 +199,12 @@ def read_windows(
 
     `window` is the default where the config has no `sliding_window`; null means none.
     """
-    types = keys.strings("layer_types", count=n_layers, choices=(FULL, SLIDING)) or pattern
-    if SLIDING not in types:
-        keys.mark("sliding_window")  # without a layer that slides it says nothing
+    size = keys.or_none(keys.count, "sliding_window", window)
+    if size is None:
         return ()
-    size = keys.count("sliding_window", window)
-    return tuple(size if kind == SLIDING else None for kind in types)
+    types = keys.strings("layer_types", count=n_layers, choices=(FULL, SLIDING)) or pattern
+    windows = tuple(size if kind == SLIDING else None for kind in types)
+    return windows if any(windows) else ()
 
 
 def block(index: int, n_blocks: int, *, of: str) -> Take:

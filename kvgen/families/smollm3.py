@@ -29,8 +29,8 @@ def _config(keys: Keys) -> ModelConfig:
     )
     if len(turns) != n_layers or not set(turns) <= {0, 1}:
         raise keys.wrong("no_rope_layers", f"{n_layers} of 0 and 1")
-    slides = keys.flag("use_sliding_window", False) and keys.has("sliding_window")
-    pattern = [FULL if turn or not slides else SLIDING for turn in turns]
+    slides = keys.flag("use_sliding_window", False)
+    pattern = [FULL if turn else SLIDING for turn in turns]
     windows = read_windows(keys, n_layers, pattern=pattern) if slides else ()
     for name in ("sliding_window", "layer_types", "max_window_layers"):
         keys.mark(name)  # without use_sliding_window they say nothing

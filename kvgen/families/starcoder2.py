@@ -21,10 +21,9 @@ def _config(keys: Keys) -> ModelConfig:
         kv_heads=2,
     )
     n_layers = numbers["n_layers"]
-    slides = keys.has("sliding_window")
     return ModelConfig(
         **with_rope(numbers, keys),
-        windows=read_windows(keys, n_layers, pattern=[SLIDING] * n_layers) if slides else (),
+        windows=read_windows(keys, n_layers, pattern=[SLIDING] * n_layers),
         norm="layer",
         norm_eps=keys.number("norm_epsilon", 1e-5),
         mlp="plain",
