@@ -56,10 +56,9 @@ def record(
     trace = gather(engine, ids, cache, capture, n_prompt=len(prompt_ids))
     decode_rows = None
     if len(ids) > len(prompt_ids):
-        full_cache, full_capture = (
-            engine.new_cache(len(ids)),
-            Capture(engine.config, layers, len(ids)),
-        )
+        # The same capacity: some RoPE scalings depend on the length that was planned.
+        full_cache = engine.new_cache(capacity)
+        full_capture = Capture(engine.config, layers, capacity)
         prefill(engine, ids, full_cache, capture=full_capture)
         full = gather(engine, ids, full_cache, full_capture, n_prompt=len(ids))
         decode_rows = decode_error(trace, full)
