@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import safetensors
 
-from kvgen.errors import CheckpointError, ModelNotFoundError
+from kvgen.errors import CheckpointError
 from kvgen.tensors import BFloat16, Dense, Tensor
 
 WEIGHTS = "model.safetensors"
@@ -63,18 +62,20 @@ class Checkpoint:
     tokenizer_config: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
 
+    @property
+    def name(self) -> str:
+        """The folder's name; in the Hub's cache (models--org--name/snapshots/...) the model's."""
+        folder = self.folder.resolve()
+        if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
+            return folder.parents[1].name.removeprefix("models--").replace("--", "/")
+        return folder.name
+
 
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Open a model folder.
 
-    Raises ModelNotFoundError where there is no such folder, CheckpointError where a file in it is
-    missing, broken or not what its name says.
+    Raises CheckpointError where a file in it is missing, broken or not what its name says.
     """
-    try:
-        if not folder.exists():
-            raise ModelNotFoundError(f"{folder}: there is no such model folder{_hub_hint(folder)}")
-    except OSError as error:  # a name that no folder can have
-        raise ModelNotFoundError(f"{str(folder)[:80]}: {error.strerror}") from None
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: is a file; name the folder that holds config.json")
     try:
@@ -87,14 +88,6 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         )
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from None
-
-
-def _hub_hint(folder: Path) -> str:
-    """How to fetch what looks like the name of a model on the Hub."""
-    if not re.fullmatch(r"[\w-]+/[\w.-]+", folder.as_posix()):
-        return ""
-    place = f"weights/{folder.name}"
-    return f"; if it is on the Hub: hf download {folder.as_posix()} --local-dir {place}"
 
 
 def _read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
@@ -118,21 +111,14 @@ def _map_all(folder: Path) -> dict[str, StoredTensor]:
     if (folder / WEIGHTS).exists():
         shards = [WEIGHTS]
     elif (folder / INDEX).exists():
-        shards = _shards_of_index(folder / INDEX)
+        shards = shards_of_index(folder / INDEX)
+        for shard in shards:
+            if not (folder / shard).exists():
+                raise CheckpointError(
+                    f"{folder}: {shard} is missing; the download may be incomplete"
+                )
     else:
-        others = sorted(
-            path.name for path in folder.iterdir() if path.suffix in (".bin", ".gguf", ".pt")
-        )
-        instead = ""
-        if any(name.endswith(".bin") for name in others):
-            instead = (
-                f' (found {others[0]}; to convert: python -c "from transformers import '
-                f"AutoModelForCausalLM as M; M.from_pretrained('{folder}')"
-                f".save_pretrained('{folder}')\")"
-            )
-        elif others:
-            instead = f" (found {others[0]}, which kvgen does not read)"
-        raise CheckpointError(f"{folder}: {WEIGHTS} is missing{instead}")
+        raise CheckpointError(missing_weights(folder, [path.name for path in folder.iterdir()]))
     tensors: dict[str, StoredTensor] = {}
     for shard in shards:
         for name, tensor in _map_file(folder / shard).items():
@@ -144,20 +130,34 @@ def _map_all(folder: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _shards_of_index(index: Path) -> list[str]:
+def missing_weights(model: Path | str, files: Collection[str]) -> str:
+    """What to say of a folder or a repository with these files, but none that kvgen can map."""
+    others = sorted(
+        (name for name in files if name.endswith((".bin", ".gguf", ".pt"))),
+        key=lambda name: (not name.endswith(".bin"), name),
+    )
+    instead = ""
+    if others and others[0].endswith(".bin"):
+        place = model if isinstance(model, Path) else f"weights/{model.split('/')[-1]}"
+        instead = (
+            f' (found {others[0]}; to convert: python -c "from transformers '
+            f"import AutoModelForCausalLM as M, AutoTokenizer as T; [X.from_pretrained('{model}')"
+            f".save_pretrained('{place}') for X in (M, T)]\")"
+        )
+    elif others:
+        instead = f" (found {others[0]}, which kvgen does not read)"
+    return f"{model}: {WEIGHTS} is missing{instead}"
+
+
+def shards_of_index(index: Path) -> list[str]:
+    """The files that an index names, in order. Raises CheckpointError where it cannot be read."""
     weight_map = _read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: `weight_map` should name the file of each tensor")
     for shard in weight_map.values():
         if not isinstance(shard, str) or Path(shard).name != shard:
             raise CheckpointError(f"{index}: {shard!r} is not the name of a file beside it")
-    shards = sorted(set(weight_map.values()))
-    for shard in shards:
-        if not (index.parent / shard).exists():
-            raise CheckpointError(
-                f"{index.parent}: {shard} is missing; the download may be incomplete"
-            )
-    return shards
+    return sorted(set(weight_map.values()))
 
 
 def _map_file(path: Path) -> dict[str, StoredTensor]:

@@ -11,16 +11,18 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from kvgen.chat import Message, find_template, render, special_tokens
 from kvgen.checkpoint import Checkpoint, open_checkpoint
 from kvgen.config import ModelConfig
 from kvgen.engine import Engine, check_ids, open_engine
 from kvgen.errors import CheckpointError, UsageError
-from kvgen.families import find
+from kvgen.families import Keys, find
 from kvgen.generate import check_lengths, generate, require_finite
+from kvgen.hub import locate
 from kvgen.params import Params, bind
 from kvgen.sampling import Sampler, SamplingOptions
 from kvgen.tensors import DTypeName, FloatArray
-from kvgen.tokenizer import Tokenizer
+from kvgen.tokenizer import Tokenizer, missing_tokenizer, open_tokenizer
 
 _BACKENDS = ("auto", "numpy", "numba")
 _CACHE_DTYPES = ("auto", "f32")
@@ -50,33 +52,41 @@ class Model:
         self, checkpoint: Checkpoint, params: Params, engine: Engine, *, load_seconds: float
     ) -> None:
         self.folder = checkpoint.folder
+        self.name = checkpoint.name
         self.config: ModelConfig = engine.config
         self.engine = engine
         self.load_seconds = load_seconds  # reading and binding; kernels are counted by the engine
         self.notes = params.notes
         self.ignored_keys = params.ignored_keys
         self.weight_bytes = params.nbytes
-        path = checkpoint.folder / "tokenizer.json"
-        self.tokenizer = Tokenizer(path, checkpoint.tokenizer_config) if path.exists() else None
-        self.sampling = _recommended_sampling(checkpoint.generation)
-        self.stop_ids = frozenset(self.config.eos_ids) | _stop_ids(checkpoint.generation)
-        if self.tokenizer is not None and self.tokenizer.eos_id is not None:
-            self.stop_ids |= {self.tokenizer.eos_id}
-
-    @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.folder.resolve().name
+        self.tokenizer = open_tokenizer(checkpoint.folder, checkpoint.tokenizer_config)
+        self.chat_template = find_template(checkpoint.folder, checkpoint.tokenizer_config)
+        self._special_tokens = special_tokens(checkpoint.tokenizer_config)
+        self.sampling = recommended_sampling(checkpoint.generation)
+        self.stop_ids = stop_ids(checkpoint, self.config, self.tokenizer)
 
     def require_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises CheckpointError where the checkpoint has none."""
         if self.tokenizer is None:
-            raise CheckpointError(f"{self.folder}: tokenizer.json is missing")
+            raise CheckpointError(missing_tokenizer(self.folder))
         return self.tokenizer
 
-    def encode(self, text: str) -> list[int]:
-        """The text's ids. Raises CheckpointError where the tokenizer is for another model."""
-        ids = self.require_tokenizer().encode(text)
+    def render_chat(self, messages: Sequence[Message]) -> str:
+        """The text of a conversation by the checkpoint's chat template, ready for the answer.
+
+        Encode it without special tokens: the template brings its own. Raises CheckpointError where
+        there is no template, UsageError where it turns the messages down.
+        """
+        if self.chat_template is None:
+            raise CheckpointError(f"{self.folder}: has no chat template; its prompts go in raw")
+        return render(self.chat_template, messages, tokens=self._special_tokens)
+
+    def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
+        """The text's ids, with the start token that the tokenizer adds.
+
+        Raises CheckpointError where the tokenizer is for another model.
+        """
+        ids = self.require_tokenizer().encode(text, special_tokens=special_tokens)
         if ids and max(ids) >= self.config.vocab_size:
             raise CheckpointError(
                 f"{self.folder}: the tokenizer gives id {max(ids)}, but the model has "
@@ -177,12 +187,14 @@ def load(
     dtype: Literal["auto", "f32", "bf16", "f16"] = "auto",
     cache_dtype: Literal["auto", "f32"] = "auto",
     threads: int | None = None,
+    revision: str | None = None,
 ) -> Model:
-    """Load a model folder, or the default model.
+    """Load a model folder, a model of the Hugging Face Hub by its name, or the default model.
 
     `dtype` is the width in which weights are held, `auto` the stored one; arithmetic is float32
     throughout, and so is the cache. `threads` bounds the BLAS of the numpy backend; the numba
-    backend runs on one thread. Raises ModelNotFoundError, CheckpointError or UsageError.
+    backend runs on one thread. `revision` is a branch, tag or commit of a model on the Hub. Raises
+    ModelNotFoundError, CheckpointError or UsageError.
     """
     _check_choice("backend", backend, _BACKENDS)
     _check_choice("dtype", dtype, ("auto", *get_args(DTypeName)))
@@ -191,8 +203,11 @@ def load(
         raise UsageError(f"cannot run on {threads!r} threads")
     if path_or_id is not None and not (isinstance(path_or_id, (str, Path)) and str(path_or_id)):
         raise UsageError(f"{path_or_id!r} is not the name of a model")
+    if path_or_id is None and revision is not None:
+        raise UsageError("a revision is of a model on the Hub, and none is named")
+    folder = default_model() if path_or_id is None else locate(path_or_id, revision=revision)
     began = time.perf_counter()
-    checkpoint = open_checkpoint(Path(path_or_id) if path_or_id is not None else default_model())
+    checkpoint = open_checkpoint(folder)
     params = bind(checkpoint, find(checkpoint.config), dtype=None if dtype == "auto" else dtype)
     engine = open_engine(params, backend=backend, threads=threads)
     seconds = time.perf_counter() - began - engine.compile_seconds
@@ -204,8 +219,11 @@ def _check_choice(what: str, value: str, choices: Sequence[str]) -> None:
         raise UsageError(f"{what} {value!r} is not one of {', '.join(choices)}")
 
 
-def _recommended_sampling(generation: Mapping[str, Any]) -> SamplingOptions:
-    """What generation_config.json recommends: greedy unless it asks for sampling."""
+def recommended_sampling(generation: Mapping[str, Any]) -> SamplingOptions:
+    """What generation_config.json recommends: greedy unless it asks for sampling.
+
+    Raises CheckpointError where its numbers cannot be.
+    """
     if generation.get("do_sample") is not True:
         return SamplingOptions()
     given = {
@@ -219,9 +237,12 @@ def _recommended_sampling(generation: Mapping[str, Any]) -> SamplingOptions:
         raise CheckpointError(f"generation_config.json: {error}") from None
 
 
-def _stop_ids(generation: Mapping[str, Any]) -> frozenset[int]:
-    value = generation.get("eos_token_id")
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(token) is int for token in ids):
-        raise CheckpointError(f"generation_config.json: eos_token_id is {value!r}")
+def stop_ids(
+    checkpoint: Checkpoint, config: ModelConfig, tokenizer: Tokenizer | None
+) -> frozenset[int]:
+    """The ids that end a text: what config, generation_config.json and tokenizer call the end."""
+    keys = Keys(checkpoint.generation, where="generation_config.json")
+    ids = {*config.eos_ids, *keys.token_ids("eos_token_id")}
+    if tokenizer is not None and tokenizer.eos_id is not None:
+        ids.add(tokenizer.eos_id)
     return frozenset(ids)

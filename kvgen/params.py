@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -60,6 +61,7 @@ class Params:
     layers: tuple[LayerParams, ...]
     final_norm: Norm
     head: Linear  # the embedding again where it is tied
+    n_parameters: int  # each number of the checkpoint once, a tied head with the embedding
     notes: tuple[str, ...] = ()  # what a user should know about this checkpoint
     ignored_keys: tuple[str, ...] = ()  # keys of config.json that play no part
 
@@ -135,6 +137,7 @@ def bind(checkpoint: Checkpoint, family: Family, *, dtype: DTypeName | None = No
     )
     final_norm = binder.norm("final_norm")
     assert final_norm is not None
+    head = binder.head(embed, tied=tied)
     params = Params(
         config=config,
         dtype=binder.dtype,
@@ -142,7 +145,8 @@ def bind(checkpoint: Checkpoint, family: Family, *, dtype: DTypeName | None = No
         positions=binder.linear("positions").weight if "positions" in sources else None,
         layers=layers,
         final_norm=final_norm,
-        head=binder.head(embed, tied=tied),
+        head=head,
+        n_parameters=binder.n_parameters,
         notes=tuple(binder.notes),
         ignored_keys=tuple(dict.fromkeys(keys.unread() + text.unread())),
     )
@@ -185,6 +189,7 @@ class _Binder:
         self._config = config
         self._sources = sources
         self._claimed: set[str] = set()
+        self.n_parameters = 0
         self._tensors: dict[str, StoredTensor] = {}
         self.notes: list[str] = []
         if left_out := [name for name in checkpoint.tensors if _bare(name).startswith(ignored)]:
@@ -262,6 +267,7 @@ class _Binder:
             return Linear(embed, None)
         head = self.linear("head")
         if tied and np.array_equal(head.weight.stored, embed.stored):
+            self.n_parameters -= prod(embed.shape)
             return Linear(embed, head.bias)
         if tied:  # the reference implementation does not tie them then
             self.notes.append(
@@ -294,7 +300,9 @@ class _Binder:
             raise CheckpointError(
                 f"{self._folder}: tensor `{name}` is missing; the download may be incomplete"
             )
-        self._claimed.add(name)
+        if name not in self._claimed:
+            self._claimed.add(name)
+            self.n_parameters += prod(stored.shape)
         if stored.shape not in shapes:
             raise CheckpointError(
                 f"{stored.file}: tensor `{stored.name}` has shape {list(stored.shape)}, "

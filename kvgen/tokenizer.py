@@ -8,44 +8,71 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+from tokenizers import decoders, normalizers, pre_tokenizers
 from tokenizers.decoders import DecodeStream
+from tokenizers.models import BPE
 
 from kvgen.errors import CheckpointError, UsageError
 
+FILE = "tokenizer.json"
+_KNOWN_CLASSES = ("GPT2Tokenizer", "CodeGenTokenizer", "Qwen2Tokenizer")
+# How Qwen's tokenizer cuts a text before merging (transformers, tokenization_qwen2.py).
+_QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
 
 class Tokenizer:
-    """A checkpoint's tokenizer.json, with what tokenizer_config.json adds to it."""
+    """A checkpoint's tokenizer, with what tokenizer_config.json adds to it.
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        """Raises CheckpointError where the file cannot be used."""
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_buffer(path.read_bytes())
-            self.eos_id = self._special_id(settings.get("eos_token"))
-            self._bos_id = self._special_id(settings.get("bos_token"))
-        except Exception as error:  # the library raises nothing narrower
-            raise CheckpointError(f"{path}: is not a usable tokenizer: {error}") from None
+    Made by `open_tokenizer`.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> None:
+        """Raises ValueError where there are no tokens."""
+        self._tokenizer = tokenizer
+        self.eos_id = self._special_id(settings.get("eos_token"))
+        self._bos_id = self._special_id(settings.get("bos_token"))
         # Ids run from 0 to n_tokens - 1; the embedding may have more rows.
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.n_tokens = max(vocabulary.values(), default=-1) + 1
         if not self.n_tokens:
-            raise CheckpointError(f"{path}: has no tokens")
+            raise ValueError("it has no tokens")
         # Files saved in training may pad or cut; a prompt is neither padded nor cut.
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._add_bos = settings.get("add_bos_token") is True
         self._byte_level = "ByteLevel" in repr(self._tokenizer.decoder)
 
-    def encode(self, text: str) -> list[int]:
-        """The text's ids, with the start token where tokenizer.json or its config adds one."""
+    @property
+    def kind(self) -> str:
+        """The algorithm, as tokenizer.json calls it: BPE, Unigram, ..."""
+        return type(self._tokenizer.model).__name__
+
+    def name(self, token: int) -> str:
+        """The token's own spelling in the vocabulary, such as `<|endoftext|>`."""
+        return self._tokenizer.id_to_token(token) or ""
+
+    def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
+        """The text's ids, with the start token where tokenizer.json or its config adds one.
+
+        Without `special_tokens` none is added: the text of a chat template brings its own.
+        """
         try:
             text.encode()
         except UnicodeEncodeError:  # bytes of a command line that no text was made of
             raise UsageError("the prompt is not valid UTF-8") from None
         try:
-            ids = list(self._tokenizer.encode(text).ids)
+            ids = list(self._tokenizer.encode(text, add_special_tokens=special_tokens).ids)
         except Exception as error:
             raise CheckpointError(f"the tokenizer cannot encode the prompt: {error}") from None
-        if self._add_bos and self._bos_id is not None and ids[:1] != [self._bos_id]:
+        if (
+            special_tokens
+            and self._add_bos
+            and self._bos_id is not None
+            and ids[:1] != [self._bos_id]
+        ):
             ids.insert(0, self._bos_id)
         return ids
 
@@ -74,6 +101,63 @@ class Tokenizer:
     def _special_id(self, token: Any) -> int | None:
         name = token.get("content") if isinstance(token, dict) else token
         return self._tokenizer.token_to_id(name) if isinstance(name, str) else None
+
+
+def open_tokenizer(folder: Path, settings: Mapping[str, Any]) -> Tokenizer | None:
+    """The tokenizer of a checkpoint folder, None where it has none that kvgen can read.
+
+    It comes from tokenizer.json, or from vocab.json and merges.txt, GPT-2's two files: these do not
+    say how a text is cut into words, so the class that tokenizer_config.json names has to be a
+    known one. Raises CheckpointError where a file is broken.
+    """
+    path = folder / FILE
+    kind = str(settings.get("tokenizer_class")).removesuffix("Fast")
+    try:
+        if path.exists():
+            return Tokenizer(tokenizers.Tokenizer.from_buffer(path.read_bytes()), settings)
+        path = folder / "vocab.json"
+        if kind in _KNOWN_CLASSES and path.exists() and (folder / "merges.txt").exists():
+            return Tokenizer(_from_merges(folder, settings, kind), settings)
+    except Exception as error:  # the library raises nothing narrower
+        raise CheckpointError(f"{path}: is not a usable tokenizer: {error}") from None
+    return None
+
+
+def missing_tokenizer(folder: Path) -> str:
+    """What to say of a folder without a tokenizer that can be used."""
+    others = ("tokenizer.model", "vocab.json")
+    found = next((name for name in others if (folder / name).exists()), None)
+    instead = ""
+    if found is not None:
+        instead = (
+            f' (found {found}; to convert: python -c "from transformers import AutoTokenizer as '
+            f"T; T.from_pretrained('{folder}').save_pretrained('{folder}')\")"
+        )
+    return f"{folder}: {FILE} is missing{instead}"
+
+
+def _from_merges(folder: Path, settings: Mapping[str, Any], kind: str) -> tokenizers.Tokenizer:
+    """A byte-level BPE with the word rules of that class and the tokens that settings add."""
+    model = BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    tokenizer = tokenizers.Tokenizer(model)
+    prefix = settings.get("add_prefix_space") is True
+    if kind == "Qwen2Tokenizer":
+        tokenizer.normalizer = normalizers.NFC()
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(tokenizers.Regex(_QWEN2_WORDS), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False),
+            ]
+        )
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    tokenizer.decoder = decoders.ByteLevel()
+    listed = settings.get("added_tokens_decoder", {})
+    for number, token in sorted((int(number), token) for number, token in listed.items()):
+        tokenizer.add_tokens([tokenizers.AddedToken(**token)])
+        if tokenizer.token_to_id(token["content"]) != number:
+            raise ValueError(f"{token['content']!r} should get the id {number}")
+    return tokenizer
 
 
 class TextStream:

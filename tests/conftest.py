@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ import kvgen
 from kvgen.model import Model
 from tests import tiny
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # the suite asks no Hub but its own (tests/test_hub.py)
 BACKENDS = ("numpy", "numba")
 
 Loader = Callable[..., Model]

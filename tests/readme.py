@@ -40,6 +40,7 @@ def run(command: str) -> str:
         check=True,
         timeout=300,
         env=os.environ | {"COLUMNS": "100"},
+        cwd=README.parent,
     )
     between = "" if done.stdout.endswith("\n") or not done.stdout else "\n"
     return done.stdout + between + done.stderr

@@ -33,15 +33,21 @@ MAY_IMPORT = {
     "fast": {"cache", "config", "engine", "fast", "params", "tensors", "trace"},
     "sampling": {"tensors"},
     "tokenizer": set(),
+    "chat": set(),
+    "hub": {"checkpoint"},
     "generate": {"config", "engine", "sampling", "tensors", "trace"},
     "model": {
-        "checkpoint", "config", "engine", "families", "generate", "params", "sampling", "tensors",
+        "chat", "checkpoint", "config", "engine", "families", "generate", "hub", "params",
+        "sampling", "tensors", "tokenizer",
+    },
+    "facts": {
+        "chat", "checkpoint", "config", "families", "model", "params", "sampling", "tensors",
         "tokenizer",
     },
     "attention": {"attention", "engine", "generate", "tensors", "trace"},
     "bench": {"attention", "bench", "engine", "generate", "tensors", "trace"},
     "machine": set(),
-    "render": {"attention", "bench", "render", "tensors", "trace"},
+    "render": {"attention", "bench", "config", "facts", "render", "tensors", "trace"},
 }  # fmt: skip
 
 # The one home of each dependency.
@@ -49,7 +55,8 @@ HOMES = {
     "numba": {"fast"},
     "llvmlite": {"fast"},
     "safetensors": {"checkpoint"},
-    "huggingface_hub": {"checkpoint"},
+    "huggingface_hub": {"hub"},
+    "jinja2": {"chat"},
     "tokenizers": {"tokenizer"},
     "rich": {"render", "cli"},
     "click": {"cli"},

@@ -12,15 +12,21 @@ import tokenizers
 
 from kvgen.errors import CheckpointError, UsageError
 from kvgen.model import default_model
-from kvgen.tokenizer import Tokenizer
+from kvgen.tokenizer import Tokenizer, open_tokenizer
 
 FILE = default_model() / "tokenizer.json"
 TEXTS = ["The cat sat.", " two  spaces\n\ttab", "naïve café — 月の光 🐈‍⬛ ok", "", "\x00\x1b[2J"]
 
 
+def opened(path: Path, settings: dict[str, Any]) -> Tokenizer:
+    tokenizer = open_tokenizer(path.parent, settings)
+    assert tokenizer is not None
+    return tokenizer
+
+
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer(FILE, {"eos_token": "<|endoftext|>"})
+    return opened(FILE, {"eos_token": "<|endoftext|>"})
 
 
 def changed(tmp_path: Path, change: dict[str, Any]) -> Path:
@@ -108,22 +114,22 @@ def test_padding_and_truncation_of_a_training_run_are_dropped(tmp_path: Path) ->
             },
         },
     )  # fmt: skip
-    plain = Tokenizer(FILE, {}).encode("The cat sat on the mat again")
-    assert Tokenizer(path, {}).encode("The cat sat on the mat again") == plain
+    plain = opened(FILE, {}).encode("The cat sat on the mat again")
+    assert opened(path, {}).encode("The cat sat on the mat again") == plain
 
 
 @pytest.mark.parametrize("eos", ["<|endoftext|>", {"content": "<|endoftext|>", "lstrip": False}])
 def test_the_end_token_is_found_in_either_form(eos: object) -> None:
-    assert Tokenizer(FILE, {"eos_token": eos}).eos_id == 0
-    assert Tokenizer(FILE, {}).eos_id is None
+    assert opened(FILE, {"eos_token": eos}).eos_id == 0
+    assert opened(FILE, {}).eos_id is None
 
 
 def test_a_start_token_is_added_once(tmp_path: Path) -> None:
     settings = {"bos_token": "<|endoftext|>", "add_bos_token": True}
     bare = changed(tmp_path, {"post_processor": None})
-    assert Tokenizer(bare, {}).encode("cat")[:1] != [0]
-    assert Tokenizer(bare, settings).encode("cat")[:1] == [0]
-    assert Tokenizer(FILE, settings).encode("cat") == Tokenizer(FILE, {}).encode("cat")
+    assert opened(bare, {}).encode("cat")[:1] != [0]
+    assert opened(bare, settings).encode("cat")[:1] == [0]
+    assert opened(FILE, settings).encode("cat") == opened(FILE, {}).encode("cat")
 
 
 def byte_fallback(tmp_path: Path) -> Tokenizer:
@@ -147,7 +153,7 @@ def byte_fallback(tmp_path: Path) -> Tokenizer:
         ]
     )
     library.save(str(tmp_path / "tokenizer.json"))
-    return Tokenizer(tmp_path / "tokenizer.json", {})
+    return opened(tmp_path / "tokenizer.json", {})
 
 
 def test_tokens_of_one_byte_stream_as_characters(tmp_path: Path) -> None:
@@ -175,4 +181,4 @@ def test_a_broken_file_is_named(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"tokenizer.json: is not a usable tokenizer"):
-        Tokenizer(path, {})
+        opened(path, {})

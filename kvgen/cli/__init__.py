@@ -14,6 +14,7 @@ import kvgen
 from kvgen.cli import signals
 from kvgen.cli.bench import bench
 from kvgen.cli.generate import generate
+from kvgen.cli.info import info
 from kvgen.cli.inspect_attention import inspect_attention
 from kvgen.errors import KvgenError, TerminatedError
 
@@ -33,20 +34,23 @@ Examples:
   kvgen generate "Once upon a time"
   kvgen bench --no-cache
   kvgen inspect-attention "The cat sat on the mat"
+  kvgen info HuggingFaceTB/SmolLM2-135M
 """,
 )
 @click.version_option(kvgen.__version__, prog_name="kvgen")
 def cli() -> None:
     """Run small decoder-only transformers, measure the KV cache, look into attention.
 
-    Every command takes -m/--model FOLDER, a Hugging Face checkpoint with config.json,
-    model.safetensors and tokenizer.json; without it the model that ships with kvgen is used.
+    Every command takes -m/--model: a Hugging Face checkpoint folder (config.json,
+    model.safetensors, tokenizer.json) or a model's name on the Hub; without it the model that ships
+    with kvgen is used.
     """
 
 
 cli.add_command(generate)
 cli.add_command(bench)
 cli.add_command(inspect_attention)
+cli.add_command(info)
 
 
 def main() -> NoReturn:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from kvgen.cli.options import display_options, load_model, model_options, read_prompt
+from kvgen.cli.options import (
+    DisplayFlags,
+    ModelFlags,
+    display_options,
+    load_model,
+    model_options,
+)
 from kvgen.cli.output import (
     check_writable,
     counting,
@@ -19,6 +25,7 @@ from kvgen.cli.output import (
     write_file,
     write_text,
 )
+from kvgen.cli.prompt import PromptFlags, given_prompt
 from kvgen.errors import UsageError, VerificationError
 
 if TYPE_CHECKING:
@@ -92,10 +99,7 @@ Examples:
 def bench(
     prompt: str | None,
     prompt_option: str | None,
-    folder: str | None,
-    backend: Any,
-    dtype: Any,
-    threads: int | None,
+    model_flags: ModelFlags,
     n_prompt: int | None,
     n_gen: int | None,
     repetitions: int | None,
@@ -103,9 +107,7 @@ def bench(
     output: str,
     out: str | None,
     seed: int | None,
-    color: Any,
-    width: int | None,
-    ascii_only: bool,
+    display_flags: DisplayFlags,
     quiet: bool,
     verbose: bool,
 ) -> None:
@@ -113,16 +115,14 @@ def bench(
 
     The prompt is a text that ships with kvgen, PROMPT, or with -p random ids.
     """
-    text = read_prompt(prompt, prompt_option, None, required=False)
+    text = given_prompt(PromptFlags(prompt, prompt_option))
     if text is not None and n_prompt is not None:
         raise UsageError("-p asks for random ids: give a text or -p, not both")
     if n_gen == 0 and not cached_only:
         raise UsageError("-n 0 leaves no step to compare: --no-cache needs at least -n 1")
     if out is not None:
         check_writable(out)
-    model = load_model(
-        folder, backend=backend, dtype=dtype, threads=threads, quiet=quiet, verbose=verbose
-    )
+    model = load_model(model_flags, quiet=quiet, verbose=verbose)
     work = _choose_work(model, text, n_prompt, n_gen, seed)
 
     from kvgen.bench.report import BenchPlan
@@ -162,7 +162,7 @@ def bench(
     if output == "json":
         write_text(content)
     else:
-        canvas = make_canvas(color=color, width=width, ascii_only=ascii_only)
+        canvas = make_canvas(**display_flags._asdict())
         show(bench_view(report, facts, canvas), canvas)
     if out is not None:
         write_file(out, content.encode())

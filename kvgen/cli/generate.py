@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvgen.cli.options import (
+    ModelFlags,
+    SamplingFlags,
     choose_sampling,
     load_model,
     model_options,
-    prompt_options,
-    read_prompt,
     sampling_options,
 )
 from kvgen.cli.output import counting, note, write_text
+from kvgen.cli.prompt import PromptFlags, encode_prompt, prompt_options, read_prompt
 from kvgen.errors import TerminatedError
 
 if TYPE_CHECKING:
@@ -67,20 +68,10 @@ Examples:
 @click.option("-q", "--quiet", is_flag=True, help="No timings, notes or progress.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more about model and sampling.")
 def generate(
-    prompt: str | None,
-    prompt_option: str | None,
-    prompt_file: str | None,
-    folder: str | None,
-    backend: Any,
-    dtype: Any,
-    threads: int | None,
+    prompt_flags: PromptFlags,
+    model_flags: ModelFlags,
     max_new_tokens: int,
-    temperature: float | None,
-    greedy: bool,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-    seed: int | None,
+    sampling_flags: SamplingFlags,
     stop: tuple[str, ...],
     use_cache: bool,
     echo: bool,
@@ -93,32 +84,21 @@ def generate(
     New text goes to stdout as it is made, timings to stderr. The prompt may also come from -p, a
     file (-f) or a pipe.
     """
-    text = read_prompt(prompt, prompt_option, prompt_file)
-    assert text is not None
-    model = load_model(
-        folder, backend=backend, dtype=dtype, threads=threads, quiet=quiet, verbose=verbose
-    )
-    sampling = choose_sampling(
-        model.sampling,
-        temperature=temperature,
-        greedy=greedy,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        quiet=quiet,
-    )
-    sampler = model.sampler(sampling, seed=seed)
+    text = read_prompt(prompt_flags)
+    model = load_model(model_flags, quiet=quiet, verbose=verbose)
+    sampling = choose_sampling(model.sampling, sampling_flags, quiet=quiet)
+    sampler = model.sampler(sampling, seed=sampling_flags.seed)
     if verbose:
         note(f"sampling: {sampling.describe()}")
-    prompt_ids = model.encode(text)
-    run = _Run(model, prompt_ids, use_cache=use_cache)
+    prompt = encode_prompt(model, text, prompt_flags, quiet=quiet)
+    run = _Run(model, prompt.ids, use_cache=use_cache)
     if echo and not as_json:
-        write_text(text)
+        write_text(prompt.text)
     began = time.perf_counter()
     try:
-        with counting("prefill", len(prompt_ids), quiet=quiet) as advance:
+        with counting("prefill", len(prompt.ids), quiet=quiet) as advance:
             pieces = model.generate(
-                prompt_ids,
+                prompt.ids,
                 max_new_tokens=max_new_tokens,
                 sampler=sampler,
                 stop=stop,

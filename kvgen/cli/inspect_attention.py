@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from kvgen.cli.options import (
+    DisplayFlags,
+    ModelFlags,
+    SamplingFlags,
     choose_sampling,
     display_options,
     load_model,
     model_options,
-    prompt_options,
-    read_prompt,
     sampling_options,
 )
 from kvgen.cli.output import check_writable, counting, make_canvas, note, show, write_file
+from kvgen.cli.prompt import PromptFlags, encode_prompt, prompt_options, read_prompt
 from kvgen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,27 +69,15 @@ Examples:
 @click.option("-q", "--quiet", is_flag=True, help="No notes or progress.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more about the model.")
 def inspect_attention(
-    prompt: str | None,
-    prompt_option: str | None,
-    prompt_file: str | None,
-    folder: str | None,
-    backend: Any,
-    dtype: Any,
-    threads: int | None,
+    prompt_flags: PromptFlags,
+    model_flags: ModelFlags,
     max_new_tokens: int,
     layer_spec: str | None,
     head_spec: str | None,
     query_spec: str | None,
     output: str | None,
-    temperature: float | None,
-    greedy: bool,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-    seed: int | None,
-    color: Any,
-    width: int | None,
-    ascii_only: bool,
+    sampling_flags: SamplingFlags,
+    display_flags: DisplayFlags,
     quiet: bool,
     verbose: bool,
 ) -> None:
@@ -106,31 +96,20 @@ def inspect_attention(
         raise UsageError(f"{output}: the file's name must end in .npz")
     if output is not None:
         check_writable(output)
-    text = read_prompt(prompt, prompt_option, prompt_file)
-    assert text is not None
-    model = load_model(
-        folder, backend=backend, dtype=dtype, threads=threads, quiet=quiet, verbose=verbose
-    )
+    text = read_prompt(prompt_flags)
+    model = load_model(model_flags, quiet=quiet, verbose=verbose)
     layers = _indices("all" if layer_spec is None else layer_spec, model.config.n_layers, "layer")
     heads = _indices("all" if head_spec is None else head_spec, model.config.n_heads, "head")
     tokenizer = model.require_tokenizer()
-    prompt_ids = model.encode(text)
+    prompt_ids = encode_prompt(model, text, prompt_flags, quiet=quiet).ids
 
     from kvgen.attention.diagnostics import diagnose
     from kvgen.attention.record import record
     from kvgen.render.attention import verify_line
     from kvgen.sampling import SamplingOptions
 
-    sampling = choose_sampling(
-        SamplingOptions(),
-        temperature=temperature,
-        greedy=greedy,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        quiet=quiet,
-    )
-    sampler = model.sampler(sampling, seed=seed)
+    sampling = choose_sampling(SamplingOptions(), sampling_flags, quiet=quiet)
+    sampler = model.sampler(sampling, seed=sampling_flags.seed)
     with counting("prefill", len(prompt_ids), quiet=quiet) as advance:
         recording = record(
             model.engine,
@@ -159,7 +138,7 @@ def inspect_attention(
         note(f"{output}: {len(layers)} layers x {len(heads)} heads x {len(tokens)} tokens")
         note(verify_line(recording))
         return
-    canvas = make_canvas(color=color, width=width, ascii_only=ascii_only)
+    canvas = make_canvas(**display_flags._asdict())
     _draw(
         recording,
         found,

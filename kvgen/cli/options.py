@@ -1,16 +1,14 @@
-"""Options that several commands share, as bundles, and what is made of them.
+"""Options that several commands share, as bundles, and the model that is loaded by them.
 
 Importing this module loads click only: the model's libraries are imported when a command runs.
 """
 
 from __future__ import annotations
 
-import os
-import stat
-import sys
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
 
@@ -22,72 +20,98 @@ if TYPE_CHECKING:
     from kvgen.model import Model
     from kvgen.sampling import SamplingOptions
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Command = Callable[..., Any]
 
 
-def _bundle(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+class ModelFlags(NamedTuple):
+    """Which model to run, and how."""
+
+    model_name: str | None
+    revision: str | None
+    backend: Literal["auto", "numpy", "numba"]
+    dtype: Literal["auto", "f32", "bf16", "f16"]
+    threads: int | None
+
+
+class SamplingFlags(NamedTuple):
+    """How to choose tokens, as far as it was said."""
+
+    temperature: float | None
+    greedy: bool
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    seed: int | None
+
+
+class DisplayFlags(NamedTuple):
+    """How to draw."""
+
+    color: Literal["auto", "always", "never"]
+    width: int | None
+    ascii_only: bool
+
+
+def bundle(
+    kind: type[Any], name: str, *options: Callable[[Command], Command]
+) -> Callable[[Command], Command]:
+    """Options whose values a command takes together, as its argument `name` of type `kind`."""
+
     def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def gathered(**values: Any) -> Any:
+            of_bundle = {field: values.pop(field) for field in kind._fields}
+            return command(**values, **{name: kind(**of_bundle)})
+
+        decorated: Command = gathered
         for option in reversed(options):
-            command = option(command)
-        return command
+            decorated = option(decorated)
+        return decorated
 
     return decorate
 
 
-def model_options(command: Command) -> Command:
-    """-m, --backend, --dtype, -t."""
-    return _bundle(
-        click.option(
-            "-m",
-            "--model",
-            "folder",
-            metavar="FOLDER",
-            envvar="KVGEN_MODEL",
-            help="Hugging Face checkpoint folder. [env: KVGEN_MODEL; default: the shipped model]",
-        ),
-        click.option(
-            "--backend",
-            type=click.Choice(["auto", "numpy", "numba"]),
-            default="auto",
-            show_default=True,
-            help="numpy is the plain reference; auto is numba where it is installed.",
-        ),
-        click.option(
-            "--dtype",
-            type=click.Choice(["auto", "f32", "bf16", "f16"]),
-            default="auto",
-            show_default=True,
-            help="How weights are held; auto is as stored. Arithmetic is float32 throughout.",
-        ),
-        click.option(
-            "-t",
-            "--threads",
-            type=click.IntRange(1, 1024),
-            help="Threads of the numpy backend's BLAS; the numba backend runs on one.",
-        ),
-    )(command)
-
-
-def prompt_options(command: Command) -> Command:
-    """PROMPT, -p, -f."""
-    return _bundle(
-        click.argument("prompt", required=False),
-        click.option(
-            "-p", "--prompt", "prompt_option", metavar="TEXT", help="PROMPT, given as an option."
-        ),
-        click.option(
-            "-f",
-            "--file",
-            "prompt_file",
-            metavar="FILE",
-            help="Read the prompt from a file, - for stdin; one final line end is dropped.",
-        ),
-    )(command)
+model_options = bundle(
+    ModelFlags,
+    "model_flags",
+    click.option(
+        "-m",
+        "--model",
+        "model_name",
+        metavar="FOLDER_OR_ID",
+        envvar="KVGEN_MODEL",
+        help="Checkpoint folder, or a model's name on the Hugging Face Hub, such as "
+        "HuggingFaceTB/SmolLM2-135M. [env: KVGEN_MODEL; default: the shipped model]",
+    ),
+    click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub."),
+    click.option(
+        "--backend",
+        type=click.Choice(["auto", "numpy", "numba"]),
+        default="auto",
+        show_default=True,
+        help="numpy is the plain reference; auto is numba where it is installed.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(["auto", "f32", "bf16", "f16"]),
+        default="auto",
+        show_default=True,
+        help="How weights are held; auto is as stored. Arithmetic is float32 throughout.",
+    ),
+    click.option(
+        "-t",
+        "--threads",
+        type=click.IntRange(1, 1024),
+        help="Threads of the numpy backend's BLAS; the numba backend runs on one.",
+    ),
+)
 
 
 def sampling_options(*, default: str) -> Callable[[Command], Command]:
-    """--temperature, --greedy, --top-k, --top-p, --min-p, --seed; `default` is for the help."""
-    return _bundle(
+    """Flags for choosing tokens; `default` is for the help."""
+    return bundle(
+        SamplingFlags,
+        "sampling_flags",
         click.option(
             "--temperature",
             "--temp",
@@ -115,85 +139,45 @@ def sampling_options(*, default: str) -> Callable[[Command], Command]:
     )
 
 
-def display_options(command: Command) -> Command:
-    """--color, --width, --ascii."""
-    return _bundle(
-        click.option(
-            "--color",
-            type=click.Choice(["auto", "always", "never"]),
-            default="auto",
-            show_default=True,
-            help="Maps in colour; without it in block characters.",
-        ),
-        click.option("--width", type=click.IntRange(min=60), help="Columns to draw in."),
-        click.option("--ascii", "ascii_only", is_flag=True, help="Draw with ASCII only."),
-    )(command)
+display_options = bundle(
+    DisplayFlags,
+    "display_flags",
+    click.option(
+        "--color",
+        type=click.Choice(["auto", "always", "never"]),
+        default="auto",
+        show_default=True,
+        help="Maps in colour; without it in block characters.",
+    ),
+    click.option("--width", type=click.IntRange(min=60), help="Columns to draw in."),
+    click.option("--ascii", "ascii_only", is_flag=True, help="Draw with ASCII only."),
+)
 
 
-def read_prompt(
-    prompt: str | None, prompt_option: str | None, prompt_file: str | None, *, required: bool = True
-) -> str | None:
-    """The prompt from wherever it was given; a pipe on stdin counts where nothing else was.
+def find_model(name: str | None, *, revision: str | None, quiet: bool = False) -> Path | None:
+    """The folder of the named model, fetched from the Hub if need be; None is the default model."""
+    if name is None:
+        if revision is not None:
+            raise UsageError("--revision is of a model on the Hub: name it with -m")
+        return None
+    from kvgen.hub import locate
 
-    Raises UsageError where it was given twice, is missing although required, cannot be read, or is
-    not UTF-8.
-    """
-    given = [each for each in (prompt, prompt_option, prompt_file) if each is not None]
-    if len(given) > 1:
-        raise UsageError("give the prompt once: as PROMPT, with -p, or with -f")
-    if prompt_file is not None and prompt_file != "-":
-        try:
-            return _decode(Path(prompt_file).read_bytes(), prompt_file).removesuffix("\n")
-        except OSError as error:
-            raise UsageError(f"{prompt_file}: cannot be read: {error.strerror}") from None
-    if given == ["-"] or (not given and required and _stdin_is_fed()):
-        if sys.stdin is None:
-            raise UsageError("there is no standard input to read the prompt from")
-        return _decode(sys.stdin.buffer.read(), "standard input").removesuffix("\n")
-    if not given and required:
-        raise UsageError("no prompt: give it as PROMPT, with -p, with -f FILE, or through a pipe")
-    if given and not given[0].isascii():
-        # Under a locale that is not UTF-8 the command line arrives as bytes in disguise.
-        return _decode(os.fsencode(given[0]), "the prompt")
-    return given[0] if given else None
+    return locate(
+        name, revision=revision, progress=not quiet, on_note=(lambda _: None) if quiet else note
+    )
 
 
-def _decode(content: bytes, where: str) -> str:
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError:
-        raise UsageError(f"{where}: is not valid UTF-8") from None
-
-
-def _stdin_is_fed() -> bool:
-    """Whether stdin is a pipe or a file; a terminal or /dev/null would not bring a prompt."""
-    if sys.stdin is None:
-        return False
-    try:
-        mode = os.fstat(sys.stdin.fileno()).st_mode
-    except (OSError, ValueError):  # a stand-in without a file behind it
-        return True
-    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
-
-
-def load_model(
-    folder: str | None,
-    *,
-    backend: Literal["auto", "numpy", "numba"],
-    dtype: Literal["auto", "f32", "bf16", "f16"],
-    threads: int | None,
-    quiet: bool = False,
-    verbose: bool = False,
-) -> Model:
+def load_model(flags: ModelFlags, *, quiet: bool = False, verbose: bool = False) -> Model:
     """Load the model with a sign of life on a terminal, and say what the user should know."""
+    folder = find_model(flags.model_name, revision=flags.revision, quiet=quiet)
     with working("loading the model and its kernels", quiet=quiet), signals.deferred():
         from kvgen.model import load
 
-        model = load(folder, backend=backend, dtype=dtype, threads=threads)
+        model = load(folder, backend=flags.backend, dtype=flags.dtype, threads=flags.threads)
     if not quiet:
         for text in model.notes:
             note(text)
-        if threads is not None and threads != model.engine.threads:
+        if flags.threads is not None and flags.threads != model.engine.threads:
             note(f"the {model.engine.backend} backend runs on {model.engine.threads} thread")
     if verbose:
         config = model.config
@@ -210,29 +194,19 @@ def load_model(
 
 
 def choose_sampling(
-    default: SamplingOptions,
-    *,
-    temperature: float | None,
-    greedy: bool,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-    quiet: bool = False,
+    default: SamplingOptions, flags: SamplingFlags, *, quiet: bool = False
 ) -> SamplingOptions:
     """The default with the given flags in place of it."""
     from dataclasses import replace
 
-    if greedy and temperature:
+    if flags.greedy and flags.temperature:
         raise UsageError("--greedy and --temperature contradict each other")
-    given = {
-        "temperature": 0.0 if greedy else temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-    }
-    flags: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    chosen = replace(default, **flags)
-    idle = [f"--{name.replace('_', '-')}" for name in flags if name != "temperature"]
+    given = flags._asdict() | {"temperature": 0.0 if flags.greedy else flags.temperature}
+    for name in ("greedy", "seed"):
+        del given[name]
+    said = {name: value for name, value in given.items() if value is not None}
+    chosen = replace(default, **said)
+    idle = [f"--{name.replace('_', '-')}" for name in said if name != "temperature"]
     if chosen.temperature == 0 and idle and not quiet:
         note(f"at temperature 0 the best token is taken whatever {' and '.join(idle)} says")
     return chosen

@@ -1,0 +1,72 @@
+"""`kvgen info`: what a checkpoint is, without running it."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from kvgen.cli.options import DisplayFlags, display_options, find_model
+from kvgen.cli.output import make_canvas, note, show, working, write_text
+from kvgen.errors import UsageError
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  kvgen info
+  kvgen info HuggingFaceTB/SmolLM2-135M
+  kvgen info weights/storyteller --json | jq .kv_bytes_per_token
+"""
+)
+@click.argument("model", required=False, metavar="[FOLDER_OR_ID]")
+@click.option(
+    "-m",
+    "--model",
+    "model_option",
+    metavar="FOLDER_OR_ID",
+    envvar="KVGEN_MODEL",
+    help="The model, given as an option. [env: KVGEN_MODEL; default: the shipped model]",
+)
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@display_options
+@click.option("-q", "--quiet", is_flag=True, help="No notes or progress.")
+@click.option("-v", "--verbose", is_flag=True, help="List what was ignored too.")
+@click.pass_context
+def info(
+    context: click.Context,
+    model: str | None,
+    model_option: str | None,
+    revision: str | None,
+    as_json: bool,
+    display_flags: DisplayFlags,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Show what a model is: family, shapes, bytes, positions, tokenizer.
+
+    Nothing is run and no kernel is compiled.
+    """
+    on_command_line = context.get_parameter_source("model_option")
+    if model is not None and on_command_line is click.core.ParameterSource.COMMANDLINE:
+        raise UsageError("name the model once: as an argument or with -m")
+    folder = find_model(model or model_option, revision=revision, quiet=quiet)
+
+    with working("reading the model", quiet=quiet):
+        from kvgen.facts import read_facts
+        from kvgen.model import default_model
+        from kvgen.render.info import facts_json, facts_view
+
+        facts = read_facts(folder or default_model())
+    if as_json:
+        write_text(json.dumps(facts_json(facts)) + "\n")
+        return
+    canvas = make_canvas(**display_flags._asdict())
+    show(facts_view(facts, canvas), canvas)
+    if quiet:
+        return
+    for text in facts.notes:
+        note(text)
+    if verbose and facts.ignored_keys:
+        note(f"config.json keys that play no part: {', '.join(facts.ignored_keys)}")

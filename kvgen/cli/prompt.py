@@ -1,0 +1,129 @@
+"""The prompt: its options, where it is read from, and the ids that are made of it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from kvgen.cli.options import bundle
+from kvgen.cli.output import note
+from kvgen.errors import UsageError
+
+if TYPE_CHECKING:
+    from kvgen.model import Model
+
+
+class PromptFlags(NamedTuple):
+    """Where the prompt comes from, and whether it is a message of a chat."""
+
+    prompt: str | None
+    prompt_option: str | None
+    prompt_file: str | None = None
+    chat: bool | None = None
+    system: str | None = None
+
+
+prompt_options = bundle(
+    PromptFlags,
+    "prompt_flags",
+    click.argument("prompt", required=False),
+    click.option(
+        "-p", "--prompt", "prompt_option", metavar="TEXT", help="PROMPT, given as an option."
+    ),
+    click.option(
+        "-f",
+        "--file",
+        "prompt_file",
+        metavar="FILE",
+        help="Read the prompt from a file, - for stdin; one final line end is dropped.",
+    ),
+    click.option(
+        "--chat/--raw",
+        "chat",
+        default=None,
+        help="Put the prompt as a user's message into the checkpoint's chat template, or take it "
+        "as it is. [default: --raw, and --chat with --system]",
+    ),
+    click.option("--system", metavar="TEXT", help="The chat's system message."),
+)
+
+
+class Prompt(NamedTuple):
+    """What the model is given."""
+
+    text: str
+    ids: list[int]
+
+
+def read_prompt(flags: PromptFlags) -> str:
+    """The prompt from wherever it was given; a pipe on stdin counts where nothing else was.
+
+    Raises UsageError where it was given twice, is missing, cannot be read, or is not UTF-8.
+    """
+    text = given_prompt(flags)
+    if text is None and _stdin_is_fed():
+        text = _read_stdin()
+    if text is None:
+        raise UsageError("no prompt: give it as PROMPT, with -p, with -f FILE, or through a pipe")
+    return text
+
+
+def given_prompt(flags: PromptFlags) -> str | None:
+    """The prompt that the command line names, if it does. Raises UsageError as `read_prompt`."""
+    given = [each for each in flags[:3] if each is not None]
+    if len(given) > 1:
+        raise UsageError("give the prompt once: as PROMPT, with -p, or with -f")
+    if not given:
+        return None
+    if given == ["-"]:
+        return _read_stdin()
+    if flags.prompt_file is not None:
+        try:
+            content = Path(flags.prompt_file).read_bytes()
+        except OSError as error:
+            raise UsageError(f"{flags.prompt_file}: cannot be read: {error.strerror}") from None
+        return _decode(content, flags.prompt_file).removesuffix("\n")
+    # Under a locale that is not UTF-8 the command line arrives as bytes in disguise.
+    return given[0] if given[0].isascii() else _decode(os.fsencode(given[0]), "the prompt")
+
+
+def _read_stdin() -> str:
+    if sys.stdin is None:
+        raise UsageError("there is no standard input to read the prompt from")
+    return _decode(sys.stdin.buffer.read(), "standard input").removesuffix("\n")
+
+
+def _decode(content: bytes, where: str) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise UsageError(f"{where}: is not valid UTF-8") from None
+
+
+def _stdin_is_fed() -> bool:
+    """Whether stdin is a pipe or a file; a terminal or /dev/null would not bring a prompt."""
+    if sys.stdin is None:
+        return False
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):  # a stand-in without a file behind it
+        return True
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
+
+
+def encode_prompt(model: Model, text: str, flags: PromptFlags, *, quiet: bool = False) -> Prompt:
+    """The prompt's ids: of the text as it is, or as a message in the model's chat template."""
+    if flags.system is not None and flags.chat is False:
+        raise UsageError("--system is for a chat: leave out --raw")
+    if flags.chat or flags.system is not None:
+        system = [] if flags.system is None else [{"role": "system", "content": flags.system}]
+        text = model.render_chat([*system, {"role": "user", "content": text}])
+        return Prompt(text, model.encode(text, special_tokens=False))
+    if flags.chat is None and model.chat_template is not None and not quiet:
+        note("this model has a chat template: --chat uses it, --raw ends this note")
+    return Prompt(text, model.encode(text))
