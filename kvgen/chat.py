@@ -7,15 +7,19 @@ and functions that transformers gives it (utils/chat_template_utils.py).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
 from kvgen.errors import CheckpointError, KvgenError, UsageError
 
-Message = Mapping[str, str]  # role ("system", "user", "assistant") and content
+# role ("system", "user", "assistant") and content, which is a text in all but a few templates.
+Message = Mapping[str, Any]
 _FILE = "chat_template.jinja"
+_SAFE_JINJA = (3, 1, 6)  # templates could leave the sandbox of those before
 
 
 def find_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
@@ -55,17 +59,19 @@ def render(template: str, messages: Sequence[Message], *, tokens: Mapping[str, s
 
     `tokens` are the checkpoint's `special_tokens`. Raises UsageError where the template turns the
     messages down (some know no system message), CheckpointError where it is broken, and KvgenError
-    where jinja2 is missing.
+    where jinja2 is missing or too old.
     """
-    for message in messages:
-        if not {"role", "content"} <= set(message):
-            raise UsageError("a message of a chat needs a role and a content")
+    conversation = _plain(messages)
     try:
-        import jinja2
+        from jinja2 import nodes
         from jinja2.ext import Extension, loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        version = tuple(map(int, re.findall(r"\d+", metadata.version("jinja2"))[:3]))
     except ImportError:
         raise KvgenError("chat templates need jinja2: pip install 'kvgen[chat]'") from None
+    if version < _SAFE_JINJA:
+        raise KvgenError("chat templates need a newer jinja2: pip install 'kvgen[chat]'")
 
     class Generation(Extension):
         """`{% generation %}` marks what to train on; the text itself is kept."""
@@ -73,8 +79,9 @@ def render(template: str, messages: Sequence[Message], *, tokens: Mapping[str, s
         tags = frozenset({"generation"})  # type: ignore[assignment]
 
         def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            line = next(parser.stream).lineno
+            inside = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(inside, lineno=line)
 
     def turn_down(reason: str) -> NoReturn:
         raise _TurnedDownError(reason)
@@ -98,20 +105,51 @@ def render(template: str, messages: Sequence[Message], *, tokens: Mapping[str, s
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
     environment.filters["tojson"] = tojson
+    environment.globals["dict"] = _Dict()
     environment.globals["raise_exception"] = turn_down
     environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
     try:
         return environment.from_string(template).render(
-            messages=[dict(message) for message in messages],
+            messages=conversation,
             tools=None,
             documents=None,
             add_generation_prompt=True,
             **tokens,
         )
     except _TurnedDownError as refusal:
-        raise UsageError(f"the model's chat template: {refusal}") from None
-    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(f"the chat template is broken: {error}") from None
+        raise UsageError(f"the model's chat template: {_line(refusal)}") from None
+    except Exception as error:  # a program from elsewhere may raise anything
+        raise CheckpointError(f"the chat template is broken: {_line(error)}") from None
+
+
+def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """A copy of the messages as JSON knows them: no methods in it but those of plain types.
+
+    Raises UsageError where they are no conversation.
+    """
+    if not messages:
+        raise UsageError("a chat needs a message")
+    for message in messages:
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise UsageError("a message of a chat needs a role and a content")
+    try:
+        copy: list[dict[str, Any]] = json.loads(json.dumps([dict(each) for each in messages]))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"the messages of a chat must be plain text: {error}") from None
+    return copy
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class _Dict:
+    """What a template knows as `dict`: the type's own methods would change any dictionary."""
+
+    fromkeys = staticmethod(dict.fromkeys)
+
+    def __call__(self, *pairs: Any, **named: Any) -> dict[Any, Any]:
+        return dict(*pairs, **named)
 
 
 class _TurnedDownError(Exception):

@@ -81,16 +81,20 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     try:
         return Checkpoint(
             folder=folder,
-            config=_read_json(folder / "config.json"),
-            generation=_read_json(folder / "generation_config.json", required=False),
-            tokenizer_config=_read_json(folder / "tokenizer_config.json", required=False),
+            config=read_json(folder / "config.json"),
+            generation=read_json(folder / "generation_config.json", required=False),
+            tokenizer_config=read_json(folder / "tokenizer_config.json", required=False),
             tensors=_map_all(folder),
         )
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from None
 
 
-def _read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
+def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
+    """A JSON object; {} where the file is missing and need not be there.
+
+    Raises CheckpointError where it is missing otherwise, or cannot be read.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -151,7 +155,7 @@ def missing_weights(model: Path | str, files: Collection[str]) -> str:
 
 def shards_of_index(index: Path) -> list[str]:
     """The files that an index names, in order. Raises CheckpointError where it cannot be read."""
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: `weight_map` should name the file of each tensor")
     for shard in weight_map.values():

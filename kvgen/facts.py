@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvgen.bind import bind
 from kvgen.chat import find_template
 from kvgen.checkpoint import open_checkpoint
 from kvgen.config import ModelConfig, RopeConfig
 from kvgen.families import find
 from kvgen.model import recommended_sampling, stop_ids
-from kvgen.params import bind
 from kvgen.sampling import SamplingOptions
 from kvgen.tensors import DTypeName
 from kvgen.tokenizer import missing_tokenizer, open_tokenizer

@@ -9,13 +9,17 @@ from __future__ import annotations
 import errno
 import logging
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from kvgen.checkpoint import INDEX, WEIGHTS, missing_weights, shards_of_index
+from kvgen.checkpoint import INDEX, WEIGHTS, missing_weights, read_json, shards_of_index
 from kvgen.errors import CheckpointError, KvgenError, ModelNotFoundError, UsageError
+from kvgen.families import find
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")  # `org/name`, or an old `name`
+# `org/name`, or an old `name`: what the client's validate_repo_id (utils/_validators.py) lets pass.
+_PART = r"\w(?:[\w.-]{0,94}\w)?"
+_NAME = re.compile(rf"(?!.*(?:--|\.\.))(?:{_PART}/)?{_PART}(?<!\.git)", re.ASCII)
 _WANTED = (
     "config.json",
     "generation_config.json",
@@ -24,6 +28,8 @@ _WANTED = (
 )
 # What a tokenizer can be made from, the best first; each needs the files of its row.
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))
+_ADDED = "added_tokens.json"  # may go with merges.txt
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def locate(
@@ -37,9 +43,8 @@ def locate(
 
     Only what is missing in the cache is downloaded, with `progress` on a terminal's stderr; where
     the Hub cannot be reached a model that is there as a whole is used, and `on_note` hears of it.
-    Raises ModelNotFoundError where there is
-    neither a folder nor a model on the Hub, or where it may not be read; UsageError for a
-    `revision` of a folder.
+    Raises ModelNotFoundError where there is neither a folder nor a model on the Hub, or where it
+    may not be read; UsageError for a `revision` of a folder.
     """
     folder = Path(name)
     try:
@@ -50,9 +55,13 @@ def locate(
         if revision is not None:
             raise UsageError(f"{folder} is a folder: a revision is of a model on the Hub")
         return folder
-    if isinstance(name, Path) or not _NAME.fullmatch(name) or ".." in name or "--" in name:
+    if isinstance(name, Path) or not _NAME.fullmatch(name):
         raise ModelNotFoundError(f"{folder}: there is no such model folder")
-    return _Repository(name, revision).fetch(progress=progress, on_note=on_note or (lambda _: None))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the client's, of a system without links and the like
+        return _Repository(name, revision).fetch(
+            progress=progress, on_note=on_note or (lambda _: None)
+        )
 
 
 class _Repository:
@@ -66,6 +75,7 @@ class _Repository:
     def fetch(self, *, progress: bool, on_note: Callable[[str], None]) -> Path:
         """The snapshot folder in the cache, with every file that kvgen needs."""
         import huggingface_hub
+        from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
         from huggingface_hub.errors import OfflineModeIsEnabled
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -75,7 +85,9 @@ class _Repository:
             disable_progress_bars()
         snapshot = self._snapshot()
         try:
-            listed = huggingface_hub.HfApi().model_info(self.name, revision=self.revision)
+            listed = huggingface_hub.HfApi().model_info(
+                self.name, revision=self.revision, timeout=HF_HUB_ETAG_TIMEOUT
+            )
         except Exception as error:  # the client's HTTP library, and so its errors, vary by release
             if snapshot is None or not _is_whole(snapshot) or not _is_out_of_reach(error):
                 raise self._as_ours(error) from None
@@ -87,12 +99,20 @@ class _Repository:
         files = {file.rfilename for file in listed.siblings or ()}
         names = [name for name in _WANTED if name in files]
         names += next((row for row in _TOKENIZERS if files.issuperset(row)), ())
+        if "merges.txt" in names and _ADDED in files:
+            names.append(_ADDED)
         if WEIGHTS in files:
             names.append(WEIGHTS)
         elif INDEX in files:
-            names += [INDEX, *shards_of_index(self._file(INDEX, snapshot))]
+            shards = shards_of_index(self._file(INDEX, snapshot))
+            if absent := [shard for shard in shards if shard not in files]:
+                raise CheckpointError(f"{self.label}: {absent[0]} is missing; {INDEX} names it")
+            names += [INDEX, *shards]
         else:
             raise CheckpointError(missing_weights(self.name, files))
+        if "config.json" not in files:
+            raise CheckpointError(f"{self.label}: config.json is missing")
+        find(read_json(self._file("config.json", snapshot)))  # before anything large is fetched
         folders = {self._file(name, snapshot).parent for name in names}
         if len(folders) != 1:
             raise KvgenError(f"{self.label} has just changed on the Hub; run the command again")
@@ -143,8 +163,10 @@ class _Repository:
                 f"{self.label}: there is no such folder, it is not (wholly) in the cache, and "
                 "HF_HUB_OFFLINE is set"
             )
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            return KvgenError(f"{self.label}: the disk is full; what is downloaded is kept")
+        if isinstance(error, OSError) and error.errno is not None:  # on this side of the connection
+            if error.errno in _FULL:
+                return KvgenError(f"{self.label}: the disk is full; what is downloaded is kept")
+            return KvgenError(f"{self.label}: {error.filename or 'the cache'}: {error.strerror}")
         reason = str(error).strip().partition("\n")[0][:200]
         return ModelNotFoundError(
             f"{self.label}: there is no such folder, and the Hub cannot be reached or does not "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,13 +10,20 @@ from typing import Any
 
 import tokenizers
 from tokenizers import decoders, normalizers, pre_tokenizers
-from tokenizers.decoders import DecodeStream
 from tokenizers.models import BPE
 
 from kvgen.errors import CheckpointError, UsageError
 
 FILE = "tokenizer.json"
-_KNOWN_CLASSES = ("GPT2Tokenizer", "CodeGenTokenizer", "Qwen2Tokenizer")
+_MERGES = ("vocab.json", "merges.txt")
+_ADDED = "added_tokens.json"
+# The classes that read these two files, and what <|endoftext|> is to each unless the settings say
+# otherwise (transformers, tokenization_gpt2.py and its like).
+_CLASSES = {
+    "GPT2Tokenizer": ("bos_token", "eos_token", "unk_token"),
+    "CodeGenTokenizer": ("bos_token", "eos_token", "unk_token"),
+    "Qwen2Tokenizer": ("eos_token", "pad_token", "unk_token"),
+}
 # How Qwen's tokenizer cuts a text before merging (transformers, tokenization_qwen2.py).
 _QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -42,6 +50,7 @@ class Tokenizer:
         # Files saved in training may pad or cut; a prompt is neither padded nor cut.
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._mark_special(settings)
         self._add_bos = settings.get("add_bos_token") is True
         self._byte_level = "ByteLevel" in repr(self._tokenizer.decoder)
 
@@ -102,6 +111,14 @@ class Tokenizer:
         name = token.get("content") if isinstance(token, dict) else token
         return self._tokenizer.token_to_id(name) if isinstance(name, str) else None
 
+    def _mark_special(self, settings: Mapping[str, Any]) -> None:
+        """Make the tokens that settings name special: they are never text, nor cut into pieces."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        for key, token in settings.items():
+            number = self._special_id(token) if key.endswith("_token") else None
+            if number is not None and not (number in added and added[number].special):
+                self._tokenizer.add_special_tokens([self.name(number)])
+
 
 def open_tokenizer(folder: Path, settings: Mapping[str, Any]) -> Tokenizer | None:
     """The tokenizer of a checkpoint folder, None where it has none that kvgen can read.
@@ -110,16 +127,18 @@ def open_tokenizer(folder: Path, settings: Mapping[str, Any]) -> Tokenizer | Non
     say how a text is cut into words, so the class that tokenizer_config.json names has to be a
     known one. Raises CheckpointError where a file is broken.
     """
-    path = folder / FILE
+    where = str(folder / FILE)
     kind = str(settings.get("tokenizer_class")).removesuffix("Fast")
     try:
-        if path.exists():
-            return Tokenizer(tokenizers.Tokenizer.from_buffer(path.read_bytes()), settings)
-        path = folder / "vocab.json"
-        if kind in _KNOWN_CLASSES and path.exists() and (folder / "merges.txt").exists():
+        if (folder / FILE).exists():
+            content = (folder / FILE).read_bytes()
+            return Tokenizer(tokenizers.Tokenizer.from_buffer(content), settings)
+        if kind in _CLASSES and all((folder / name).exists() for name in _MERGES):
+            where = f"{folder}: {' with '.join(_MERGES)}"
+            settings = dict.fromkeys(_CLASSES[kind], "<|endoftext|>") | dict(settings)
             return Tokenizer(_from_merges(folder, settings, kind), settings)
     except Exception as error:  # the library raises nothing narrower
-        raise CheckpointError(f"{path}: is not a usable tokenizer: {error}") from None
+        raise CheckpointError(f"{where}: is not a usable tokenizer: {error}") from None
     return None
 
 
@@ -138,7 +157,7 @@ def missing_tokenizer(folder: Path) -> str:
 
 def _from_merges(folder: Path, settings: Mapping[str, Any], kind: str) -> tokenizers.Tokenizer:
     """A byte-level BPE with the word rules of that class and the tokens that settings add."""
-    model = BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    model = BPE.from_file(*(str(folder / name) for name in _MERGES))
     tokenizer = tokenizers.Tokenizer(model)
     prefix = settings.get("add_prefix_space") is True
     if kind == "Qwen2Tokenizer":
@@ -152,7 +171,10 @@ def _from_merges(folder: Path, settings: Mapping[str, Any], kind: str) -> tokeni
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     tokenizer.decoder = decoders.ByteLevel()
-    listed = settings.get("added_tokens_decoder", {})
+    listed = settings.get("added_tokens_decoder") or {}
+    if not listed and (folder / _ADDED).exists():  # where older checkpoints list them
+        added = json.loads((folder / _ADDED).read_text(encoding="utf-8"))
+        listed = {number: {"content": content} for content, number in added.items()}
     for number, token in sorted((int(number), token) for number, token in listed.items()):
         tokenizer.add_tokens([tokenizers.AddedToken(**token)])
         if tokenizer.token_to_id(token["content"]) != number:
@@ -172,32 +194,46 @@ class TextStream:
         if not all(stops):
             raise UsageError("a stop text must not be empty")
         self._tokenizer = tokenizer
-        self._decoder = DecodeStream(ids=list(prompt_ids), skip_special_tokens=True)
+        ids = list(prompt_ids)
+        self._said = self._decode(ids)  # the text that is out
+        # The prompt may end within a character, with one to three of its bytes.
+        ends = [len(ids) - n_open for n_open in range(min(4, len(ids) + 1))]
+        whole = (end for end in ends if not self._decode(ids[:end]).endswith("\ufffd"))
+        end = next(whole, len(ids))
+        self._before = ids[:end]  # what decoding has to know of the past
+        self._undecoded = ids[end:]  # tokens that do not make whole characters yet
         self._stops = tuple(stops)
-        self._undecoded: list[int] = []  # tokens that do not make whole characters yet
         self._held = ""
         self.stopped = False
 
     def push(self, token: int) -> str:
         """The text that this token settles, often empty."""
         self._undecoded.append(token)
-        try:
-            text = self._decoder.step(self._tokenizer, token)
-        except Exception:  # the library gives up where bytes turn out to be no character after all
-            text = self._tokenizer.decode(self._undecoded, skip_special_tokens=True)
-            self._decoder = DecodeStream(ids=[token], skip_special_tokens=True)
-        if text is None:
+        text = self._decode([*self._before, *self._undecoded])
+        if text == self._said or text.endswith("\ufffd"):
             return ""
-        self._undecoded.clear()
-        return self._settle(text)
+        fresh = self._fresh(text)
+        self._before, self._undecoded = self._undecoded, []
+        self._said = self._decode(self._before)
+        return self._settle(fresh)
 
     def finish(self) -> str:
         """What is left at the end; bytes that never became a character come out as U+FFFD."""
-        rest = self._settle(self._tokenizer.decode(self._undecoded, skip_special_tokens=True))
+        rest = self._settle(self._fresh(self._decode([*self._before, *self._undecoded])))
         rest += "" if self.stopped else self._held
-        self._undecoded.clear()
-        self._held = ""
+        self._before, self._undecoded, self._said, self._held = [], [], "", ""
         return rest
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+    def _fresh(self, text: str) -> str:
+        """What the undecoded tokens add, where `text` is that of the tokens before and of them."""
+        for said in (self._said, self._decode(self._before)):  # all that is out, or whole of it
+            if text.startswith(said):
+                return text[len(said) :]
+        # A byte too many turns the characters before it into bytes again, but they are out.
+        return self._decode(self._undecoded)
 
     def _settle(self, text: str) -> str:
         text = self._held + text

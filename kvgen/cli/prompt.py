@@ -63,8 +63,11 @@ class Prompt(NamedTuple):
 def read_prompt(flags: PromptFlags) -> str:
     """The prompt from wherever it was given; a pipe on stdin counts where nothing else was.
 
-    Raises UsageError where it was given twice, is missing, cannot be read, or is not UTF-8.
+    Raises UsageError where it was given twice, is missing, cannot be read, or is not UTF-8, and
+    where its flags contradict each other.
     """
+    if flags.system is not None and flags.chat is False:
+        raise UsageError("--system is for a chat: leave out --raw")
     text = given_prompt(flags)
     if text is None and _stdin_is_fed():
         text = _read_stdin()
@@ -88,8 +91,12 @@ def given_prompt(flags: PromptFlags) -> str | None:
         except OSError as error:
             raise UsageError(f"{flags.prompt_file}: cannot be read: {error.strerror}") from None
         return _decode(content, flags.prompt_file).removesuffix("\n")
-    # Under a locale that is not UTF-8 the command line arrives as bytes in disguise.
-    return given[0] if given[0].isascii() else _decode(os.fsencode(given[0]), "the prompt")
+    return _argument(given[0], "the prompt")
+
+
+def _argument(text: str, where: str) -> str:
+    """A text of the command line: under a locale that is not UTF-8, bytes in disguise."""
+    return text if text.isascii() else _decode(os.fsencode(text), where)
 
 
 def _read_stdin() -> str:
@@ -118,10 +125,10 @@ def _stdin_is_fed() -> bool:
 
 def encode_prompt(model: Model, text: str, flags: PromptFlags, *, quiet: bool = False) -> Prompt:
     """The prompt's ids: of the text as it is, or as a message in the model's chat template."""
-    if flags.system is not None and flags.chat is False:
-        raise UsageError("--system is for a chat: leave out --raw")
     if flags.chat or flags.system is not None:
-        system = [] if flags.system is None else [{"role": "system", "content": flags.system}]
+        system = []
+        if flags.system is not None:
+            system = [{"role": "system", "content": _argument(flags.system, "--system")}]
         text = model.render_chat([*system, {"role": "user", "content": text}])
         return Prompt(text, model.encode(text, special_tokens=False))
     if flags.chat is None and model.chat_template is not None and not quiet:

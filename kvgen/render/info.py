@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.cells import cell_len
+from rich.style import Style
 from rich.text import Text
 
 import kvgen
 from kvgen.config import RopeConfig
 from kvgen.facts import ModelFacts
-from kvgen.render.canvas import Canvas
+from kvgen.render.canvas import Canvas, token_label
 
+_MARGIN = 11  # columns before the answers
+_LONGEST_TOKEN = 30  # columns of a token's name
 _CACHE_ITEM_BYTES = 4  # the cache holds float32
 
 
@@ -74,21 +78,35 @@ def facts_json(facts: ModelFacts) -> dict[str, Any]:
     }
 
 
-def facts_view(facts: ModelFacts, canvas: Canvas) -> Table:
-    """One line for each question, folded at the canvas's width."""
+def facts_view(facts: ModelFacts, canvas: Canvas) -> Text:
+    """One paragraph for each question, its answer's parts kept whole where a line can hold them."""
+    label = Style(dim=True) if canvas.mode == "color" else Style()
+    view = Text()
+    for question, parts in _answers(facts, canvas):
+        for number, line in enumerate(_fill(parts, canvas.width - _MARGIN)):
+            view.append("\n" if view else "")
+            view.append(f"{'' if number else question:<{_MARGIN}}", label)
+            view.append(line)
+    return view
+
+
+def _answers(facts: ModelFacts, canvas: Canvas) -> list[tuple[str, list[str]]]:
+    """What is asked of every model, and the parts of each answer; an empty part is left out."""
     config = facts.config
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim" if canvas.mode == "color" else None, no_wrap=True)
-    table.add_column(ratio=1, overflow="fold")
-    for question, answer in (
-        ("model", f"{facts.name} · {facts.family} · {facts.n_parameters:,} parameters"),
-        ("folder", _place(facts.folder)),
+    return [
+        ("model", [facts.name, facts.family, f"{facts.n_parameters:,} parameters"]),
+        ("folder", [_place(facts.folder)]),
         (
             "shape",
-            f"{config.n_layers} layers · width {config.d_model} · {config.n_heads} query heads on "
-            f"{config.n_kv_heads} key/value heads of size {config.head_dim} · "
-            f"feed-forward {config.d_ff} · vocabulary {config.vocab_size:,} · "
-            f"context {config.max_context:,}",
+            [
+                f"{config.n_layers} layers",
+                f"width {config.d_model}",
+                f"{config.n_heads} query heads on {config.n_kv_heads} key/value heads of size "
+                f"{config.head_dim}",
+                f"feed-forward {config.d_ff}",
+                f"vocabulary {config.vocab_size:,}",
+                f"context {config.max_context:,}",
+            ],
         ),
         ("block", _block(facts)),
         ("positions", _positions(facts)),
@@ -96,12 +114,21 @@ def facts_view(facts: ModelFacts, canvas: Canvas) -> Table:
         ("weights", _weights(facts)),
         ("KV cache", _kv_cache(facts)),
         ("kv heads", _sharing(facts.kv_sharing)),
-        ("tokenizer", _tokenizer(facts)),
-        ("chat", "a template: --chat uses it" if facts.has_chat_template else "no template"),
-        ("sampling", facts.sampling.describe()),
-    ):
-        table.add_row(Text(question), Text(answer))
-    return table
+        ("tokenizer", _tokenizer(facts, canvas)),
+        ("chat", ["a template: --chat uses it" if facts.has_chat_template else "no template"]),
+        ("sampling", [facts.sampling.describe()]),
+    ]
+
+
+def _fill(parts: list[str], width: int) -> list[str]:
+    """Parts on lines, a dot between those of one line; what no line can hold is cut at spaces."""
+    lines: list[str] = []
+    for part in filter(None, parts):
+        if lines and cell_len(lines[-1]) + 3 + cell_len(part) <= width:
+            lines[-1] += f" · {part}"
+        else:
+            lines += textwrap.wrap(part, width, break_on_hyphens=False)
+    return lines
 
 
 def _place(folder: Path) -> str:
@@ -109,14 +136,14 @@ def _place(folder: Path) -> str:
     return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
 
-def _block(facts: ModelFacts) -> str:
+def _block(facts: ModelFacts) -> list[str]:
     config = facts.config
-    scales = [f"{scale:.4g}" for scale in dict.fromkeys(config.attn_scales)]
-    parts = [
+    first, last = config.attn_scales[0], config.attn_scales[-1]
+    return [
         f"{'LayerNorm' if config.norm == 'layer' else 'RMSNorm'} (eps {config.norm_eps:g})",
         f"{config.mlp} MLP with {config.activation}",
         "attention and MLP in parallel" if config.parallel_residual else "attention, then MLP",
-        f"scores x {scales[0] if len(scales) == 1 else ' '.join(scales)}",
+        f"scores x {first:.4g}" + (f" to {last:.4g} by layer" if last != first else ""),
         {"head": "queries and keys normalised by head", "whole": "queries and keys normalised"}[
             config.qk_norm
         ]
@@ -126,17 +153,16 @@ def _block(facts: ModelFacts) -> str:
         f"logits capped at {config.logit_softcap:g}" if config.logit_softcap else "",
         "head tied to the embedding" if facts.tied else "head of its own",
     ]
-    return " · ".join(part for part in parts if part)
 
 
-def _positions(facts: ModelFacts) -> str:
+def _positions(facts: ModelFacts) -> list[str]:
     if not facts.config.rope:
-        return f"learned, {facts.config.max_context:,} of them"
+        return [f"learned, {facts.config.max_context:,} of them"]
     kinds = facts.ropes
-    return " · ".join(
+    return [
         _rope(rope, facts.config.head_dim) + (f" ({_layers(layers)})" if len(kinds) > 1 else "")
         for rope, layers in kinds
-    )
+    ]
 
 
 def _rope(rope: RopeConfig | None, head_dim: int) -> str:
@@ -148,51 +174,52 @@ def _rope(rope: RopeConfig | None, head_dim: int) -> str:
     return f"RoPE theta {rope.theta:,.0f}{part}{kind}{factor}"
 
 
-def _windows(windows: tuple[int | None, ...]) -> str:
+def _windows(windows: tuple[int | None, ...]) -> list[str]:
     sizes = {size: [i for i, each in enumerate(windows) if each == size] for size in set(windows)}
     if not any(sizes):
-        return "none: a query sees every key before it"
-    return " · ".join(
+        return ["none: a query sees every key before it"]
+    return [
         f"{f'the last {size:,}' if size else 'every key'} ({_layers(layers)})"
         for size, layers in sorted(sizes.items(), key=lambda item: item[0] or 0, reverse=True)
-    )
+    ]
 
 
-def _weights(facts: ModelFacts) -> str:
+def _weights(facts: ModelFacts) -> list[str]:
     stored = ", ".join(f"{kind} {_size(count)}" for kind, count in sorted(facts.stored.items()))
-    return f"{stored} on disk · {_size(facts.weight_bytes)} in memory as {facts.dtype}"
+    return [f"{stored} on disk", f"{_size(facts.weight_bytes)} in memory as {facts.dtype}"]
 
 
-def _kv_cache(facts: ModelFacts) -> str:
+def _kv_cache(facts: ModelFacts) -> list[str]:
     config = facts.config
     per_token = _CACHE_ITEM_BYTES * config.kv_floats_per_token
-    return (
+    return [
         f"{_size(per_token)} a token = 2 (K and V) x {config.n_layers} layers x "
-        f"{config.n_kv_heads} kv heads x {config.head_dim} x {_CACHE_ITEM_BYTES} bytes (f32) · "
-        f"{_size(per_token * config.max_context)} at the whole context"
-    )
+        f"{config.n_kv_heads} kv heads x {config.head_dim} x {_CACHE_ITEM_BYTES} bytes (f32)",
+        f"{_size(per_token * config.max_context)} at the whole context",
+    ]
 
 
-def _sharing(sharing: list[list[int]]) -> str:
+def _sharing(sharing: list[list[int]]) -> list[str]:
     if all(len(heads) == 1 for heads in sharing):
-        return "one for each query head"
-    return (
-        " · ".join(f"{kv}: {_span(heads)}" for kv, heads in enumerate(sharing)) + " (query heads)"
-    )
+        return ["one for each query head"]
+    return [
+        f"{kv} for {'' if kv else 'query heads '}{_span(heads)}" for kv, heads in enumerate(sharing)
+    ]
 
 
-def _tokenizer(facts: ModelFacts) -> str:
+def _tokenizer(facts: ModelFacts, canvas: Canvas) -> list[str]:
     tokenizer = facts.tokenizer
+    stops = f"stops at {', '.join(map(str, facts.stop_ids))}" if facts.stop_ids else "no stop token"
     if tokenizer is None:
-        return facts.no_tokenizer or "none"
+        return [facts.no_tokenizer or "none", stops]
     unused = facts.config.vocab_size - tokenizer.n_tokens
-    parts = [
+    start = token_label((tokenizer.start or "").encode(), canvas, _LONGEST_TOKEN).rstrip()
+    return [
         f"{tokenizer.kind}, {tokenizer.n_tokens:,} tokens",
         f"{unused:,} ids without a token are never sampled" if unused > 0 else "",
-        f"texts start with {tokenizer.start}" if tokenizer.start else "no start token",
-        f"stops at {', '.join(map(str, facts.stop_ids))}" if facts.stop_ids else "no stop token",
+        f"texts start with {start}" if start else "no start token",
+        stops,
     ]
-    return " · ".join(part for part in parts if part)
 
 
 def _layers(layers: list[int]) -> str:
@@ -200,14 +227,14 @@ def _layers(layers: list[int]) -> str:
 
 
 def _span(numbers: list[int]) -> str:
-    """Ascending numbers, neighbours as a range: 0-3 5 7-8."""
+    """Ascending numbers, neighbours as a range: 0-3, 5, 7-8."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:
             runs[-1].append(number)
         else:
             runs.append([number])
-    return " ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 def _size(n_bytes: float) -> str:
