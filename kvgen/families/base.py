@@ -54,6 +54,7 @@ _SPEAKS_OF_ARITHMETIC = re.compile(
 _ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "silu": "silu",
     "swish": "silu",
@@ -167,6 +168,11 @@ class Keys:
     def same(self, one: str, other: str) -> bool:
         """Whether two keys are both there and say the same."""
         return self.has(one) and self._raw.get(one) == self._raw.get(other)
+
+    def twin(self, copy: str, original: str) -> None:
+        """Count a key as understood where it only repeats another."""
+        if self.same(copy, original):
+            self.mark(copy)
 
     def mark(self, name: str) -> None:
         """Count the key as understood without reading it."""

@@ -82,6 +82,7 @@ def _later_numbers(keys: Keys, *, vocabulary: int, context: int) -> dict[str, An
 
 def _gemma2_config(keys: Keys) -> ModelConfig:
     numbers = _later_numbers(keys, vocabulary=256000, context=8192)
+    keys.twin("sliding_window_size", "sliding_window")  # the 9B and 27B say it twice
     n_layers = numbers["n_layers"]
     return ModelConfig(
         **with_rope(numbers, keys),

@@ -10,6 +10,9 @@ from kvgen.families.shared import per_head_part, sizes, with_rope
 
 
 def _config(keys: Keys) -> ModelConfig:
+    # transformers 4.45 and later write these two as copies.
+    keys.twin("partial_rotary_factor", "rotary_pct")
+    keys.twin("rope_theta", "rotary_emb_base")
     numbers = sizes(keys, layers=44, heads=64, width=6144, ff=24576, vocabulary=50432, context=2048)
     return ModelConfig(
         **with_rope(

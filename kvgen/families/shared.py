@@ -153,6 +153,7 @@ def read_rope(
             f"{scaling.where}: rope type {kind!r} is not supported; "
             "kvgen knows default, linear, dynamic, llama3, yarn and longrope"
         )
+    scaling.mark("finetuned")  # how the model came about
     scaling.refuse_unread(every=True)
     return rope
 

@@ -52,6 +52,8 @@ STARCODER2 = Family(
             "attention_softmax_in_fp32",
             "scale_attention_softmax_in_fp32",
             "scale_attn_weights",
+            "layer_norm_epsilon",
+            "rms_norm_eps",
         }
     ),
 )
