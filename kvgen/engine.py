@@ -14,8 +14,9 @@ from typing import Literal, Protocol
 
 from kvgen.config import ModelConfig
 from kvgen.errors import KvgenError, UsageError
+from kvgen.machine import usable_cores
 from kvgen.params import Params
-from kvgen.tensors import DTypeName, FloatArray
+from kvgen.tensors import CacheDTypeName, DTypeName, FloatArray
 from kvgen.trace import Capture
 
 Backend = Literal["numpy", "numba"]
@@ -69,6 +70,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def cache_dtype(self) -> CacheDTypeName:
+        """The width in which keys and values are kept."""
+        ...
+
+    @property
     def threads(self) -> int: ...
     @property
     def compile_seconds(self) -> float:
@@ -115,9 +121,17 @@ def check_ids(config: ModelConfig, ids: Sequence[int]) -> None:
 
 
 def open_engine(
-    params: Params, *, backend: Literal["auto", "numpy", "numba"], threads: int | None
+    params: Params,
+    *,
+    backend: Literal["auto", "numpy", "numba"],
+    threads: int | None,
+    cache_dtype: Literal["auto", "f32", "f16"] = "auto",
 ) -> Engine:
-    """The engine of that name around these weights; `auto` is numba where it can be imported."""
+    """The engine of that name around these weights.
+
+    `auto` is numba where it can be imported; its cache is float32 where the weights are, else
+    float16. The reference keeps float32. Raises UsageError for a cache that it cannot keep.
+    """
     if backend != "numpy":
         try:
             from kvgen.fast.engine import FastEngine
@@ -127,7 +141,11 @@ def open_engine(
                     f"the numba backend cannot be used here ({error}); --backend numpy can"
                 ) from None
         else:
-            return FastEngine(params)
+            if cache_dtype == "auto":
+                cache_dtype = "f32" if params.dtype == "f32" else "f16"
+            return FastEngine(params, threads=threads or usable_cores(), cache_dtype=cache_dtype)
+    if cache_dtype == "f16":
+        raise UsageError("the numpy backend keeps its cache in f32")
     from kvgen.reference.decoder import ReferenceEngine
 
     return ReferenceEngine(params, threads=threads)

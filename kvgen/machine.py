@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
@@ -30,7 +31,7 @@ def environment() -> dict[str, str | int | None]:
     blas: dict[str, Any] = pools[0] if pools else {}
     facts: dict[str, str | int | None] = {
         "cpu": _cpu_name(),
-        "cores": _usable_cores(),
+        "cores": usable_cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "kvgen": kvgen.__version__,
@@ -45,11 +46,32 @@ def environment() -> dict[str, str | int | None]:
     return facts
 
 
-def _usable_cores() -> int | None:
+def usable_cores() -> int:
+    """Cores that this process may keep busy: by affinity and quota, hardware threads counted once.
+
+    Two hardware threads of one core share its arithmetic and its way to memory.
+    """
     try:
-        return len(os.sched_getaffinity(0))
+        allowed = os.sched_getaffinity(0)
     except AttributeError:  # macOS, Windows
-        return os.cpu_count()
+        return os.cpu_count() or 1
+    siblings = set()
+    for cpu in allowed:
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            siblings.add(path.read_text(encoding="ascii"))
+        except OSError:
+            siblings.add(str(cpu))
+    return max(1, min(len(siblings), _cpu_quota()))
+
+
+def _cpu_quota() -> int:
+    """Whole CPUs that a Linux control group lets this process use; many where there is no limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):  # no such file, or the word "max"
+        return 10**6
 
 
 def _version(package: str) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from kvgen.bind import bind
 from kvgen.chat import Message, find_template, render, special_tokens
 from kvgen.checkpoint import Checkpoint, open_checkpoint
 from kvgen.config import ModelConfig
@@ -19,13 +20,13 @@ from kvgen.errors import CheckpointError, UsageError
 from kvgen.families import Keys, find
 from kvgen.generate import check_lengths, generate, require_finite
 from kvgen.hub import locate
-from kvgen.params import Params, bind
+from kvgen.params import Params
 from kvgen.sampling import Sampler, SamplingOptions
 from kvgen.tensors import DTypeName, FloatArray
 from kvgen.tokenizer import Tokenizer, missing_tokenizer, open_tokenizer
 
 _BACKENDS = ("auto", "numpy", "numba")
-_CACHE_DTYPES = ("auto", "f32")
+_CACHE_DTYPES = ("auto", "f32", "f16")
 FinishReason = Literal["stop", "length"]
 
 
@@ -184,17 +185,18 @@ def load(
     path_or_id: str | Path | None = None,
     *,
     backend: Literal["auto", "numpy", "numba"] = "auto",
-    dtype: Literal["auto", "f32", "bf16", "f16"] = "auto",
-    cache_dtype: Literal["auto", "f32"] = "auto",
+    dtype: Literal["auto", "f32", "bf16", "f16", "int8"] = "auto",
+    cache_dtype: Literal["auto", "f32", "f16"] = "auto",
     threads: int | None = None,
     revision: str | None = None,
 ) -> Model:
     """Load a model folder, a model of the Hugging Face Hub by its name, or the default model.
 
     `dtype` is the width in which weights are held, `auto` the stored one; arithmetic is float32
-    throughout, and so is the cache. `threads` bounds the BLAS of the numpy backend; the numba
-    backend runs on one thread. `revision` is a branch, tag or commit of a model on the Hub. Raises
-    ModelNotFoundError, CheckpointError or UsageError.
+    throughout. `cache_dtype` is that of keys and values: `auto` is f32 where weights are f32 and on
+    the numpy backend, else f16. `threads` is one for each core unless given. `revision` is a
+    branch, tag or commit of a model on the Hub. Raises ModelNotFoundError, CheckpointError or
+    UsageError.
     """
     _check_choice("backend", backend, _BACKENDS)
     _check_choice("dtype", dtype, ("auto", *get_args(DTypeName)))
@@ -209,7 +211,7 @@ def load(
     began = time.perf_counter()
     checkpoint = open_checkpoint(folder)
     params = bind(checkpoint, find(checkpoint.config), dtype=None if dtype == "auto" else dtype)
-    engine = open_engine(params, backend=backend, threads=threads)
+    engine = open_engine(params, backend=backend, threads=threads, cache_dtype=cache_dtype)
     seconds = time.perf_counter() - began - engine.compile_seconds
     return Model(checkpoint, params, engine, load_seconds=seconds)
 

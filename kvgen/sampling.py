@@ -17,6 +17,7 @@ from kvgen.errors import UsageError
 from kvgen.tensors import FloatArray
 
 _REMOVED = np.float32(-np.inf)
+_LIKELY = 256  # tokens that are sorted first; few prompts leave more of them open
 
 
 def keep_top_k(logits: FloatArray, k: int) -> FloatArray:
@@ -25,8 +26,7 @@ def keep_top_k(logits: FloatArray, k: int) -> FloatArray:
     >>> keep_top_k(np.float32([1, 3, 2]), 2).tolist()
     [-inf, 3.0, 2.0]
     """
-    kept = np.argsort(-logits, kind="stable")[:k]
-    return _only(logits, kept)
+    return _only(logits, _largest(logits, k))
 
 
 def keep_top_p(logits: FloatArray, p: float) -> FloatArray:
@@ -35,10 +35,16 @@ def keep_top_p(logits: FloatArray, p: float) -> FloatArray:
     >>> np.isfinite(keep_top_p(np.log(np.float32([0.5, 0.3, 0.2])), 0.6)).tolist()
     [True, True, False]
     """
-    order = np.argsort(-logits, kind="stable")
-    mass_before = np.cumsum(probabilities(logits)[order]) - probabilities(logits)[order]
-    kept = order[: max(1, int(np.count_nonzero(mass_before < p)))]
-    return _only(logits, kept)
+    mass = probabilities(logits)
+    count = min(_LIKELY, len(logits))
+    while True:
+        order = _largest(logits, count)
+        reached = np.cumsum(mass[order])
+        if reached[-1] >= p or count == len(logits):
+            break
+        count = min(count * 16, len(logits))
+    before = reached - mass[order]
+    return _only(logits, order[: max(1, int(np.count_nonzero(before < p)))])
 
 
 def keep_min_p(logits: FloatArray, p: float) -> FloatArray:
@@ -53,16 +59,16 @@ def keep_min_p(logits: FloatArray, p: float) -> FloatArray:
 
 
 def probabilities(logits: FloatArray) -> npt.NDArray[np.float64]:
-    """Softmax in float64, so that cumulative sums are exact enough to sample from."""
-    exponentials = np.exp(logits.astype(np.float64) - logits.max())
+    """Softmax, summed in float64, so that cumulative sums are exact enough to sample from."""
+    exponentials = np.exp(logits - logits.max()).astype(np.float64)
     result: npt.NDArray[np.float64] = exponentials / exponentials.sum()
     return result
 
 
 def log_probability(logits: FloatArray, token: int) -> float:
     """Natural logarithm of the token's probability before any filter."""
-    shifted = logits.astype(np.float64) - logits.max()
-    return float(shifted[token] - np.log(np.exp(shifted).sum()))
+    shifted = logits - logits.max()
+    return float(shifted[token] - np.log(np.exp(shifted).sum(dtype=np.float64)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,12 +139,23 @@ class Sampler:
         if options.top_p < 1:
             logits = keep_top_p(logits, options.top_p)
         logits = keep_min_p(logits, options.min_p)
+        kept = np.flatnonzero(logits > _REMOVED)
         # Shifted first: a tiny temperature must not turn the largest logit into infinity.
         with np.errstate(over="ignore"):  # and a tiny one sends all others to -inf
-            scaled = (logits - logits.max()).astype(np.float64) / options.temperature
+            scaled = (logits[kept] - logits.max()).astype(np.float64) / options.temperature
         cumulative = np.cumsum(np.exp(scaled))
         point = self._random.random() * cumulative[-1]
-        return int(np.searchsorted(cumulative, point, side="right"))
+        return int(kept[np.searchsorted(cumulative, point, side="right")])
+
+
+def _largest(logits: FloatArray, count: int) -> npt.NDArray[np.intp]:
+    """The ids of the `count` largest logits, largest first; of equal ones the lower id first."""
+    if count < len(logits):  # sorting all of a large vocabulary takes as long as the model
+        bound = np.partition(logits, -count)[-count]
+        candidates = np.flatnonzero(logits >= bound)
+    else:
+        candidates = np.arange(len(logits))
+    return candidates[np.argsort(-logits[candidates], kind="stable")[:count]]
 
 
 def _only(logits: FloatArray, kept: npt.NDArray[np.intp]) -> FloatArray:

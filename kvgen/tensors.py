@@ -13,7 +13,9 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
-DTypeName = Literal["f32", "bf16", "f16"]
+DTypeName = Literal["f32", "bf16", "f16", "int8"]
+CacheDTypeName = Literal["f32", "f16"]
+CACHE_ITEM_BYTES: dict[CacheDTypeName, int] = {"f32": 4, "f16": 2}
 
 
 class Tensor(Protocol):
@@ -98,13 +100,50 @@ class BFloat16:
         return BFloat16(array)
 
 
+@dataclass(frozen=True, slots=True)
+class Int8:
+    """Whole numbers from -127 to 127, and for each row the float32 that one of them stands for."""
+
+    stored: npt.NDArray[np.int8]  # [out, in]
+    scales: FloatArray  # [out]
+
+    @property
+    def dtype(self) -> DTypeName:
+        return "int8"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.stored.nbytes + self.scales.nbytes
+
+    def rows(self, ids: npt.NDArray[np.int64]) -> FloatArray:
+        """The named rows as float32 [len(ids), in]."""
+        numbers: FloatArray = self.stored[ids] * self.scales[ids, None]
+        return numbers
+
+    def dequantize(self) -> FloatArray:
+        """The whole tensor as float32, a copy."""
+        numbers: FloatArray = self.stored * self.scales[:, None]
+        return numbers
+
+    def view(self, array: Array) -> Int8:
+        """Not possible: a row's scale belongs to the whole row."""
+        raise NotImplementedError("int8 tensors are made at load, after everything is in order")
+
+
 def quantize(numbers: FloatArray, dtype: DTypeName) -> Tensor:
     """Float32 numbers stored as `dtype`, rounded to nearest, ties to even.
 
-    Numbers beyond float16's range become infinite, which the check of the logits reports.
+    Numbers beyond float16's range become infinite, which the check of the logits reports. In int8
+    the greatest magnitude of each row becomes 127; a row with NaN or infinity becomes all NaN.
     """
     if dtype == "f32":
         return Dense(numbers)
+    if dtype == "int8":
+        return _to_int8(numbers)
     if dtype == "f16":
         with np.errstate(over="ignore"):
             return Dense(numbers.astype(np.float16))
@@ -112,6 +151,18 @@ def quantize(numbers: FloatArray, dtype: DTypeName) -> Tensor:
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
     # A NaN's payload may sit in the lower half only; rounding would turn it into infinity.
     return BFloat16(np.where(np.isnan(numbers), 0x7FC0, rounded).astype(np.uint16))
+
+
+def _to_int8(numbers: FloatArray) -> Int8:
+    scales = np.maximum(numbers.max(axis=1), -numbers.min(axis=1)) / np.float32(127)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        stored = np.rint(numbers * np.where(scales > 0, 1 / scales, 0)[:, None])
+        stored = np.nan_to_num(stored, copy=False, nan=1)
+    # Kernels read up to a cache line beyond the end.
+    memory = np.zeros(stored.size + 64, np.int8)
+    memory[: stored.size] = stored.ravel()
+    scales = np.where(np.isfinite(scales), scales, np.float32(np.nan))
+    return Int8(memory[: stored.size].reshape(stored.shape), scales.astype(np.float32))
 
 
 def convert(tensor: Tensor, dtype: DTypeName) -> Tensor:

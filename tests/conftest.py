@@ -45,5 +45,5 @@ def tiny_model(tiny_folder: Callable[..., Path]) -> Loader:
 
 @pytest.fixture(scope="session", params=BACKENDS)
 def storyteller(request: pytest.FixtureRequest) -> Model:
-    """The default model on each backend."""
-    return kvgen.load(backend=request.param)
+    """The default model on each backend, its cache in float32."""
+    return kvgen.load(backend=request.param, cache_dtype="f32")

@@ -116,7 +116,7 @@ def test_a_spread_by_hand() -> None:
 
 def test_json_has_its_documented_names(report: BenchReport) -> None:
     facts = {
-        "model": "tiny", "dtype": "f32", "backend": "numpy", "threads": 1,
+        "model": "tiny", "dtype": "f32", "cache_dtype": "f32", "backend": "numpy", "threads": 1,
         "prompt": "9 tokens", "seed": None, "environment": {"cpu": "x"},
     }  # fmt: skip
     content = json.loads(json.dumps(bench_json(report, facts)))

@@ -11,10 +11,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import kvgen
+from kvgen.bind import bind
 from kvgen.checkpoint import open_checkpoint
 from kvgen.errors import CheckpointError, ModelNotFoundError
 from kvgen.families import find
-from kvgen.params import bind
 from tests import tiny
 from tests.configs import CONFIGS
 

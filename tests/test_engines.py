@@ -63,10 +63,13 @@ def test_prefill_is_right_around_windows_and_chunks(
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
-@pytest.mark.parametrize("dtype", ["auto", "f32", "bf16", "f16"])
+@pytest.mark.parametrize("dtype", ["auto", "f32", "bf16", "f16", "int8"])
 @every_model
 def test_numba_equals_numpy(name: str, dtype: str, kind: str, tiny_model: Loader) -> None:
-    one, other = (tiny_model(name, kind=kind, backend=backend, dtype=dtype) for backend in BACKENDS)
+    one, other = (
+        tiny_model(name, kind=kind, backend=backend, dtype=dtype, cache_dtype="f32")
+        for backend in BACKENDS
+    )
     assert one.engine.dtype == other.engine.dtype
     assert one.engine.dtype == (dtype if dtype != "auto" else kind.lower())
     assert_equal_to_rounding(one.logits(IDS), other.logits(IDS))

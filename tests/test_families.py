@@ -376,7 +376,6 @@ def test_a_key_that_contradicts_its_twin_is_refused(name: str, change: dict[str,
         read(config | change)
 
 
-
 def read(raw: dict[str, Any]) -> ModelConfig:
     """The config of a file, everything in it understood or known to change nothing."""
     family = find(raw)

@@ -13,10 +13,11 @@ import pytest
 
 SCRIPT = """
 import sys, kvgen
-from kvgen.fast import compiler, step
+from kvgen.fast import compiler
+from kvgen.fast.run import run
 model = kvgen.load(sys.argv[1], backend="numba")
 model.logits([1, 2, 3])
-hits, misses = step.run.stats.cache_hits, step.run.stats.cache_misses
+hits, misses = run.stats.cache_hits, run.stats.cache_misses
 print(compiler.FOLDER, sum(hits.values()), sum(misses.values()))
 """
 

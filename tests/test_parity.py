@@ -31,5 +31,5 @@ def test_logits_equal_transformers(
     with torch.no_grad():
         expected = reference(torch.tensor([ids])).logits[0].numpy()
     for backend in ("numpy", "numba"):
-        logits = tiny_model(name, kind=kind, backend=backend).logits(ids)
+        logits = tiny_model(name, kind=kind, backend=backend, cache_dtype="f32").logits(ids)
         np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE)

@@ -195,7 +195,7 @@ def make_report(n_prompt: int) -> BenchReport:
 def test_a_benchmark_keeps_to_its_width(n_prompt: int, width: int, mode: Mode) -> None:
     canvas = Canvas(width, mode)
     facts = {
-        "model": "tiny", "dtype": "f32", "backend": "numba", "threads": 1,
+        "model": "tiny", "dtype": "f32", "cache_dtype": "f32", "backend": "numba", "threads": 1,
         "prompt": f"{n_prompt} tokens", "environment": {"cpu": "CPU"},
     }  # fmt: skip
     view = bench_view(make_report(n_prompt), facts, canvas)
@@ -236,6 +236,7 @@ def test_the_timing_block_exactly() -> None:
             decode_seconds=(0.0284, 0.0292, 0.0301),
             cache_on=True,
             positions=12,
+            cache_dtype="f32",
             cache_bytes=552_960,
             peak_rss_bytes=612 * 2**20,
         )
@@ -259,6 +260,7 @@ def test_the_timing_block_of_a_prefill_alone() -> None:
             decode_seconds=(),
             cache_on=False,
             positions=3,
+            cache_dtype="f32",
             cache_bytes=0,
             peak_rss_bytes=None,
         )

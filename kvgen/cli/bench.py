@@ -152,6 +152,7 @@ def bench(
     facts = {
         "model": model.name,
         "dtype": model.engine.dtype,
+        "cache_dtype": model.engine.cache_dtype,
         "backend": model.engine.backend,
         "threads": model.engine.threads,
         "prompt": work.prompt,

@@ -137,6 +137,7 @@ def _report(run: _Run, sampler: Sampler, *, as_json: bool, quiet: bool) -> None:
     """The end of a run: the JSON object, or the timing block on stderr."""
     from kvgen.machine import peak_rss_bytes
     from kvgen.render.timing import RunTimings, timing_block
+    from kvgen.tensors import CACHE_ITEM_BYTES
 
     model, pieces = run.model, run.pieces
     positions = len(run.prompt_ids) + max(len(pieces) - 1, 0)
@@ -148,7 +149,10 @@ def _report(run: _Run, sampler: Sampler, *, as_json: bool, quiet: bool) -> None:
         decode_seconds=tuple(piece.seconds for piece in pieces[1:]),
         cache_on=run.use_cache,
         positions=positions,
-        cache_bytes=4 * model.config.kv_floats_per_token * positions,
+        cache_dtype=model.engine.cache_dtype,
+        cache_bytes=CACHE_ITEM_BYTES[model.engine.cache_dtype]
+        * model.config.kv_floats_per_token
+        * positions,
         peak_rss_bytes=peak_rss_bytes(),
     )
     if as_json:

@@ -97,7 +97,7 @@ def inspect_attention(
     if output is not None:
         check_writable(output)
     text = read_prompt(prompt_flags)
-    model = load_model(model_flags, quiet=quiet, verbose=verbose)
+    model = load_model(model_flags, cache_dtype="f32", quiet=quiet, verbose=verbose)
     layers = _indices("all" if layer_spec is None else layer_spec, model.config.n_layers, "layer")
     heads = _indices("all" if head_spec is None else head_spec, model.config.n_heads, "head")
     tokenizer = model.require_tokenizer()
@@ -128,7 +128,7 @@ def inspect_attention(
         facts = {
             "model": model.name,
             "dtype": model.engine.dtype,
-            "cache_dtype": "f32",
+            "cache_dtype": model.engine.cache_dtype,
             "backend": model.engine.backend,
             "rotary": bool(model.config.rope),
             "sampling": sampling.describe(),

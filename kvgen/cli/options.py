@@ -29,7 +29,8 @@ class ModelFlags(NamedTuple):
     model_name: str | None
     revision: str | None
     backend: Literal["auto", "numpy", "numba"]
-    dtype: Literal["auto", "f32", "bf16", "f16"]
+    dtype: Literal["auto", "f32", "bf16", "f16", "int8"]
+    cache_dtype: Literal["auto", "f32", "f16"]
     threads: int | None
 
 
@@ -93,16 +94,25 @@ model_options = bundle(
     ),
     click.option(
         "--dtype",
-        type=click.Choice(["auto", "f32", "bf16", "f16"]),
+        type=click.Choice(["auto", "f32", "bf16", "f16", "int8"]),
         default="auto",
         show_default=True,
-        help="How weights are held; auto is as stored. Arithmetic is float32 throughout.",
+        help="How weights are held; auto is as stored, int8 is made at load, with a scale for each "
+        "row. Arithmetic is float32 throughout.",
+    ),
+    click.option(
+        "--cache-dtype",
+        type=click.Choice(["auto", "f32", "f16"]),
+        default="auto",
+        show_default=True,
+        help="How keys and values are kept; auto is f32 where weights are, on the numpy backend "
+        "and in inspect-attention, else f16.",
     ),
     click.option(
         "-t",
         "--threads",
         type=click.IntRange(1, 1024),
-        help="Threads of the numpy backend's BLAS; the numba backend runs on one.",
+        help="Threads that compute. [default: one for each core]",
     ),
 )
 
@@ -167,18 +177,31 @@ def find_model(name: str | None, *, revision: str | None, quiet: bool = False) -
     )
 
 
-def load_model(flags: ModelFlags, *, quiet: bool = False, verbose: bool = False) -> Model:
-    """Load the model with a sign of life on a terminal, and say what the user should know."""
+def load_model(
+    flags: ModelFlags,
+    *,
+    cache_dtype: Literal["auto", "f32"] = "auto",
+    quiet: bool = False,
+    verbose: bool = False,
+) -> Model:
+    """Load the model with a sign of life on a terminal, and say what the user should know.
+
+    `cache_dtype` is what `--cache-dtype auto` stands for.
+    """
     folder = find_model(flags.model_name, revision=flags.revision, quiet=quiet)
     with working("loading the model and its kernels", quiet=quiet), signals.deferred():
         from kvgen.model import load
 
-        model = load(folder, backend=flags.backend, dtype=flags.dtype, threads=flags.threads)
+        model = load(
+            folder,
+            backend=flags.backend,
+            dtype=flags.dtype,
+            cache_dtype=cache_dtype if flags.cache_dtype == "auto" else flags.cache_dtype,
+            threads=flags.threads,
+        )
     if not quiet:
         for text in model.notes:
             note(text)
-        if flags.threads is not None and flags.threads != model.engine.threads:
-            note(f"the {model.engine.backend} backend runs on {model.engine.threads} thread")
     if verbose:
         config = model.config
         note(

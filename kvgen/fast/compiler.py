@@ -15,6 +15,8 @@ from typing import Any
 import llvmlite
 import llvmlite.binding
 import numba
+from numba import types
+from numba.extending import intrinsic
 
 # Never `True`: that folds isfinite to true, and a NaN must reach the check of the logits.
 FAST_MATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
@@ -73,12 +75,41 @@ FOLDER = cache_folder()
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile a function of a module; a closure over other kernels would never hit the cache."""
+    """Compile a function of a module that compiled functions call."""
+    return _compile(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+def entrance(function: Callable[..., Any]) -> Any:
+    """Compile a function of a module that Python calls."""
+    return _compile(function, no_cfunc_wrapper=True)
+
+
+@intrinsic
+def in_one_place(_: Any) -> Any:
+    """Said first in a kernel: callers share its code and do not each get a copy of it.
+
+    Without it the compiler copies large functions into larger ones and works through them at every
+    level, which takes a minute for what takes seconds.
+    """
+
+    def generate(context: Any, builder: Any, _: Any, __: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.none(), generate
+
+
+def _compile(function: Callable[..., Any], **options: bool) -> Any:
+    # A closure over other kernels would never hit the cache: module-level names do.
     outside = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(FOLDER or "")
     try:
         return numba.njit(
-            fastmath=FAST_MATH, nogil=True, error_model="numpy", cache=FOLDER is not None
+            fastmath=FAST_MATH,
+            nogil=True,
+            error_model="numpy",
+            cache=FOLDER is not None,
+            **options,
         )(function)
     finally:
         numba.config.CACHE_DIR = outside

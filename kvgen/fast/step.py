@@ -1,294 +1,316 @@
-"""One token through all layers, as one compiled function: plain loops, one thread.
+"""One token through all layers, as one compiled function that a team of threads runs together.
 
-The twin of `kvgen.reference.decoder`, which says what is computed; here it is written so that the
-compiler can keep everything in registers and vector units. Weights are read where the checkpoint
-is mapped, through a table of addresses (layer x slot).
+The twin of `kvgen.reference.decoder`, which says what is computed; here the rows of every matrix
+are shared out between the threads, and five barriers a layer make each part visible to all:
+
+    own x -> norm -> | q k v | attention by pieces | o | norm -> up, gate | down | -> own x
+
+Every thread keeps the residual stream to itself and adds to it what all have computed, which is
+cheaper than to wait for one another once more.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
-
 import numpy as np
-import numpy.typing as npt
 from numba import carray
 
-from kvgen.fast.compiler import kernel
-from kvgen.fast.stored import as_pointer, widen
-from kvgen.tensors import FloatArray
+from kvgen.fast.attention import BLOCK, LOWEST, SEGMENT, attend
+from kvgen.fast.compiler import in_one_place, kernel
+from kvgen.fast.curves import activate, cap_logits, normalise, rotate
+from kvgen.fast.layout import (
+    ATTN_NORM,
+    CAPACITY,
+    CAPTURE_CAPACITY,
+    CAPTURED_Q,
+    CAPTURED_Z,
+    COS,
+    DOWN,
+    EACH_HEAD,
+    GATE,
+    KEYS,
+    LOGITS,
+    MLP_NORM,
+    N_ANGLES,
+    N_POSITIONS,
+    OVERFLOW,
+    POST_ATTN_NORM,
+    POST_MLP_NORM,
+    SIN,
+    UP,
+    VALUES,
+    WHOLE,
+    K,
+    O,
+    Q,
+    V,
+)
+from kvgen.fast.products import ROWS, dot_rows, share
+from kvgen.fast.simd import LANES, fma, load, mul, splat, store, store_one, zeros
+from kvgen.fast.stored import as_pointer, row_scale, widen
+from kvgen.fast.team import barrier
 
-# Columns of the table of addresses.
-Q, K, V, O, GATE, UP, DOWN = range(7)  # noqa: E741
-RELU, SILU, GELU, GELU_TANH = range(4)
-NO_QK_NORM, EACH_HEAD, WHOLE = range(3)
-# A layer's rows in the table of norms.
-ATTN_NORM, POST_ATTN_NORM, MLP_NORM, POST_MLP_NORM = range(4)
-
-
-class Shape(NamedTuple):
-    """The numbers and switches of ModelConfig that the kernel reads."""
-
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    d_model: int
-    d_ff: int
-    vocab_size: int
-    rms: bool
-    norm_eps: float
-    gated: bool
-    activation: int
-    parallel: bool
-    pre_norm: bool  # which norms a layer has
-    post_attn_norm: bool
-    mlp_norm: bool
-    post_mlp_norm: bool
-    qk_norm: int
-    attn_softcap: float  # 0: none
-    logit_softcap: float
-    embed_scale: float
-    residual_scale: float
-    logit_scale: float
-
-
-class Weights(NamedTuple):
-    """What is learned. Large tensors by address, the small ones widened and stacked."""
-
-    like: npt.NDArray[Any]  # an empty array of the stored type: tells the compiler the width
-    embed: int  # address of [V, C]
-    positions: int  # address of [max_context, C], 0 where there are none
-    head: int  # address of [V, C]
-    layers: npt.NDArray[np.int64]  # addresses [L, 7]
-    norms: FloatArray  # [4L + 1, 2, C]: scale and shift, four a layer and one at the end
-    head_norms: FloatArray  # [L, 2, 2, H * D]: of queries and of keys
-    biases: FloatArray  # [L, 7, widest]: zeros where a projection has none
-    head_bias: FloatArray  # [V]
-    scales: FloatArray  # [L] factor of the scores
-    windows: npt.NDArray[np.int64]  # [L] keys that a query sees
-
-
-class Memory(NamedTuple):
-    """What a run changes: the cache, and q and z where they are captured."""
-
-    k: FloatArray  # [L, G, capacity, D]
-    v: FloatArray
-    cos: FloatArray  # [tables, capacity, n] of the pairs that RoPE turns
-    sin: FloatArray
-    table: npt.NDArray[np.int64]  # [L] a layer's table, -1 where nothing is turned
-    captured: npt.NDArray[np.int64]  # [L] row of q and z to write, -1 for none
-    q: FloatArray  # [N, capacity, H, D]
-    z: FloatArray
+PIECES = 16  # at most so many parts of the context are attended to separately
+F16_LARGEST = np.float32(65504)
 
 
 @kernel
-def product(address, like, x, bias, y):  # type: ignore[no-untyped-def]
-    """y = W x + bias for W [len(y), len(x)] at an address."""
-    n = len(x)
-    weight = carray(as_pointer(address), (len(y) * n,), like.dtype)
-    for row in range(len(y)):
-        total = np.float32(0)
-        for column in range(n):
-            total += widen(weight[row * n + column]) * x[column]
-        y[row] = total + bias[row]
-
-
-@kernel
-def normalise(x, norm, shape, y):  # type: ignore[no-untyped-def]
-    """y = LayerNorm or RMSNorm of x, norm [2, C] = scale and shift; y may be x."""
-    n = len(x)
-    mean = np.float32(0)
-    if not shape.rms:
-        for i in range(n):
-            mean += x[i]
-        mean /= np.float32(n)
-    square = np.float32(0)
-    for i in range(n):
-        square += (x[i] - mean) * (x[i] - mean)
-    factor = np.float32(1) / np.sqrt(square / np.float32(n) + np.float32(shape.norm_eps))
-    for i in range(n):
-        y[i] = (x[i] - mean) * factor * norm[0, i] + norm[1, i]
-
-
-@kernel
-def norm_or_copy(x, norm, wanted, shape, y):  # type: ignore[no-untyped-def]
-    """y = the norm of x, or x itself where the model has no such norm."""
+def norm_or_copy(x, n, norm, wanted, shape, y):
+    """y = the norm of x [n], or x itself where the model has no such norm."""
+    in_one_place()
     if wanted:
-        normalise(x, norm, shape, y)
+        normalise(x, n, norm[0], norm[1], shape.rms, shape.norm_eps, y)
     else:
-        for i in range(len(x)):
+        for i in range(n):
             y[i] = x[i]
 
 
 @kernel
-def add(x, out, scale):  # type: ignore[no-untyped-def]
-    """x += scale * out."""
-    for i in range(len(x)):
-        x[i] += np.float32(scale) * out[i]
+def normalise_head(x, start, head, norm, shape):
+    """Normalise one head of queries or keys at x[start:] in place, where each is by itself."""
+    in_one_place()
+    if shape.qk_norm == EACH_HEAD:
+        D = shape.head_dim
+        own = x[start : start + D]
+        scale, shift = norm[0, head * D : (head + 1) * D], norm[1, head * D : (head + 1) * D]
+        normalise(own, D, scale, shift, shape.rms, shape.norm_eps, own)
 
 
 @kernel
-def normalise_heads(x, norm, shape):  # type: ignore[no-untyped-def]
-    """Normalise queries or keys [heads, D] in place, each head or all of them as one."""
-    n_heads, D = x.shape
-    if shape.qk_norm == WHOLE:
-        flat = x.reshape(-1)
-        normalise(flat, norm[:, : n_heads * D], shape, flat)
-    elif shape.qk_norm == EACH_HEAD:
-        for head in range(n_heads):
-            normalise(x[head], norm[:, head * D : (head + 1) * D], shape, x[head])
-
-
-@kernel
-def rotate(x, cos, sin):  # type: ignore[no-untyped-def]
-    """RoPE in place on x [heads, D] by the angles of one position, cos and sin [pairs]."""
-    half = len(cos)
-    for head in range(x.shape[0]):
-        for i in range(half):
-            first, second = x[head, i], x[head, i + half]
-            x[head, i] = first * cos[i] - second * sin[i]
-            x[head, i + half] = second * cos[i] + first * sin[i]
-
-
-@kernel
-def copy(rows, destination):  # type: ignore[no-untyped-def]
-    """destination = rows [heads, D]; a slice assignment would compile NumPy's error texts too."""
-    for head in range(rows.shape[0]):
-        for i in range(rows.shape[1]):
-            destination[head, i] = rows[head, i]
-
-
-@kernel
-def soft_cap(number, cap):  # type: ignore[no-untyped-def]
-    """c tanh(number / c), or the number itself where the cap is 0."""
-    return number if cap == 0 else np.float32(cap) * np.tanh(number / np.float32(cap))
-
-
-@kernel
-def attend(q, k, v, first, end, scale, cap, scores, z):  # type: ignore[no-untyped-def]
-    """z = softmax(q K^T scale) V for one head: q, z [D], the visible rows first:end of k, v [S, D].
-
-    One pass over K for the scores, one over V for the weighted sum; q is read from registers.
-    """
-    D = len(q)
-    highest = np.float32(-np.inf)
-    for j in range(first, end):
-        score = np.float32(0)
-        for i in range(D):
-            score += q[i] * k[j, i]
-        score = soft_cap(score * scale, cap)
-        scores[j] = score
-        highest = max(highest, score)
-    total = np.float32(0)
-    for j in range(first, end):
-        scores[j] = np.exp(scores[j] - highest)
-        total += scores[j]
-    for i in range(D):
-        z[i] = np.float32(0)
-    for j in range(first, end):
-        weight = scores[j] / total
-        for i in range(D):
-            z[i] += weight * v[j, i]
-
-
-@kernel
-def activate(x, activation):  # type: ignore[no-untyped-def]
-    """The MLP's activation function, in place."""
-    half, one = np.float32(0.5), np.float32(1)
-    for i in range(len(x)):
-        u = x[i]
-        if activation == RELU:
-            x[i] = max(u, np.float32(0))
-        elif activation == SILU:
-            x[i] = u / (one + np.exp(-u))
-        elif activation == GELU:
-            x[i] = half * u * (one + math.erf(u * np.float32(math.sqrt(0.5))))
-        else:
-            inner = np.float32(math.sqrt(2 / math.pi)) * (u + np.float32(0.044715) * u * u * u)
-            x[i] = half * u * (one + np.tanh(inner))
-
-
-@kernel
-def step(token, position, shape, weights, memory, x):  # type: ignore[no-untyped-def]
-    """Run one token through all layers; x [C] receives the normalised final hidden state."""
-    H, G, D, C, F = shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.d_model, shape.d_ff
-    like = weights.like
-    hidden, out = np.empty(C, np.float32), np.empty(C, np.float32)
-    q, z = np.empty((H, D), np.float32), np.empty((H, D), np.float32)
-    gate, up = np.empty(F, np.float32), np.empty(F, np.float32)
-    scores = np.empty(position + 1, np.float32)
-    kv = np.empty((G, D), np.float32)
-
-    row = carray(as_pointer(weights.embed), (shape.vocab_size, C), like.dtype)[token]
+def embed(token, position, shape, weights, x):
+    """x [C] = the token's embedding, and the position's where it is learned."""
+    in_one_place()
+    C = shape.d_model
+    table = carray(as_pointer(weights.embed[0]), ((token + 1) * C,), weights.like.dtype)
+    scale = row_scale(weights.like, weights.embed[1], token) * shape.embed_scale
     for i in range(C):
-        x[i] = widen(row[i]) * np.float32(shape.embed_scale)
-    if weights.positions:
-        row = carray(as_pointer(weights.positions), (position + 1, C), like.dtype)[position]
+        x[i] = widen(table[token * C + i]) * scale
+    if weights.positions.size:
         for i in range(C):
-            x[i] += widen(row[i])
-
-    for layer in range(shape.n_layers):
-        address, bias = weights.layers[layer], weights.biases[layer]
-        keys, values = memory.k[layer], memory.v[layer]
-        norms = weights.norms[4 * layer : 4 * layer + 4]
-
-        norm_or_copy(x, norms[ATTN_NORM], shape.pre_norm, shape, hidden)
-        product(address[Q], like, hidden, bias[Q], q.reshape(-1))
-        product(address[K], like, hidden, bias[K], kv.reshape(-1))
-        normalise_heads(q, weights.head_norms[layer, 0], shape)
-        normalise_heads(kv, weights.head_norms[layer, 1], shape)
-        table = memory.table[layer]
-        if table >= 0:
-            rotate(q, memory.cos[table, position], memory.sin[table, position])
-            rotate(kv, memory.cos[table, position], memory.sin[table, position])
-        copy(kv, keys[:, position])
-        product(address[V], like, hidden, bias[V], kv.reshape(-1))
-        copy(kv, values[:, position])
-        first = max(0, position + 1 - weights.windows[layer])
-        for head in range(H):
-            group = head // (H // G)
-            attend(
-                q[head], keys[group], values[group], first, position + 1, weights.scales[layer],
-                shape.attn_softcap, scores, z[head],
-            )  # fmt: skip
-        if memory.captured[layer] >= 0:
-            copy(q, memory.q[memory.captured[layer], position])
-            copy(z, memory.z[memory.captured[layer], position])
-        product(address[O], like, z.reshape(-1), bias[O], out)
-        if shape.post_attn_norm:
-            normalise(out, norms[POST_ATTN_NORM], shape, out)
-
-        if not shape.parallel:
-            add(x, out, shape.residual_scale)
-        if not shape.parallel or shape.mlp_norm:  # else the attention's norm serves both
-            norm_or_copy(x, norms[MLP_NORM], shape.mlp_norm, shape, hidden)
-        if shape.parallel:
-            add(x, out, shape.residual_scale)
-        product(address[UP], like, hidden, bias[UP], up)
-        if shape.gated:
-            product(address[GATE], like, hidden, bias[GATE], gate)
-            activate(gate, shape.activation)
-            for i in range(F):
-                up[i] *= gate[i]
-        else:
-            activate(up, shape.activation)
-        product(address[DOWN], like, up, bias[DOWN], out)
-        if shape.post_mlp_norm:
-            normalise(out, norms[POST_MLP_NORM], shape, out)
-        add(x, out, shape.residual_scale)
-    normalise(x, weights.norms[4 * shape.n_layers], shape, x)
+            x[i] += weights.positions[position, i]
 
 
 @kernel
-def run(ids, start, shape, weights, memory, logits, n_logits):  # type: ignore[no-untyped-def]
-    """Append ids from position `start` on; the last n_logits ones fill logits [n_logits, V]."""
-    x = np.empty(shape.d_model, np.float32)
-    first = len(ids) - n_logits
-    for t in range(len(ids)):
-        step(ids[t], start + t, shape, weights, memory, x)
-        if t >= first:
-            row = logits[t - first]
-            product(weights.head, weights.like, x, weights.head_bias, row)
-            for i in range(len(row)):
-                row[i] = soft_cap(row[i] * np.float32(shape.logit_scale), shape.logit_softcap)
+def keep_key_and_value(
+    k, k_start, k_step, v, v_start, v_step, D, keys, values, cache, group, position, pitch
+):
+    """Append one head's k and v to the cache; whether all numbers fit its type."""
+    in_one_place()
+    capacity = cache[CAPACITY]
+    place = group * capacity * D + position // BLOCK * BLOCK * D + position % BLOCK
+    row = (group * capacity + position) * pitch
+    largest = np.float32(0)
+    for i in range(D):
+        key, value = k[k_start + i * k_step], v[v_start + i * v_step]
+        largest = max(largest, max(abs(key), abs(value)))
+        store_one(keys, place + i * BLOCK, key)
+        store_one(values, row + i, value)
+    return keys.itemsize == 4 or not largest > F16_LARGEST
+
+
+@kernel
+def layer_of_cache(cache, like, layer, shape):
+    """Keys and values of one layer as flat arrays."""
+    G, capacity = shape.n_kv_heads, cache[CAPACITY]
+    n_keys, n_values = G * capacity * shape.head_dim, G * capacity * shape.pitch
+    size = like.itemsize
+    keys = carray(as_pointer(cache[KEYS] + layer * n_keys * size), (n_keys,), like.dtype)
+    values = carray(as_pointer(cache[VALUES] + layer * n_values * size), (n_values,), like.dtype)
+    return keys, values
+
+
+@kernel
+def angles(cache, table, position):
+    """cos and sin of one table, and where a position's angles begin."""
+    half, n_positions = cache[N_ANGLES], cache[N_POSITIONS]
+    size = (table + 1) * n_positions * half
+    cos = carray(as_pointer(cache[COS]), (size,), np.float32)
+    sin = carray(as_pointer(cache[SIN]), (size,), np.float32)
+    return cos, sin, (table * n_positions + position) * half
+
+
+@kernel
+def captured_rows(address, cache, row, shape):
+    """The captured q or z of one layer, flat [capacity * H * D]."""
+    size = cache[CAPTURE_CAPACITY] * shape.n_heads * shape.head_dim
+    return carray(as_pointer(address + 4 * row * size), (size,), np.float32)
+
+
+@kernel
+def attend_to_piece(
+    thread, group, piece, first, stop, layer, keys, values, shape, weights, request, work
+):
+    """The query heads of one key/value head over the positions first:stop."""
+    in_one_place()
+    H, G, D, pitch = shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.pitch
+    position, cache = request.positions[0], request.caches[request.slots[0]]
+    q, scores, out = work.own_q[thread], work.own_scores[thread], work.own_out[thread]
+    peaks, totals = work.own_peaks[thread], work.own_totals[thread]
+    firsts, ends = work.own_firsts[thread], work.own_ends[thread]
+    table, row = weights.tables[layer], weights.captured[layer]
+    scale = weights.scales[layer]
+    key_start, value_start = group * cache[CAPACITY] * D, group * cache[CAPACITY] * pitch
+    head, after = group * (H // G), (group + 1) * (H // G)
+    while head < after:
+        n_rows = min(ROWS, after - head)
+        for r in range(n_rows):
+            firsts[r], ends[r] = first, stop
+            for i in range(D):
+                q[r * D + i] = work.qkv[(head + r) * D + i]
+            normalise_head(q, r * D, head + r, weights.head_norms[layer, 0], shape)
+            if table >= 0:
+                cos, sin, angle = angles(cache, table, position)
+                rotate(q, r * D, cos, sin, angle, cache[N_ANGLES])
+            if row >= 0 and piece == 0:
+                target = captured_rows(cache[CAPTURED_Q], cache, row, shape)
+                for i in range(D):
+                    target[(position * H + head + r) * D + i] = q[r * D + i]
+            for i in range(D):
+                q[r * D + i] *= scale
+        attend(
+            n_rows, q, keys, key_start, values, value_start, D, pitch, first, stop, firsts, ends,
+            shape.attn_softcap, scores, out, peaks, totals,
+        )  # fmt: skip
+        for r in range(n_rows):
+            part = (head + r) * PIECES + piece
+            work.peaks[part], work.totals[part] = peaks[r], totals[r]
+            for i in range(0, pitch, LANES):
+                store(work.parts, part * pitch + i, load(out, r * pitch + i))
+        head += n_rows
+
+
+@kernel
+def join_pieces(n_pieces, shape, work, spare, z):
+    """z [H * D] = each head's attention, its pieces weighed by their sums (as in FlashDecoding)."""
+    in_one_place()
+    D, pitch = shape.head_dim, shape.pitch
+    for head in range(shape.n_heads):
+        start, highest, total = head * PIECES, LOWEST, np.float32(0)
+        for piece in range(n_pieces):
+            highest = max(highest, work.peaks[start + piece])
+        for piece in range(n_pieces):
+            part = start + piece
+            total += work.totals[part] * np.float32(np.exp(work.peaks[part] - highest))
+        for i in range(0, D, LANES):
+            mixed = zeros()
+            for piece in range(n_pieces):
+                part = start + piece
+                factor = np.float32(np.exp(work.peaks[part] - highest)) / total
+                mixed = fma(load(work.parts, part * pitch + i), splat(factor), mixed)
+            if i + LANES <= D:
+                store(z, head * D + i, mixed)
+            else:  # z has no gaps between heads
+                store(spare, 0, mixed)
+                for j in range(i, D):
+                    z[head * D + j] = spare[j - i]
+
+
+@kernel
+def times(x, start, other_start, n):
+    """x[start:] *= x[other_start:] for n numbers in whole vectors."""
+    in_one_place()
+    for i in range(0, n, LANES):
+        store(x, start + i, mul(load(x, start + i), load(x, other_start + i)))
+
+
+@kernel
+def step(thread, n_threads, shared, shape, weights, request, work):
+    """Run request row 0 through all layers; its logits [V] go where the request says."""
+    in_one_place()
+    H, G, D, C, F = shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.d_model, shape.d_ff
+    like, streamed, H_D, G_D = weights.like, shape.streamed, H * D, G * D
+    position, cache = request.positions[0], request.caches[request.slots[0]]
+    x, added, hidden = work.own_x[thread], work.own_added[thread], work.own_hidden[thread]
+    inner, branch, spare = work.inner, work.branch, work.own_bytes[thread]
+    gate_start = (F + LANES - 1) // LANES * LANES
+
+    embed(request.tokens[0], position, shape, weights, x)
+    for layer in range(shape.n_layers):
+        matrices, bias = weights.layers[layer], weights.biases[layer]
+        norms = weights.norms[4 * layer : 4 * layer + 4]
+        keys, values = layer_of_cache(cache, request.like, layer, shape)
+
+        norm_or_copy(x, C, norms[ATTN_NORM], shape.pre_norm, shape, hidden)
+        q, k, v = work.qkv[:H_D], work.qkv[H_D : H_D + G_D], work.qkv[H_D + G_D :]
+        begin, end = share(H_D, thread, n_threads, 4)
+        dot_rows(matrices[Q], like, hidden, C, bias[Q], streamed, q, begin, end, spare)
+        begin, end = share(G_D, thread, n_threads, 4)
+        dot_rows(matrices[K], like, hidden, C, bias[K], streamed, k, begin, end, spare)
+        dot_rows(matrices[V], like, hidden, C, bias[V], streamed, v, begin, end, spare)
+        barrier(shared, n_threads)
+        if shape.qk_norm == WHOLE:
+            # One thread: the others would read what it has normalised already.
+            if thread == 0:
+                norm = weights.head_norms[layer]
+                normalise(q, H_D, norm[0, 0], norm[0, 1], shape.rms, shape.norm_eps, q)
+                normalise(k, G_D, norm[1, 0], norm[1, 1], shape.rms, shape.norm_eps, k)
+            barrier(shared, n_threads)
+
+        first = max(0, position + 1 - weights.windows[layer])
+        visible = position + 1 - first // BLOCK * BLOCK
+        n_pieces = min(PIECES, (visible + SEGMENT - 1) // SEGMENT)
+        length = ((visible + n_pieces - 1) // n_pieces + BLOCK - 1) // BLOCK * BLOCK
+        n_pieces = (visible + length - 1) // length
+        table = weights.tables[layer]
+        for item in range(thread, G * n_pieces, n_threads):
+            group, piece = item // n_pieces, item % n_pieces
+            start = first // BLOCK * BLOCK + piece * length
+            if piece == n_pieces - 1:  # the piece that ends with the new position
+                normalise_head(k, group * D, group, weights.head_norms[layer, 1], shape)
+                if table >= 0:
+                    cos, sin, angle = angles(cache, table, position)
+                    rotate(k, group * D, cos, sin, angle, cache[N_ANGLES])
+                fits = keep_key_and_value(
+                    k, group * D, 1, v, group * D, 1, D, keys, values, cache, group, position,
+                    shape.pitch,
+                )  # fmt: skip
+                if not fits:
+                    request.numbers[OVERFLOW] = layer + 1
+            attend_to_piece(
+                thread, group, piece, max(first, start), min(position + 1, start + length), layer,
+                keys, values, shape, weights, request, work,
+            )  # fmt: skip
+        barrier(shared, n_threads)
+
+        join_pieces(n_pieces, shape, work, work.own_out[thread], hidden)
+        row = weights.captured[layer]
+        if row >= 0 and thread == 0:
+            target = captured_rows(cache[CAPTURED_Z], cache, row, shape)
+            for i in range(H_D):
+                target[position * H_D + i] = hidden[i]
+        begin, end = share(C, thread, n_threads, 4)
+        dot_rows(matrices[O], like, hidden, H_D, bias[O], streamed, branch, begin, end, spare)
+        barrier(shared, n_threads)
+
+        norm_or_copy(branch, C, norms[POST_ATTN_NORM], shape.post_attn_norm, shape, added)
+        if shape.parallel:  # the MLP reads what attention has read
+            source = MLP_NORM if shape.mlp_norm else ATTN_NORM
+            norm_or_copy(x, C, norms[source], shape.mlp_norm or shape.pre_norm, shape, hidden)
+        for i in range(C):
+            x[i] += shape.residual_scale * added[i]
+        if not shape.parallel:
+            norm_or_copy(x, C, norms[MLP_NORM], shape.mlp_norm, shape, hidden)
+        begin, end = share(F, thread, n_threads, LANES)
+        dot_rows(matrices[UP], like, hidden, C, bias[UP], streamed, inner, begin, end, spare)
+        if shape.gated:
+            gate = inner[gate_start:]
+            dot_rows(matrices[GATE], like, hidden, C, bias[GATE], streamed, gate, begin, end, spare)
+            activate(inner, gate_start + begin, end - begin, shape.activation)
+            times(inner, begin, gate_start + begin, end - begin)
+        else:
+            activate(inner, begin, end - begin, shape.activation)
+        barrier(shared, n_threads)
+
+        begin, end = share(C, thread, n_threads, 4)
+        dot_rows(matrices[DOWN], like, inner, F, bias[DOWN], streamed, branch, begin, end, spare)
+        barrier(shared, n_threads)
+        norm_or_copy(branch, C, norms[POST_MLP_NORM], shape.post_mlp_norm, shape, added)
+        for i in range(C):
+            x[i] += shape.residual_scale * added[i]
+
+    norm = weights.norms[4 * shape.n_layers]
+    normalise(x, C, norm[0], norm[1], shape.rms, shape.norm_eps, hidden)
+    logits = carray(as_pointer(request.numbers[LOGITS]), (shape.vocab_size,), np.float32)
+    begin, end = share(shape.vocab_size, thread, n_threads, 4)
+    dot_rows(weights.head, like, hidden, C, weights.head_bias, streamed, logits, begin, end, spare)
+    cap_logits(logits, begin, end, shape.logit_scale, shape.logit_softcap)
+    barrier(shared, n_threads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import types
+from numba import carray, types
 from numba.extending import intrinsic, overload
 
 FRACTION_SHIFT = np.uint32(13)  # float32 has 23 fraction bits, float16 has 10
@@ -15,7 +15,7 @@ EXPONENT_REBASE = np.float32(2.0**112)  # the exponents' biases are 127 and 15
 
 
 @intrinsic
-def as_pointer(_: Any, address: Any) -> Any:  # noqa: ARG001 - typed by Numba
+def as_pointer(_: Any, address: Any) -> Any:
     """An integer address as a pointer, for `numba.carray`."""
 
     def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
@@ -25,20 +25,22 @@ def as_pointer(_: Any, address: Any) -> Any:  # noqa: ARG001 - typed by Numba
 
 
 def widen(number: Any) -> Any:
-    """A stored number as float32: float32 itself, uint16 = bits of bf16, int16 = bits of f16."""
+    """A stored number as float32: float32, uint16 (bits of bf16), int16 (bits of f16), int8."""
     raise NotImplementedError("compiled code only")
 
 
 @overload(widen)
-def _widen(number):  # type: ignore[no-untyped-def]  # Numba compares the signatures
+def _widen(number):  # Numba compares the signatures
     if number == types.float32:
         return lambda number: number
+    if number == types.int8:
+        return lambda number: np.float32(number)
     if number == types.uint16:
         return lambda number: np.uint32(np.uint32(number) << np.uint32(16)).view(np.float32)
     if number == types.int16:
         # By bits, as not every CPU converts f16: shift the fraction into place and let one exact
         # multiplication move the exponent, subnormals included. Infinity and NaN stay themselves.
-        def from_f16(number):  # type: ignore[no-untyped-def]
+        def from_f16(number):
             bits = np.uint32(np.uint16(number))
             magnitude = np.uint32((bits & np.uint32(0x7FFF)) << FRACTION_SHIFT)
             sign = np.uint32((bits & np.uint32(0x8000)) << np.uint32(16))
@@ -48,3 +50,15 @@ def _widen(number):  # type: ignore[no-untyped-def]  # Numba compares the signat
 
         return from_f16
     return None
+
+
+def row_scale(like: Any, address: int, row: int) -> Any:
+    """The factor of a matrix's row: 1 but for int8, whose rows have one each at that address."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(row_scale)
+def _row_scale(like, address, row):
+    if like.dtype == types.int8:
+        return lambda like, address, row: carray(as_pointer(address), (row + 1,), np.float32)[row]
+    return lambda like, address, row: np.float32(1)

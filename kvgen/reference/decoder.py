@@ -49,6 +49,7 @@ class ReferenceEngine:
     """Plain NumPy. Weights stored narrower are widened once, when the engine is opened."""
 
     backend: Literal["numpy"] = "numpy"
+    cache_dtype: Literal["f32"] = "f32"
     compile_seconds = 0.0
 
     def __init__(self, params: Params, *, threads: int | None = None) -> None:

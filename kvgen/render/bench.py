@@ -35,7 +35,8 @@ def bench_view(
         both.add_row(Group(Text(), *_maps(report, canvas, side=14)))
     return Group(
         Text(
-            f"{facts['model']} · {facts['dtype']} weights, f32 cache · {facts['backend']} · "
+            f"{facts['model']} · {facts['dtype']} weights, {facts['cache_dtype']} cache · "
+            f"{facts['backend']} · "
             f"{facts['threads']} thread{'s' if facts['threads'] != 1 else ''} · "
             f"{facts['environment']['cpu']}"
         ),
@@ -173,7 +174,7 @@ def bench_json(report: BenchReport, facts: dict[str, Any]) -> dict[str, Any]:
                 "depth": 0 if prefilling else len(report.plan.prompt_ids),
                 "cache": arm.cache,
                 "dtype": facts["dtype"],
-                "cache_dtype": "f32",
+                "cache_dtype": facts["cache_dtype"],
                 "backend": facts["backend"],
                 "threads": facts["threads"],
                 "tokens_per_second": spread(rates),

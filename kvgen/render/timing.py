@@ -20,6 +20,7 @@ class RunTimings:
     cache_on: bool
     positions: int  # positions that the sequence holds in the end
     cache_bytes: int
+    cache_dtype: str
     peak_rss_bytes: int | None
 
 
@@ -40,7 +41,7 @@ def timing_block(run: RunTimings) -> str:
             f"   ({1e3 * total / n_steps:.2f} ms/token; first {1e3 * first:.2f}, "
             f"last {1e3 * last:.2f})"
         )
-    kept = f"{run.positions} positions · {run.cache_bytes / 2**20:.1f} MiB f32"
+    kept = f"{run.positions} positions · {run.cache_bytes / 2**20:.1f} MiB {run.cache_dtype}"
     state = f"on · {kept}" if run.cache_on else "off · everything is recomputed at each step"
     peak = f" · peak RSS {run.peak_rss_bytes / 2**20:.0f} MiB" if run.peak_rss_bytes else ""
     return "\n".join([*lines, f"cache   {state}{peak}"])

@@ -1,0 +1,317 @@
+"""Many tokens through all layers, as one compiled function that a team of threads runs together.
+
+Activations lie feature by feature, [features, P] with a token in each lane, so that a weight is
+read once for all tokens; a row of the chunk carries its own position and its own cache. The rows of
+every matrix are shared out between the threads, and so are the tokens where each is by itself.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray
+
+from kvgen.fast.attention import attend
+from kvgen.fast.compiler import in_one_place, kernel
+from kvgen.fast.curves import cap_logits
+from kvgen.fast.layout import (
+    ALL,
+    ATTN_NORM,
+    CAPACITY,
+    CAPTURED_Q,
+    CAPTURED_Z,
+    DOWN,
+    EACH_HEAD,
+    GATE,
+    LAST,
+    LOGITS,
+    MLP_NORM,
+    N_ANGLES,
+    N_TILES,
+    N_TOKENS,
+    OVERFLOW,
+    POST_ATTN_NORM,
+    POST_MLP_NORM,
+    UP,
+    WHICH_LOGITS,
+    WHOLE,
+    K,
+    O,
+    Q,
+    V,
+)
+from kvgen.fast.products import ROWS, dot_rows, share, tile_across, widen_rows
+from kvgen.fast.simd import (
+    LANES,
+)
+from kvgen.fast.step import angles, captured_rows, embed, keep_key_and_value, layer_of_cache
+from kvgen.fast.stored import as_pointer
+from kvgen.fast.team import barrier
+from kvgen.fast.tokens import (
+    ACTIVATE,
+    ADD,
+    SET,
+    START,
+    TIMES,
+    add_tokens,
+    multiply,
+    norm_or_copy_tokens,
+    normalise_tokens,
+)
+
+
+@kernel
+def rotate_tokens(x, start, table, T, request, pitch):
+    """RoPE in place on one head of all tokens, each by the angles of its position."""
+    in_one_place()
+    for t in range(T):
+        cache = request.caches[request.slots[t]]
+        cos, sin, angle = angles(cache, table, request.positions[t])
+        half = cache[N_ANGLES]
+        for i in range(half):
+            first = x[start + i * pitch + t]
+            second = x[start + (i + half) * pitch + t]
+            x[start + i * pitch + t] = first * cos[angle + i] - second * sin[angle + i]
+            x[start + (i + half) * pitch + t] = second * cos[angle + i] + first * sin[angle + i]
+
+
+@kernel
+def prepare_head(number, layer, T, pitch, shape, weights, request, work):
+    """One head of q, k or v of all tokens: norm, RoPE, capture; k and v go into the cache."""
+    in_one_place()
+    H, G, D = shape.n_heads, shape.n_kv_heads, shape.head_dim
+    start, table = number * D * pitch, weights.tables[layer]
+    is_query = number < H
+    head = number if is_query else number - H
+    if shape.qk_norm == EACH_HEAD:
+        norm = weights.head_norms[layer, 0 if is_query else 1]
+        normalise_tokens(
+            work.qkv, start, D, norm, head * D, shape.rms, shape.norm_eps, pitch, START, pitch,
+            work.qkv, start,
+        )  # fmt: skip
+    if table >= 0:
+        rotate_tokens(work.qkv, start, table, T, request, pitch)
+    row = weights.captured[layer]
+    if is_query:
+        if row >= 0:
+            for t in range(T):
+                cache = request.caches[request.slots[t]]
+                target = captured_rows(cache[CAPTURED_Q], cache, row, shape)
+                for i in range(D):
+                    target[(request.positions[t] * H + head) * D + i] = work.qkv[
+                        start + i * pitch + t
+                    ]
+        return
+    value_start = (H + G + head) * D * pitch
+    for t in range(T):
+        cache = request.caches[request.slots[t]]
+        keys, values = layer_of_cache(cache, request.like, layer, shape)
+        fits = keep_key_and_value(
+            work.qkv, start + t, pitch, work.qkv, value_start + t, pitch, D, keys, values, cache,
+            head, request.positions[t], shape.pitch,
+        )  # fmt: skip
+        if not fits:
+            request.numbers[OVERFLOW] = layer + 1
+
+
+@kernel
+def attend_tile(thread, head, first_row, n_rows, layer, pitch, shape, weights, request, work):
+    """One head of neighbouring tokens of one sequence; z [T, H * D] gets the result."""
+    in_one_place()
+    H, G, D = shape.n_heads, shape.n_kv_heads, shape.head_dim
+    cache = request.caches[request.slots[first_row]]
+    keys, values = layer_of_cache(cache, request.like, layer, shape)
+    q, scores, out = work.own_q[thread], work.own_scores[thread], work.own_out[thread]
+    peaks, totals = work.own_peaks[thread], work.own_totals[thread]
+    firsts, ends = work.own_firsts[thread], work.own_ends[thread]
+    scale, window = weights.scales[layer], weights.windows[layer]
+    for r in range(n_rows):
+        position = request.positions[first_row + r]
+        firsts[r], ends[r] = max(0, position + 1 - window), position + 1
+        for i in range(D):
+            q[r * D + i] = work.qkv[(head * D + i) * pitch + first_row + r] * scale
+    group = head // (H // G)
+    attend(
+        n_rows, q, keys, group * cache[CAPACITY] * D, values, group * cache[CAPACITY] * shape.pitch,
+        D, shape.pitch, firsts[0], ends[n_rows - 1], firsts, ends, shape.attn_softcap, scores, out,
+        peaks, totals,
+    )  # fmt: skip
+    row = weights.captured[layer]
+    for r in range(n_rows):
+        share_of_one = np.float32(1) / totals[r]
+        target = (first_row + r) * H * D + head * D
+        for i in range(D):
+            work.z[target + i] = out[r * shape.pitch + i] * share_of_one
+        if row >= 0:
+            captured = captured_rows(cache[CAPTURED_Z], cache, row, shape)
+            place = (request.positions[first_row + r] * H + head) * D
+            for i in range(D):
+                captured[place + i] = work.z[target + i]
+
+
+@kernel
+def all_logits(thread, n_threads, address, T, pitch, shape, weights, work):
+    """The logits of every token, [T, V] at an address, of hidden states in `work.hidden`."""
+    in_one_place()
+    C, vocab_size = shape.d_model, shape.vocab_size
+    panel, product = work.own_panel[thread], work.own_product[thread]
+    logits = carray(as_pointer(address), (T * vocab_size,), np.float32)
+    row, end = share(vocab_size, thread, n_threads, ROWS)
+    while row < end:
+        n_rows = min(ROWS, end - row)
+        widen_rows(weights.head, weights.like, row, n_rows, C, panel)
+        tile_across(panel, 0, C, work.hidden, pitch, product, pitch)
+        for r in range(n_rows):
+            shift = weights.head_bias[row + r]
+            for t in range(T):
+                logits[t * vocab_size + row + r] = product[r * pitch + t] + shift
+        row += n_rows
+    begin, end = share(vocab_size, thread, n_threads, ROWS)
+    for t in range(T):
+        cap_logits(
+            logits, t * vocab_size + begin, t * vocab_size + end, shape.logit_scale,
+            shape.logit_softcap,
+        )  # fmt: skip
+
+
+@kernel
+def chunk(thread, n_threads, shared, shape, weights, request, work):
+    """Run the request's rows through all layers; the logits of the last or of all of them."""
+    in_one_place()
+    H, G, D, C, F = shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.d_model, shape.d_ff
+    like, activation, H_D = weights.like, shape.activation, H * D
+    T, n_tiles = request.numbers[N_TOKENS], request.numbers[N_TILES]
+    pitch = (T + LANES - 1) // LANES * LANES
+    x, hidden, branch, inner = work.x, work.hidden, work.branch, work.inner
+    panel, product = work.own_panel[thread], work.own_product[thread]
+    begin, end = share(pitch, thread, n_threads, LANES)  # this thread's tokens
+    one = np.float32(1)
+
+    own = work.own_x[thread]
+    for t in range(begin, end):
+        if t < T:
+            embed(request.tokens[t], request.positions[t], shape, weights, own)
+        for i in range(C):
+            x[i * pitch + t] = own[i] if t < T else np.float32(0)
+
+    for layer in range(shape.n_layers):
+        matrices, bias = weights.layers[layer], weights.biases[layer]
+        norms = weights.norms[4 * layer : 4 * layer + 4]
+        norm_or_copy_tokens(
+            x, C, norms[ATTN_NORM], shape.pre_norm, shape, pitch, begin, end, hidden
+        )
+        barrier(shared, n_threads)
+
+        start = START
+        for slot, n_rows in ((Q, H_D), (K, G * D), (V, G * D)):
+            first, last = share(n_rows, thread, n_threads, ROWS)
+            multiply(
+                matrices[slot], like, hidden, C, bias[slot], SET, one, START, pitch, panel, product,
+                work.qkv, start, first, last,
+            )  # fmt: skip
+            start += n_rows * pitch
+        barrier(shared, n_threads)
+        if shape.qk_norm == WHOLE:
+            norm = weights.head_norms[layer]
+            normalise_tokens(
+                work.qkv, START, H_D, norm[0], START, shape.rms, shape.norm_eps, pitch, begin, end,
+                work.qkv, START,
+            )  # fmt: skip
+            normalise_tokens(
+                work.qkv, H_D * pitch, G * D, norm[1], START, shape.rms, shape.norm_eps, pitch,
+                begin, end, work.qkv, H_D * pitch,
+            )  # fmt: skip
+            barrier(shared, n_threads)
+        for number in range(thread, H + G, n_threads):
+            prepare_head(number, layer, T, pitch, shape, weights, request, work)
+        barrier(shared, n_threads)
+
+        for item in range(thread, H * n_tiles, n_threads):  # the longest rows first
+            number = n_tiles - 1 - item // H
+            attend_tile(
+                thread, item % H, request.tiles[number, 0], request.tiles[number, 1], layer, pitch,
+                shape, weights, request, work,
+            )  # fmt: skip
+        barrier(shared, n_threads)
+        for t in range(begin, min(end, T)):
+            for i in range(H_D):
+                hidden[i * pitch + t] = work.z[t * H_D + i]
+        barrier(shared, n_threads)
+
+        first, last = share(C, thread, n_threads, ROWS)
+        aside = shape.parallel or shape.post_attn_norm  # not added to x at once
+        use, target = (SET, branch) if aside else (ADD, x)
+        multiply(
+            matrices[O], like, hidden, H_D, bias[O], use, shape.residual_scale, START, pitch, panel,
+            product, target, START, first, last,
+        )  # fmt: skip
+        barrier(shared, n_threads)
+
+        if shape.parallel:  # the MLP reads what attention has read
+            source = MLP_NORM if shape.mlp_norm else ATTN_NORM
+            norm_or_copy_tokens(
+                x, C, norms[source], shape.mlp_norm or shape.pre_norm, shape, pitch, begin, end,
+                hidden,
+            )  # fmt: skip
+        if aside:
+            norm_or_copy_tokens(
+                branch, C, norms[POST_ATTN_NORM], shape.post_attn_norm, shape, pitch, begin, end,
+                branch,
+            )  # fmt: skip
+            add_tokens(x, branch, C, shape.residual_scale, pitch, begin, end)
+        if not shape.parallel:
+            norm_or_copy_tokens(
+                x, C, norms[MLP_NORM], shape.mlp_norm, shape, pitch, begin, end, hidden
+            )
+        barrier(shared, n_threads)
+
+        first, last = share(F, thread, n_threads, ROWS)
+        if shape.gated:
+            multiply(
+                matrices[GATE], like, hidden, C, bias[GATE], ACTIVATE, one, activation, pitch,
+                panel, product, inner, START, first, last,
+            )  # fmt: skip
+        multiply(
+            matrices[UP], like, hidden, C, bias[UP], TIMES if shape.gated else ACTIVATE, one,
+            activation, pitch, panel, product, inner, START, first, last,
+        )  # fmt: skip
+        barrier(shared, n_threads)
+
+        first, last = share(C, thread, n_threads, ROWS)
+        use, target = (SET, branch) if shape.post_mlp_norm else (ADD, x)
+        multiply(
+            matrices[DOWN], like, inner, F, bias[DOWN], use, shape.residual_scale, START, pitch,
+            panel, product, target, START, first, last,
+        )  # fmt: skip
+        barrier(shared, n_threads)
+        if shape.post_mlp_norm:
+            norm_or_copy_tokens(
+                branch,
+                C,
+                norms[POST_MLP_NORM],
+                shape.post_mlp_norm,
+                shape,
+                pitch,
+                begin,
+                end,
+                branch,
+            )
+            add_tokens(x, branch, C, shape.residual_scale, pitch, begin, end)
+
+    norm = weights.norms[4 * shape.n_layers]
+    normalise_tokens(
+        x, START, C, norm, START, shape.rms, shape.norm_eps, pitch, begin, end, hidden, START
+    )
+    barrier(shared, n_threads)
+    address, which = request.numbers[LOGITS], request.numbers[WHICH_LOGITS]
+    if which == ALL:
+        all_logits(thread, n_threads, address, T, pitch, shape, weights, work)
+    elif which == LAST:
+        begin, end = share(shape.vocab_size, thread, n_threads, 4)
+        own = work.own_hidden[thread]
+        for i in range(C):
+            own[i] = hidden[i * pitch + T - 1]
+        logits = carray(as_pointer(address), (shape.vocab_size,), np.float32)
+        bias, spare = weights.head_bias, work.own_bytes[thread]
+        dot_rows(weights.head, like, own, C, bias, shape.streamed, logits, begin, end, spare)
+        cap_logits(logits, begin, end, shape.logit_scale, shape.logit_softcap)
+    barrier(shared, n_threads)

@@ -1,0 +1,412 @@
+"""The fast engine: kernels against plain twins, the team of threads, narrow caches."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kvgen
+from kvgen.errors import NonFiniteError, UsageError
+from kvgen.fast.attention import attend
+from kvgen.fast.cache import BlockedCache, row_pitch
+from kvgen.fast.compiler import entrance
+from kvgen.fast.curves import GELU, GELU_TANH, RELU, SILU, activate, normalise
+from kvgen.fast.products import ROWS, dot_rows, tile_across, widen_rows
+from kvgen.fast.simd import load, store
+from kvgen.reference import ops
+from kvgen.tensors import BFloat16, Dense, DTypeName, Int8, Tensor, quantize
+from tests import tiny
+from tests.conftest import Loader
+
+IDS = tiny.make_ids(65, seed=1)
+SEEN_AS = {"f32": np.float32, "bf16": np.uint16, "f16": np.int16, "int8": np.int8}
+# Row lengths: less than a vector, whole vectors, tails, several steps of every unrolled loop.
+LENGTHS = [4, 16, 20, 54, 64, 127, 128, 331, 576]
+DTYPES: tuple[DTypeName, ...] = ("f32", "bf16", "f16", "int8")
+
+
+@entrance
+def run_dot_rows(matrix, like, x, n, bias, streamed, y, begin, end, spare):  # type: ignore[no-untyped-def]
+    dot_rows(matrix, like, x, n, bias, streamed, y, begin, end, spare)
+
+
+@entrance
+def run_tile(matrix, like, n_rows, n, x, pitch, panel, out):  # type: ignore[no-untyped-def]
+    widen_rows(matrix, like, 0, n_rows, n, panel)
+    tile_across(panel, 0, n, x, pitch, out, pitch)
+
+
+@entrance
+def run_attend(
+    n_rows, q, k, v, D, pitch, begin, end, firsts, ends, cap, scores, out, peaks, totals
+):  # type: ignore[no-untyped-def]
+    attend(
+        n_rows, q, k, 0, v, 0, D, pitch, begin, end, firsts, ends, np.float32(cap), scores, out,
+        peaks, totals,
+    )  # fmt: skip
+
+
+@entrance
+def run_activate(x, n, activation):  # type: ignore[no-untyped-def]
+    activate(x, 0, n, activation)
+
+
+@entrance
+def run_normalise(x, n, scale, shift, rms, y):  # type: ignore[no-untyped-def]
+    normalise(x, n, scale, shift, rms, np.float32(1e-5), y)
+
+
+@entrance
+def run_copy(source, target):  # type: ignore[no-untyped-def]
+    for i in range(0, len(source), 16):
+        store(target, i, load(source, i))
+
+
+def matrix_of(tensor: Tensor) -> np.ndarray:
+    scales = tensor.scales.ctypes.data if isinstance(tensor, Int8) else 0
+    return np.array([tensor.stored.ctypes.data, scales], np.int64)
+
+
+def padded(x: np.ndarray) -> np.ndarray:
+    return np.concatenate([x.ravel(), np.zeros(16, np.float32)]).astype(np.float32)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", LENGTHS)
+def test_rows_of_a_matrix_times_a_vector(n: int, dtype: DTypeName, streamed: bool) -> None:
+    random = np.random.RandomState(n)
+    weight = quantize(random.randn(11, n).astype(np.float32), dtype)
+    x, bias = random.randn(n).astype(np.float32), random.randn(11).astype(np.float32)
+    y = np.full(11, 99, np.float32)
+    spare = np.zeros(3 * (n + 64), np.int8)
+    run_dot_rows(
+        matrix_of(weight), np.empty(0, SEEN_AS[dtype]), padded(x), n, bias, streamed, y, 1, 10,
+        spare,
+    )  # fmt: skip
+    expected = weight.dequantize().astype(np.float64) @ x + bias
+    np.testing.assert_allclose(y[1:10], expected[1:10], rtol=0, atol=3e-6 * np.sqrt(n))
+    assert y[0] == y[10] == 99
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 63, 66])
+def test_what_is_not_finite_shows_in_whole_numbers(poison: float, place: int) -> None:
+    x = np.ones(67, np.float32)
+    x[place] = poison
+    y = np.zeros(8, np.float32)
+    weight = quantize(np.ones((8, 67), np.float32), "int8")
+    run_dot_rows(
+        matrix_of(weight), np.empty(0, np.int8), padded(x), 67, np.zeros(8, np.float32), False, y,
+        0, 8, np.zeros(400, np.int8),
+    )  # fmt: skip
+    assert not np.isfinite(y).any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n_rows", range(1, ROWS + 1))
+@pytest.mark.parametrize("pitch", [16, 32, 48, 64, 112, 192])
+def test_a_tile_is_a_product_of_matrices(n_rows: int, pitch: int, dtype: DTypeName) -> None:
+    n, random = 37, np.random.RandomState(pitch + n_rows)
+    weight = quantize(random.randn(n_rows, n).astype(np.float32), dtype)
+    x = random.randn(n, pitch).astype(np.float32)
+    out, panel = np.zeros(ROWS * pitch, np.float32), np.full(ROWS * n, np.nan, np.float32)
+    like = np.empty(0, SEEN_AS[dtype])
+    run_tile(matrix_of(weight), like, n_rows, n, x.ravel(), pitch, panel, out)
+    expected = weight.dequantize() @ x
+    np.testing.assert_allclose(out.reshape(ROWS, pitch)[:n_rows], expected, rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize("cache_type", [np.float32, np.float16])
+@pytest.mark.parametrize("D", [4, 20, 64, 80])
+@pytest.mark.parametrize(
+    ("n_rows", "length"), [(1, 1), (2, 63), (3, 65), (4, 300), (5, 700), (6, 64)]
+)
+def test_attention_by_segments_is_attention(
+    n_rows: int, length: int, D: int, cache_type: type
+) -> None:
+    random = np.random.RandomState(length + D)
+    pitch, blocks = row_pitch(D), -(-length // 64)
+    q = random.randn(n_rows, D).astype(np.float32)
+    keys = random.randn(length, D).astype(cache_type)
+    values = random.randn(length, D).astype(cache_type)
+    k = np.full((blocks * 64, D), np.nan, cache_type)  # what lies behind the end is never used
+    k[:length] = keys
+    k = k.reshape(blocks, 64, D).swapaxes(1, 2)
+    v = np.full((blocks * 64, pitch), np.nan, cache_type)
+    v[:length], v[:length, D:] = np.pad(values, ((0, 0), (0, pitch - D))), 0
+    seen_as = np.int16 if cache_type is np.float16 else np.float32
+    firsts = np.array([max(0, length // 3 - row) for row in range(6)])
+    ends = np.array([max(1, length - row) for row in range(6)])
+    firsts = np.minimum(firsts, ends - 1)
+    out, peaks, totals = (np.zeros(n, np.float32) for n in (6 * pitch, 6, 6))
+    room = np.zeros(6 * D, np.float32)
+    room[: n_rows * D] = q.ravel()
+    run_attend(
+        n_rows, room, np.ascontiguousarray(k).view(seen_as).ravel(), v.view(seen_as).ravel(), D,
+        pitch, int(firsts[:n_rows].min()), int(ends[:n_rows].max()), firsts, ends, 0.0,
+        np.zeros(6 * 256, np.float32), out, peaks, totals,
+    )  # fmt: skip
+    for row in range(n_rows):
+        seen = slice(firsts[row], ends[row])
+        weights = ops.softmax(q[row] @ keys[seen].astype(np.float32).T)
+        expected = weights @ values[seen].astype(np.float32)
+        got = out.reshape(6, pitch)[row, :D] / totals[row]
+        np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [(RELU, "relu"), (SILU, "silu"), (GELU, "gelu"), (GELU_TANH, "gelu_tanh")]
+)
+def test_activations_are_those_of_the_reference(number: int, name: Any) -> None:
+    x = np.concatenate([np.linspace(-30, 30, 4080), [0, -0.0, 1e-20, -1e-20, 1e4, -1e4, 88, -88]])
+    x = np.resize(x, 4096).astype(np.float32)
+    y = x.copy()
+    run_activate(y, len(y), number)
+    with np.errstate(over="ignore"):
+        expected = ops.activate(x, name)
+    np.testing.assert_allclose(y, expected, rtol=3e-7, atol=1e-6)
+    broken = np.full(16, np.nan, np.float32)
+    run_activate(broken, 16, number)
+    assert np.isnan(broken).all()
+
+
+@pytest.mark.parametrize("rms", [True, False])
+@pytest.mark.parametrize("n", [3, 16, 54, 320])
+def test_norms_are_those_of_the_reference(n: int, rms: bool) -> None:
+    from kvgen.params import Norm
+
+    random = np.random.RandomState(n)
+    x, scale, shift = (random.randn(n).astype(np.float32) for _ in range(3))
+    y = np.zeros(n + 16, np.float32)
+    run_normalise(padded(x), n, padded(scale), padded(shift * (not rms)), rms, y)
+    norm = Norm(scale, None if rms else shift)
+    expected = (ops.rms_norm if rms else ops.layer_norm)(x[None], norm, 1e-5)[0]
+    np.testing.assert_allclose(y[:n], expected, rtol=0, atol=2e-6)
+
+
+EVERY_HALF = np.arange(2**16, dtype=np.uint16).view(np.int16)
+
+
+def test_every_float16_is_read_and_written_exactly() -> None:
+    as_floats, back = np.zeros(2**16, np.float32), np.zeros(2**16, np.int16)
+    run_copy(EVERY_HALF, as_floats)
+    np.testing.assert_array_equal(as_floats, EVERY_HALF.view(np.float16).astype(np.float32))
+    run_copy(as_floats, back)
+    numbers = ~np.isnan(EVERY_HALF.view(np.float16))
+    np.testing.assert_array_equal(back[numbers], EVERY_HALF[numbers])
+    assert np.isnan(back.view(np.float16)[~numbers]).all()
+
+
+ON_ANOTHER_CPU = """
+import sys, numpy as np, kvgen
+from kvgen.fast.compiler import entrance
+from kvgen.fast.simd import load, store
+
+@entrance
+def copy(source, target):
+    for i in range(0, len(source), 16):
+        store(target, i, load(source, i))
+
+halves = np.arange(2**16, dtype=np.uint16).view(np.int16)
+floats, back = np.zeros(2**16, np.float32), np.zeros(2**16, np.int16)
+copy(halves, floats)
+np.testing.assert_array_equal(floats, halves.view(np.float16).astype(np.float32))
+copy(floats, back)
+known = ~np.isnan(floats)
+np.testing.assert_array_equal(back[known], halves[known])
+between = (np.random.RandomState(0).randn(2**14) * 10.0 ** np.random.RandomState(1).randint(
+    -9, 6, 2**14)).astype(np.float32)
+rounded = np.zeros(2**14, np.int16)
+copy(between, rounded)
+with np.errstate(over="ignore"):
+    np.testing.assert_array_equal(rounded, between.astype(np.float16).view(np.int16))
+for kind in sys.argv[2:]:
+    ids = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+    fast = kvgen.load(sys.argv[1], backend="numba", dtype=kind, cache_dtype="f32")
+    slow = kvgen.load(sys.argv[1], backend="numpy", dtype=kind)
+    assert np.abs(fast.logits(ids) - slow.logits(ids)).max() < 5e-5
+"""
+
+
+def test_a_cpu_without_wide_vectors_gives_the_same(
+    tmp_path: Path, tiny_folder: Callable[..., Path]
+) -> None:
+    environment = {
+        "NUMBA_CPU_NAME": "x86-64" if "x86" in os.uname().machine else "generic",
+        "NUMBA_CPU_FEATURES": "",
+        "KVGEN_CACHE_DIR": str(tmp_path),
+    }
+    script = tmp_path / "script.py"
+    script.write_text(ON_ANOTHER_CPU)
+    subprocess.run(
+        [sys.executable, str(script), str(tiny_folder("llama_gqa")), "bf16"],
+        env=os.environ | environment,
+        check=True,
+        timeout=300,
+    )
+
+
+# --- The team ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [2, 3, 5])
+@pytest.mark.parametrize("name", ["llama_gqa", "gemma2", "gpt_neox"])
+def test_the_number_of_threads_does_not_change_a_bit(
+    name: str, threads: int, tiny_model: Loader
+) -> None:
+    alone = tiny_model(name, backend="numba", threads=1)
+    team = tiny_model(name, backend="numba", threads=threads)
+    assert team.engine.threads == threads
+    np.testing.assert_array_equal(team.logits(IDS), alone.logits(IDS))
+
+
+def test_calls_from_several_threads_queue(tiny_model: Loader) -> None:
+    model = tiny_model("llama_gqa", backend="numba", threads=2)
+    expected, results = model.logits(IDS), []
+    callers = [threading.Thread(target=lambda: results.append(model.logits(IDS))) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(results) == 4
+    for result in results:
+        np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")
+def test_the_callers_affinity_is_as_it_was(tiny_model: Loader) -> None:
+    before = os.sched_getaffinity(0)
+    tiny_model("llama_gqa", backend="numba", threads=2).logits(IDS)
+    assert os.sched_getaffinity(0) == before
+
+
+def test_workers_park_when_nobody_calls_and_end_with_the_engine(
+    tiny_folder: Callable[..., Path],
+) -> None:
+    def workers() -> int:
+        return sum(thread.name.startswith("kvgen-") for thread in threading.enumerate())
+
+    before = workers()
+    model = kvgen.load(tiny_folder("llama_gqa"), backend="numba", threads=3)
+    assert workers() == before  # none before the first request
+    model.logits(IDS)
+    assert workers() == before + 2
+    time.sleep(0.5)
+    spent = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - spent < 0.1
+    model.logits(IDS)
+    del model
+    for _ in range(100):
+        if workers() == before:
+            break
+        time.sleep(0.05)
+    assert workers() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_child_has_a_team_of_its_own(tiny_model: Loader) -> None:
+    model = tiny_model("llama_gqa", backend="numba", threads=2)
+    expected = model.logits(IDS)
+    child = os.fork()
+    if child == 0:
+        same = np.array_equal(model.logits(IDS), expected)
+        os._exit(0 if same else 1)
+    for _ in range(200):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.05)
+    else:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        pytest.fail("the child hangs")
+    assert os.waitstatus_to_exitcode(status) == 0
+    np.testing.assert_array_equal(model.logits(IDS), expected)
+
+
+# --- The cache --------------------------------------------------------------------------------
+
+# Keys and values rounded to 11 bits; logits of order one to ten.
+HALF_ROUNDING = 0.03
+
+
+@pytest.mark.parametrize("name", ["llama_gqa", "gpt2", "gemma2", "qwen3", "gpt_neox"])
+def test_a_float16_cache_is_close(name: str, tiny_model: Loader) -> None:
+    wide = tiny_model(name, backend="numba", cache_dtype="f32")
+    narrow = tiny_model(name, backend="numba", cache_dtype="f16")
+    assert (wide.engine.cache_dtype, narrow.engine.cache_dtype) == ("f32", "f16")
+    expected = wide.logits(IDS)
+    for cached in (True, False):
+        difference = np.abs(narrow.logits(IDS, cache=cached) - expected).max()
+        assert 0 < difference < HALF_ROUNDING
+    cache = narrow.engine.new_cache(70)
+    narrow.engine.forward(IDS, cache)
+    assert 2 * cache.nbytes == _fed(wide).nbytes
+    exact = _fed(wide)
+    for one, other in ((cache.keys, exact.keys), (cache.values, exact.values)):
+        assert one(0).dtype == np.float32
+        np.testing.assert_array_equal(one(0), other(0).astype(np.float16).astype(np.float32))
+
+
+def _fed(model: kvgen.model.Model) -> BlockedCache:
+    cache = model.engine.new_cache(70)
+    model.engine.forward(IDS, cache)
+    return cache
+
+
+@pytest.mark.parametrize("n_ids", [1, 20])
+def test_what_does_not_fit_into_float16_is_named(n_ids: int, tmp_path: Path) -> None:
+    tensors = tiny.make_tensors("llama_gqa")
+    tensors["model.layers.1.self_attn.v_proj.weight"] *= 1e6
+    folder = tiny.write_checkpoint(tmp_path, "llama_gqa", tensors)
+    model = kvgen.load(folder, backend="numba", cache_dtype="f16")
+    with pytest.raises(NonFiniteError, match=r"layer 1: .* float16 cache: use --cache-dtype f32"):
+        model.logits(IDS[:n_ids], cache=False)
+    assert np.isfinite(
+        kvgen.load(folder, backend="numba", cache_dtype="f32").logits(IDS[:n_ids])
+    ).all()
+
+
+def test_the_reference_keeps_float32(tiny_model: Loader) -> None:
+    with pytest.raises(UsageError, match="numpy backend keeps its cache in f32"):
+        tiny_model("llama_gqa", backend="numpy", cache_dtype="f16")
+
+
+def test_auto_is_float32_where_weights_are(tiny_model: Loader) -> None:
+    assert tiny_model("gpt2", backend="numba").engine.cache_dtype == "f32"
+    assert tiny_model("gpt2", kind="BF16", backend="numba").engine.cache_dtype == "f16"
+
+
+def test_weights_are_not_copied(tiny_folder: Callable[..., Path]) -> None:
+    model = kvgen.load(tiny_folder("llama_gqa", "BF16"), backend="numba")
+    params = model.engine._keep_alive
+    for tensor in params.weights:
+        assert isinstance(tensor, BFloat16)
+        base: Any = tensor.stored
+        while getattr(base, "base", None) is not None:
+            base = base.base
+        assert not isinstance(base, np.ndarray)  # the mapping of the file
+
+
+def test_int8_rows_have_a_scale_each() -> None:
+    numbers = np.array([[1.0, -2.0], [0.0, 0.0], [1e-3, 2e-3]], np.float32)
+    tensor = quantize(numbers, "int8")
+    assert isinstance(tensor, Int8)
+    np.testing.assert_array_equal(tensor.stored, [[64, -127], [0, 0], [64, 127]])
+    np.testing.assert_allclose(tensor.dequantize(), numbers, rtol=0.01)
+    np.testing.assert_array_equal(tensor.rows(np.array([2])), tensor.dequantize()[2:])
+    broken = quantize(np.array([[1.0, np.nan], [np.inf, 1.0], [1.0, 2.0]], np.float32), "int8")
+    assert np.isnan(broken.dequantize()[:2]).all() and np.isfinite(broken.dequantize()[2]).all()
+    assert isinstance(quantize(numbers, "f16"), Dense)
