@@ -75,8 +75,23 @@ FOLDER = cache_folder()
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile a function of a module that compiled functions call."""
-    return _compile(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    """Compile a function of a module that compiled functions call.
+
+    It is optimised as a part of the entrance that it ends up in, and not before: the compiler would
+    go over it again at every level in between.
+    """
+    dispatcher = _compile(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    compile_now = dispatcher.compile
+
+    def compile_as_it_is(signature: Any) -> Any:
+        level, numba.config.OPT = numba.config.OPT, type(numba.config.OPT)(1)
+        try:
+            return compile_now(signature)
+        finally:
+            numba.config.OPT = level
+
+    dispatcher.compile = compile_as_it_is
+    return dispatcher
 
 
 def entrance(function: Callable[..., Any]) -> Any:
