@@ -22,11 +22,11 @@ from kvgen.fast.atomics import atomic_add, atomic_load, pause
 from kvgen.fast.compiler import kernel
 
 # Places in the array that the threads share, each on a cache line of its own.
-ARRIVED, TICKET, WANTED = 0, 16, 32
-_SHARED = 48
-_SPINS_BEFORE_YIELD = (
-    4000  # two spinning threads on one CPU would stall each other for a time slice
-)
+ARRIVED, TICKET, WANTED, SPINS = 0, 16, 32, 48
+_SHARED = 64
+# Looks at a number before the CPU is given away: a thread that spins keeps others from what it
+# waits for, for a whole time slice, so where there are more threads than CPUs it hardly spins.
+_SPINS, _SPINS_WHERE_CROWDED = 4000, 20
 _YIELDS_BEFORE_PARKING = 40
 
 _yield = types.ExternalFunction(
@@ -41,11 +41,11 @@ def barrier(shared, n_threads):
         return
     arrived = atomic_add(shared, ARRIVED, 1)
     complete = (arrived // n_threads + 1) * n_threads
-    spins = 0
+    spins, limit = 0, shared[SPINS]
     while atomic_load(shared, ARRIVED) < complete:
         pause()
         spins += 1
-        if spins > _SPINS_BEFORE_YIELD:
+        if spins > limit:
             _yield()
 
 
@@ -54,7 +54,7 @@ def await_ticket(shared, seen):
     """Spin until there is a new request; gives its number, or `seen` where none came in a while."""
     rounds = 0
     while True:
-        for _ in range(_SPINS_BEFORE_YIELD):
+        for _ in range(shared[SPINS]):
             ticket = atomic_load(shared, TICKET)
             if ticket != seen:
                 return ticket
@@ -116,6 +116,7 @@ class _State:
         self.run = run
         self.arguments = arguments
         self.shared = np.zeros(_SHARED, np.int64)
+        self.shared[SPINS] = _SPINS if n_threads <= _n_cpus() else _SPINS_WHERE_CROWDED
         self._condition = threading.Condition()
         self._workers: list[threading.Thread] = []
         self._n_parked = 0
@@ -172,6 +173,12 @@ def _forget_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_all)
+
+
+def _n_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _pins(n_threads: int) -> list[int | None]:
