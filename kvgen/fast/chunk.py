@@ -43,7 +43,8 @@ from kvgen.fast.products import ROWS, dot_rows, share, tile_across, widen_rows
 from kvgen.fast.simd import (
     LANES,
 )
-from kvgen.fast.step import angles, captured_rows, embed, keep_key_and_value, layer_of_cache
+from kvgen.fast.slots import captured_rows, keep_keys_and_values, lay_out_angles, layer_of_cache
+from kvgen.fast.step import embed
 from kvgen.fast.stored import as_pointer
 from kvgen.fast.team import barrier
 from kvgen.fast.tokens import (
@@ -56,22 +57,8 @@ from kvgen.fast.tokens import (
     multiply,
     norm_or_copy_tokens,
     normalise_tokens,
+    rotate_tokens,
 )
-
-
-@kernel
-def rotate_tokens(x, start, table, T, request, pitch):
-    """RoPE in place on one head of all tokens, each by the angles of its position."""
-    in_one_place()
-    for t in range(T):
-        cache = request.caches[request.slots[t]]
-        cos, sin, angle = angles(cache, table, request.positions[t])
-        half = cache[N_ANGLES]
-        for i in range(half):
-            first = x[start + i * pitch + t]
-            second = x[start + (i + half) * pitch + t]
-            x[start + i * pitch + t] = first * cos[angle + i] - second * sin[angle + i]
-            x[start + (i + half) * pitch + t] = second * cos[angle + i] + first * sin[angle + i]
 
 
 @kernel
@@ -89,7 +76,8 @@ def prepare_head(number, layer, T, pitch, shape, weights, request, work):
             work.qkv, start,
         )  # fmt: skip
     if table >= 0:
-        rotate_tokens(work.qkv, start, table, T, request, pitch)
+        half = request.caches[0, N_ANGLES]
+        rotate_tokens(work.qkv, start, table, half, pitch, work.turns)
     row = weights.captured[layer]
     if is_query:
         if row >= 0:
@@ -101,21 +89,24 @@ def prepare_head(number, layer, T, pitch, shape, weights, request, work):
                         start + i * pitch + t
                     ]
         return
-    value_start = (H + G + head) * D * pitch
-    for t in range(T):
-        cache = request.caches[request.slots[t]]
-        keys, values = layer_of_cache(cache, request.like, layer, shape)
-        fits = keep_key_and_value(
-            work.qkv, start + t, pitch, work.qkv, value_start + t, pitch, D, keys, values, cache,
-            head, request.positions[t], shape.pitch,
+    begin = 0
+    while begin < T:  # the rows of one cache after the other
+        slot, end = request.slots[begin], begin + 1
+        while end < T and request.slots[end] == slot:
+            end += 1
+        keys, values = layer_of_cache(request.caches[slot], request.like, layer, shape)
+        fits = keep_keys_and_values(
+            work.qkv, start, (H + G + head) * D * pitch, pitch, begin, end, D, keys, values,
+            request.caches[slot], head, request.positions, shape.pitch,
         )  # fmt: skip
         if not fits:
             request.numbers[OVERFLOW] = layer + 1
+        begin = end
 
 
 @kernel
 def attend_tile(thread, head, first_row, n_rows, layer, pitch, shape, weights, request, work):
-    """One head of neighbouring tokens of one sequence; z [T, H * D] gets the result."""
+    """One head of neighbouring tokens of one sequence; `work.hidden` gets the result."""
     in_one_place()
     H, G, D = shape.n_heads, shape.n_kv_heads, shape.head_dim
     cache = request.caches[request.slots[first_row]]
@@ -127,7 +118,8 @@ def attend_tile(thread, head, first_row, n_rows, layer, pitch, shape, weights, r
     for r in range(n_rows):
         position = request.positions[first_row + r]
         firsts[r], ends[r] = max(0, position + 1 - window), position + 1
-        for i in range(D):
+    for i in range(D):
+        for r in range(n_rows):
             q[r * D + i] = work.qkv[(head * D + i) * pitch + first_row + r] * scale
     group = head // (H // G)
     attend(
@@ -135,17 +127,19 @@ def attend_tile(thread, head, first_row, n_rows, layer, pitch, shape, weights, r
         D, shape.pitch, firsts[0], ends[n_rows - 1], firsts, ends, shape.attn_softcap, scores, out,
         peaks, totals,
     )  # fmt: skip
-    row = weights.captured[layer]
     for r in range(n_rows):
-        share_of_one = np.float32(1) / totals[r]
-        target = (first_row + r) * H * D + head * D
-        for i in range(D):
-            work.z[target + i] = out[r * shape.pitch + i] * share_of_one
-        if row >= 0:
-            captured = captured_rows(cache[CAPTURED_Z], cache, row, shape)
+        totals[r] = np.float32(1) / totals[r]
+    for i in range(D):
+        for r in range(n_rows):
+            z = out[r * shape.pitch + i] * totals[r]
+            work.hidden[(head * D + i) * pitch + first_row + r] = z
+    row = weights.captured[layer]
+    if row >= 0:
+        captured = captured_rows(cache[CAPTURED_Z], cache, row, shape)
+        for r in range(n_rows):
             place = (request.positions[first_row + r] * H + head) * D
             for i in range(D):
-                captured[place + i] = work.z[target + i]
+                captured[place + i] = out[r * shape.pitch + i] * totals[r]
 
 
 @kernel
@@ -193,6 +187,8 @@ def chunk(thread, n_threads, shared, shape, weights, request, work):
         for i in range(C):
             x[i * pitch + t] = own[i] if t < T else np.float32(0)
 
+    lay_out_angles(T, pitch, begin, end, request, work.turns)
+
     for layer in range(shape.n_layers):
         matrices, bias = weights.layers[layer], weights.biases[layer]
         norms = weights.norms[4 * layer : 4 * layer + 4]
@@ -231,10 +227,6 @@ def chunk(thread, n_threads, shared, shape, weights, request, work):
                 thread, item % H, request.tiles[number, 0], request.tiles[number, 1], layer, pitch,
                 shape, weights, request, work,
             )  # fmt: skip
-        barrier(shared, n_threads)
-        for t in range(begin, min(end, T)):
-            for i in range(H_D):
-                hidden[i * pitch + t] = work.z[t * H_D + i]
         barrier(shared, n_threads)
 
         first, last = share(C, thread, n_threads, ROWS)

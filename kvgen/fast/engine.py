@@ -108,7 +108,8 @@ class FastEngine:
         row[layout.KEYS] = cache.k.ctypes.data
         row[layout.VALUES] = cache.v.ctypes.data
         row[layout.CAPACITY] = cache.n_blocks * BLOCK
-        _, row[layout.N_POSITIONS], row[layout.N_ANGLES] = cache.rope.cos.shape
+        places = [layout.N_TABLES, layout.N_POSITIONS, layout.N_ANGLES]
+        row[places] = cache.rope.cos.shape
         row[layout.COS] = cache.rope.cos.ctypes.data
         row[layout.SIN] = cache.rope.sin.ctypes.data
         self._weights.tables[:] = cache.rope.of_layer
@@ -269,7 +270,7 @@ def _request(cache_dtype: CacheDTypeName) -> layout.Request:
         positions=np.zeros(layout.CHUNK, np.int64),
         slots=np.zeros(layout.CHUNK, np.int64),
         tiles=tiles,
-        caches=np.zeros((1, 10), np.int64),
+        caches=np.zeros((1, 11), np.int64),
         like=np.empty(0, _SEEN_AS[cache_dtype]),
     )
 
@@ -292,7 +293,7 @@ def _workspace(config: ModelConfig, threads: int) -> layout.Workspace:
         x=numbers(C * layout.CHUNK),
         hidden=numbers(widest * layout.CHUNK),
         qkv=numbers((H + 2 * G) * D * layout.CHUNK),
-        z=numbers(layout.CHUNK * H * D),
+        turns=numbers(len(set(config.rope)) * D * layout.CHUNK),
         branch=numbers(C * layout.CHUNK),
         inner=numbers(max(F * layout.CHUNK, 2 * F + 2 * LANES)),
         parts=numbers(H * PIECES * row_pitch(D)),

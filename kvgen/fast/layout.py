@@ -20,9 +20,9 @@ N_TOKENS, N_TILES, WHICH_LOGITS, LOGITS, OVERFLOW = range(5)
 NONE, LAST, ALL = range(3)  # which logits
 # A row of the table of caches: addresses, sizes, and where q and z are to be captured.
 (
-    KEYS, VALUES, CAPACITY, COS, SIN, N_POSITIONS, N_ANGLES, CAPTURED_Q, CAPTURED_Z,
+    KEYS, VALUES, CAPACITY, COS, SIN, N_TABLES, N_POSITIONS, N_ANGLES, CAPTURED_Q, CAPTURED_Z,
     CAPTURE_CAPACITY,
-) = range(10)  # fmt: skip
+) = range(11)  # fmt: skip
 
 
 class Shape(NamedTuple):
@@ -80,7 +80,7 @@ class Request(NamedTuple):
     positions: npt.NDArray[np.int64]  # [CHUNK]
     slots: npt.NDArray[np.int64]  # [CHUNK] row of `caches`
     tiles: npt.NDArray[np.int64]  # [CHUNK, 2]: first row and number of rows that attend together
-    caches: npt.NDArray[np.int64]  # [slots, 10]
+    caches: npt.NDArray[np.int64]  # [slots, 11]
     like: npt.NDArray[Any]  # an empty array of the cache's type
 
 
@@ -90,7 +90,7 @@ class Workspace(NamedTuple):
     x: FloatArray  # [C, CHUNK] the residual stream
     hidden: FloatArray  # [max(C, H D), CHUNK] a block's input
     qkv: FloatArray  # [(H + 2G) D, CHUNK]
-    z: FloatArray  # [CHUNK, H D] attention's output
+    turns: FloatArray  # [tables, 2, half, CHUNK] cos and sin
     branch: FloatArray  # [C, CHUNK] what a block adds
     inner: FloatArray  # [F, CHUNK]
     parts: FloatArray  # [H * PIECES * pitch] attention's output for pieces of the context

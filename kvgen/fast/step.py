@@ -20,24 +20,18 @@ from kvgen.fast.curves import activate, cap_logits, normalise, rotate
 from kvgen.fast.layout import (
     ATTN_NORM,
     CAPACITY,
-    CAPTURE_CAPACITY,
     CAPTURED_Q,
     CAPTURED_Z,
-    COS,
     DOWN,
     EACH_HEAD,
     GATE,
-    KEYS,
     LOGITS,
     MLP_NORM,
     N_ANGLES,
-    N_POSITIONS,
     OVERFLOW,
     POST_ATTN_NORM,
     POST_MLP_NORM,
-    SIN,
     UP,
-    VALUES,
     WHOLE,
     K,
     O,
@@ -45,12 +39,12 @@ from kvgen.fast.layout import (
     V,
 )
 from kvgen.fast.products import ROWS, dot_rows, share
-from kvgen.fast.simd import LANES, fma, load, mul, splat, store, store_one, zeros
+from kvgen.fast.simd import LANES, fma, load, mul, splat, store, zeros
+from kvgen.fast.slots import angles, captured_rows, keep_key_and_value, layer_of_cache
 from kvgen.fast.stored import as_pointer, row_scale, widen
 from kvgen.fast.team import barrier
 
 PIECES = 16  # at most so many parts of the context are attended to separately
-F16_LARGEST = np.float32(65504)
 
 
 @kernel
@@ -87,52 +81,6 @@ def embed(token, position, shape, weights, x):
     if weights.positions.size:
         for i in range(C):
             x[i] += weights.positions[position, i]
-
-
-@kernel
-def keep_key_and_value(
-    k, k_start, k_step, v, v_start, v_step, D, keys, values, cache, group, position, pitch
-):
-    """Append one head's k and v to the cache; whether all numbers fit its type."""
-    in_one_place()
-    capacity = cache[CAPACITY]
-    place = group * capacity * D + position // BLOCK * BLOCK * D + position % BLOCK
-    row = (group * capacity + position) * pitch
-    largest = np.float32(0)
-    for i in range(D):
-        key, value = k[k_start + i * k_step], v[v_start + i * v_step]
-        largest = max(largest, max(abs(key), abs(value)))
-        store_one(keys, place + i * BLOCK, key)
-        store_one(values, row + i, value)
-    return keys.itemsize == 4 or not largest > F16_LARGEST
-
-
-@kernel
-def layer_of_cache(cache, like, layer, shape):
-    """Keys and values of one layer as flat arrays."""
-    G, capacity = shape.n_kv_heads, cache[CAPACITY]
-    n_keys, n_values = G * capacity * shape.head_dim, G * capacity * shape.pitch
-    size = like.itemsize
-    keys = carray(as_pointer(cache[KEYS] + layer * n_keys * size), (n_keys,), like.dtype)
-    values = carray(as_pointer(cache[VALUES] + layer * n_values * size), (n_values,), like.dtype)
-    return keys, values
-
-
-@kernel
-def angles(cache, table, position):
-    """cos and sin of one table, and where a position's angles begin."""
-    half, n_positions = cache[N_ANGLES], cache[N_POSITIONS]
-    size = (table + 1) * n_positions * half
-    cos = carray(as_pointer(cache[COS]), (size,), np.float32)
-    sin = carray(as_pointer(cache[SIN]), (size,), np.float32)
-    return cos, sin, (table * n_positions + position) * half
-
-
-@kernel
-def captured_rows(address, cache, row, shape):
-    """The captured q or z of one layer, flat [capacity * H * D]."""
-    size = cache[CAPTURE_CAPACITY] * shape.n_heads * shape.head_dim
-    return carray(as_pointer(address + 4 * row * size), (size,), np.float32)
 
 
 @kernel
@@ -260,9 +208,8 @@ def step(thread, n_threads, shared, shape, weights, request, work):
                     cos, sin, angle = angles(cache, table, position)
                     rotate(k, group * D, cos, sin, angle, cache[N_ANGLES])
                 fits = keep_key_and_value(
-                    k, group * D, 1, v, group * D, 1, D, keys, values, cache, group, position,
-                    shape.pitch,
-                )  # fmt: skip
+                    k, v, group * D, D, keys, values, cache, group, position, shape.pitch
+                )
                 if not fits:
                     request.numbers[OVERFLOW] = layer + 1
             attend_to_piece(

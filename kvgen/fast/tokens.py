@@ -116,3 +116,17 @@ def multiply(
                 y_start + (row + r) * pitch,
             )  # fmt: skip
         row += n_rows
+
+
+@kernel
+def rotate_tokens(x, start, table, half, pitch, turns):
+    """RoPE in place on one head of all tokens, each by the angles of its position."""
+    in_one_place()
+    for i in range(half):
+        cosine, sine = (2 * table * half + i) * pitch, ((2 * table + 1) * half + i) * pitch
+        one, other = start + i * pitch, start + (i + half) * pitch
+        for t in range(0, pitch, LANES):
+            first, second = load(x, one + t), load(x, other + t)
+            cos, sin = load(turns, cosine + t), load(turns, sine + t)
+            store(x, one + t, sub(mul(first, cos), mul(second, sin)))
+            store(x, other + t, fma(second, cos, mul(first, sin)))
