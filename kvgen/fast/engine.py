@@ -41,7 +41,7 @@ _SEEN_AS: dict[str, type] = {
     "f16": np.int16,
     "int8": np.int8,
 }
-_STREAMED_BYTES = 24 * 2**20  # what lies beyond no longer stays in a cache from token to token
+_STREAMED_BYTES = 12 * 2**20  # what lies beyond no longer stays in a cache from token to token
 
 
 class FastEngine:
