@@ -16,7 +16,7 @@ from kvgen.config import ModelConfig
 from kvgen.errors import KvgenError, UsageError
 from kvgen.machine import usable_cores
 from kvgen.params import Params
-from kvgen.tensors import CacheDTypeName, DTypeName, FloatArray
+from kvgen.tensors import CacheDTypeName, DTypeName, FloatArray, usual_cache_dtype
 from kvgen.trace import Capture
 
 Backend = Literal["numpy", "numba"]
@@ -142,7 +142,7 @@ def open_engine(
                 ) from None
         else:
             if cache_dtype == "auto":
-                cache_dtype = "f32" if params.dtype == "f32" else "f16"
+                cache_dtype = usual_cache_dtype(params.dtype)
             return FastEngine(params, threads=threads or usable_cores(), cache_dtype=cache_dtype)
     if cache_dtype == "f16":
         raise UsageError("the numpy backend keeps its cache in f32")

@@ -18,6 +18,11 @@ CacheDTypeName = Literal["f32", "f16"]
 CACHE_ITEM_BYTES: dict[CacheDTypeName, int] = {"f32": 4, "f16": 2}
 
 
+def usual_cache_dtype(dtype: DTypeName) -> CacheDTypeName:
+    """How the compiled engine keeps keys and values unless told: no wider than needed."""
+    return "f32" if dtype == "f32" else "f16"
+
+
 class Tensor(Protocol):
     """A weight as it is stored, row-major."""
 

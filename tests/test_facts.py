@@ -101,9 +101,9 @@ def test_the_default_model_by_hand() -> None:
         "stored_bytes": {"BF16": n_bytes},
         "file_bytes": (folder / "model.safetensors").stat().st_size,
         "weight_bytes": n_bytes - norms,
-        "cache_dtype": "f32",
-        "kv_bytes_per_token": 2 * 8 * 4 * 40 * 4,
-        "kv_bytes": 2 * 8 * 4 * 40 * 4 * 1024,
+        "cache_dtype": "f16",
+        "kv_bytes_per_token": 2 * 8 * 4 * 40 * 2,
+        "kv_bytes": 2 * 8 * 4 * 40 * 2 * 1024,
         "kv_sharing": [[0, 1], [2, 3], [4, 5], [6, 7]],
         "tokenizer": {
             "kind": "BPE", "tokens": 4096, "start": "<|endoftext|>", "end": "<|endoftext|>",
@@ -202,7 +202,7 @@ def test_bytes_follow_the_stored_width(
     assert narrow["dtype"] == dtype
     assert narrow["stored_bytes"] == {kind: wide["stored_bytes"]["F32"] * width // 4}
     assert narrow["weight_bytes"] == wide["weight_bytes"] * width // 4
-    assert narrow["kv_bytes_per_token"] == wide["kv_bytes_per_token"]  # the cache stays float32
+    assert 2 * narrow["kv_bytes_per_token"] == wide["kv_bytes_per_token"]
 
 
 # --- the view ---------------------------------------------------------------------------------

@@ -14,10 +14,10 @@ import kvgen
 from kvgen.config import RopeConfig
 from kvgen.facts import ModelFacts
 from kvgen.render.canvas import Canvas, token_label
+from kvgen.tensors import CACHE_ITEM_BYTES, usual_cache_dtype
 
 _MARGIN = 11  # columns before the answers
 _LONGEST_TOKEN = 30  # columns of a token's name
-_CACHE_ITEM_BYTES = 4  # the cache holds float32
 
 
 def facts_json(facts: ModelFacts) -> dict[str, Any]:
@@ -57,9 +57,9 @@ def facts_json(facts: ModelFacts) -> dict[str, Any]:
         "stored_bytes": facts.stored,
         "file_bytes": facts.file_bytes,
         "weight_bytes": facts.weight_bytes,
-        "cache_dtype": "f32",
-        "kv_bytes_per_token": _CACHE_ITEM_BYTES * config.kv_floats_per_token,
-        "kv_bytes": _CACHE_ITEM_BYTES * config.kv_floats_per_token * config.max_context,
+        "cache_dtype": usual_cache_dtype(facts.dtype),
+        "kv_bytes_per_token": _kv_bytes(facts),
+        "kv_bytes": _kv_bytes(facts) * config.max_context,
         "kv_sharing": facts.kv_sharing,
         "tokenizer": None
         if tokenizer is None
@@ -189,12 +189,18 @@ def _weights(facts: ModelFacts) -> list[str]:
     return [f"{stored} on disk", f"{_size(facts.weight_bytes)} in memory as {facts.dtype}"]
 
 
+def _kv_bytes(facts: ModelFacts) -> int:
+    """Bytes that the cache takes for one position."""
+    return CACHE_ITEM_BYTES[usual_cache_dtype(facts.dtype)] * facts.config.kv_floats_per_token
+
+
 def _kv_cache(facts: ModelFacts) -> list[str]:
     config = facts.config
-    per_token = _CACHE_ITEM_BYTES * config.kv_floats_per_token
+    per_token, dtype = _kv_bytes(facts), usual_cache_dtype(facts.dtype)
     return [
         f"{_size(per_token)} a token = 2 (K and V) x {config.n_layers} layers x "
-        f"{config.n_kv_heads} kv heads x {config.head_dim} x {_CACHE_ITEM_BYTES} bytes (f32)",
+        f"{config.n_kv_heads} kv heads x {config.head_dim} x {CACHE_ITEM_BYTES[dtype]} bytes "
+        f"({dtype})",
         f"{_size(per_token * config.max_context)} at the whole context",
     ]
 
