@@ -277,16 +277,9 @@ def chunk(thread, n_threads, shared, shape, weights, request, work):
         barrier(shared, n_threads)
         if shape.post_mlp_norm:
             norm_or_copy_tokens(
+                branch, C, norms[POST_MLP_NORM], shape.post_mlp_norm, shape, pitch, begin, end,
                 branch,
-                C,
-                norms[POST_MLP_NORM],
-                shape.post_mlp_norm,
-                shape,
-                pitch,
-                begin,
-                end,
-                branch,
-            )
+            )  # fmt: skip
             add_tokens(x, branch, C, shape.residual_scale, pitch, begin, end)
 
     norm = weights.norms[4 * shape.n_layers]

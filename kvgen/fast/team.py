@@ -93,8 +93,8 @@ class Team:
             state.enter(0, 0)
             return
         with _pinned(self._pins[0]):
-            state.call(self._pins)
             try:
+                state.call(self._pins)
                 state.enter(0, 0)
             finally:
                 state.shared[WANTED] = 0
