@@ -146,20 +146,22 @@ class FastEngine:
         if numba.config.DISABLE_JIT:
             raise KvgenError("NUMBA_DISABLE_JIT turns the compiler off: use --backend numpy")
         began = time.perf_counter()
-        try:
-            self._team.prepare()
-        except Exception:
-            # A kernel file cut short by a full disk or a killed process: start that folder afresh.
-            if compiler.FOLDER is None:
-                raise
-            shutil.rmtree(compiler.FOLDER, ignore_errors=True)
+        for tries_left in (2, 1, 0):
             try:
                 self._team.prepare()
-            except OSError as error:
-                raise KvgenError(
-                    f"{compiler.FOLDER}: compiled kernels cannot be kept there: {error.strerror}; "
-                    "set KVGEN_CACHE_DIR to another folder, or use --backend numpy"
-                ) from None
+                break
+            except Exception as error:
+                # A kernel file cut short by a full disk or a killed process: start that folder
+                # afresh, and once more where another process has just done the same.
+                if compiler.FOLDER is None or not (tries_left == 2 or isinstance(error, OSError)):
+                    raise
+                if isinstance(error, OSError) and not tries_left:
+                    raise KvgenError(
+                        f"{compiler.FOLDER}: compiled kernels cannot be kept there: "
+                        f"{error.strerror}; set KVGEN_CACHE_DIR to another folder, or use "
+                        "--backend numpy"
+                    ) from None
+                shutil.rmtree(compiler.FOLDER, ignore_errors=True)
         return time.perf_counter() - began
 
 
