@@ -65,7 +65,7 @@ def bind(checkpoint: Checkpoint, family: Family, *, dtype: DTypeName | None = No
         layers=layers,
         final_norm=final_norm,
         head=head,
-        n_parameters=sum(binder._claimed.values()),
+        n_parameters=binder.n_parameters,
         notes=tuple(binder.notes),
         ignored_keys=tuple(dict.fromkeys(keys.unread() + text.unread())),
     )
@@ -127,6 +127,11 @@ class _Binder:
         kinds = {tensor.kind for tensor in self._tensors.values() if len(tensor.shape) > 1}
         stored_width = _WIDTHS.get(kinds.pop(), "f32") if len(kinds) == 1 else "f32"
         self.dtype: DTypeName = dtype or stored_width
+
+    @property
+    def n_parameters(self) -> int:
+        """Numbers of all tensors handed out so far, each once."""
+        return sum(self._claimed.values())
 
     def linear(self, slot: str, layer: int | None = None) -> Linear:
         """The weight of a slot (and its bias where the family says that there is one)."""

@@ -15,7 +15,6 @@ from kvgen.fast.simd import (
     fma,
     load,
     magnitude,
-    maximum,
     mul,
     splat,
     store,
@@ -150,16 +149,3 @@ def rotate(x, start, cos, sin, angle, half):
         first, second = x[start + i], x[start + i + half]
         x[start + i] = first * cos[angle + i] - second * sin[angle + i]
         x[start + i + half] = second * cos[angle + i] + first * sin[angle + i]
-
-
-@kernel
-def greatest_magnitude(x, start, n):
-    """The greatest |x| of n numbers; NaN counts as nothing."""
-    greatest = np.float32(0)
-    whole = n // LANES * LANES
-    peak = zeros()
-    for i in range(0, whole, LANES):
-        peak = maximum(peak, magnitude(load(x, start + i)))
-    for i in range(whole, n):
-        greatest = max(greatest, abs(x[start + i]))
-    return peak, greatest

@@ -215,20 +215,18 @@ def _weights(params: Params) -> layout.Weights:
             if linear.bias is not None:
                 biases[number, slot, : len(linear.bias)] = linear.bias
     _write_norm(norms[-1], params.final_norm)
-    head_bias = params.head.bias
     positions = params.positions
     windows = [config.window(layer) or config.max_context for layer in range(L)]
     return layout.Weights(
         like=np.empty(0, _SEEN_AS[params.dtype]),
         embed=np.array(_addresses(params.embed), np.int64),
-        # Copies: arrays that may not be written to are another type, and so another compilation.
-        positions=np.array([[]] if positions is None else positions.dequantize(), np.float32),
+        positions=_own(None if positions is None else positions.dequantize(), 0, 0),
         head=np.array(_addresses(params.head.weight), np.int64),
         layers=addresses,
         norms=norms,
         head_norms=head_norms,
         biases=biases,
-        head_bias=np.array([0] * config.vocab_size if head_bias is None else head_bias, np.float32),
+        head_bias=_own(params.head.bias, config.vocab_size),
         scales=np.array(config.attn_scales, np.float32),
         windows=np.array(windows, np.int64),
         tables=np.full(L, -1, np.int64),
@@ -256,6 +254,11 @@ def _addresses(tensor: Tensor) -> tuple[int, int]:
     return int(stored.ctypes.data), int(scales)
 
 
+def _own(numbers: FloatArray | None, *shape: int) -> FloatArray:
+    """A copy, or zeros: what may not be written to is another type, and so another compilation."""
+    return np.zeros(shape, np.float32) if numbers is None else numbers.copy()
+
+
 def _write_norm(row: FloatArray, norm: Norm | None) -> None:
     if norm is not None:
         row[0, : len(norm.weight)] = norm.weight
@@ -278,13 +281,8 @@ def _request(cache_dtype: CacheDTypeName) -> layout.Request:
 
 
 def _workspace(config: ModelConfig, threads: int) -> layout.Workspace:
-    H, G, D, C, F = (
-        config.n_heads,
-        config.n_kv_heads,
-        config.head_dim,
-        config.d_model,
-        config.d_ff,
-    )
+    H, G, D = config.n_heads, config.n_kv_heads, config.head_dim
+    C, F = config.d_model, config.d_ff
     widest = max(C, H * D)
 
     def numbers(*shape: int) -> FloatArray:
