@@ -1,4 +1,4 @@
-"""DenseCache: the KV cache as two plain arrays."""
+"""KeyValueCache: keys and values of every position so far, in memory reserved at once."""
 
 from __future__ import annotations
 
@@ -7,30 +7,44 @@ import numpy as np
 from kvgen.config import ModelConfig
 from kvgen.errors import KvgenError, UsageError
 from kvgen.rope import rope_tables
-from kvgen.tensors import FloatArray
+from kvgen.tensors import CACHE_ITEM_BYTES, Array, CacheDTypeName, FloatArray
+
+_TYPES: dict[CacheDTypeName, type] = {"f32": np.float32, "f16": np.float16}
 
 
-class DenseCache:
-    """Keys and values of every layer, float32 [L, G, capacity, D], reserved at once.
+class KeyValueCache:
+    """Keys in blocks of positions [L, G, blocks, D, block], values row by row [L, G, S, pitch].
 
-    A head's keys lie one after another, so that attention reads them as one stream. The cache also
-    holds the tables of rotary positions, which may depend on the length that it was planned for.
+    A head's keys lie one block after another, so that attention reads them as one stream. Blocks of
+    one position are plain rows, as the reference reads them; in blocks of many, neighbouring
+    numbers are the same feature of neighbouring positions. The cache also holds the tables of
+    rotary positions, which may depend on the length that it was planned for.
     """
 
-    def __init__(self, config: ModelConfig, capacity: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        capacity: int,
+        *,
+        dtype: CacheDTypeName = "f32",
+        block: int = 1,
+        pitch: int | None = None,
+    ) -> None:
         if not 0 < capacity <= config.max_context:
             raise UsageError(
                 f"{capacity} positions do not fit into the context of {config.max_context}"
             )
-        shape = (config.n_layers, config.n_kv_heads, capacity, config.head_dim)
+        heads, D = (config.n_layers, config.n_kv_heads), config.head_dim
+        n_blocks = -(-capacity // block)
+        self._bytes_per_position = CACHE_ITEM_BYTES[dtype] * config.kv_floats_per_token
         try:
-            self.k: FloatArray = np.zeros(shape, np.float32)
-            self.v: FloatArray = np.zeros(shape, np.float32)
+            self.k: Array = np.zeros((*heads, n_blocks, D, block), _TYPES[dtype])
+            self.v: Array = np.zeros((*heads, n_blocks * block, pitch or D), _TYPES[dtype])
         except MemoryError:
-            gigabytes = 4 * config.kv_floats_per_token * capacity / 1e9
+            gigabytes = self._bytes_per_position * capacity / 1e9
             raise KvgenError(f"no memory for a KV cache of {gigabytes:.1f} GB") from None
         self.rope = rope_tables(config, capacity)
-        self._bytes_per_position = 4 * config.kv_floats_per_token
+        self._capacity = capacity
         self._length = 0
 
     @property
@@ -39,7 +53,7 @@ class DenseCache:
 
     @property
     def capacity(self) -> int:
-        return int(self.k.shape[2])
+        return self._capacity
 
     @property
     def nbytes(self) -> int:
@@ -60,9 +74,24 @@ class DenseCache:
         self._length += n_positions
 
     def keys(self, layer: int) -> FloatArray:
-        """The keys of a layer [S, G, D], a view."""
-        return self.k[layer, :, : self._length].swapaxes(0, 1)
+        """The keys of a layer [S, G, D]: a view of float32 rows, else a copy."""
+        blocks = self.k[layer]  # [G, blocks, D, block]
+        rows = blocks.transpose(1, 3, 0, 2).reshape(-1, blocks.shape[0], blocks.shape[2])
+        k: FloatArray = rows[: self._length].astype(np.float32, copy=False)
+        return k
 
     def values(self, layer: int) -> FloatArray:
-        """The values of a layer [S, G, D], a view."""
-        return self.v[layer, :, : self._length].swapaxes(0, 1)
+        """The values of a layer [S, G, D]: a view where they are kept as float32, else a copy."""
+        rows = self.v[layer, :, : self._length, : self.k.shape[3]].swapaxes(0, 1)
+        v: FloatArray = rows.astype(np.float32, copy=False)
+        return v
+
+    def write(self, layer: int, k: FloatArray, v: FloatArray) -> None:
+        """Put rows [T, G, D] of one layer behind the last position, which stays where it is."""
+        end = self._length + len(k)
+        self.k[layer, :, self._length : end, :, 0] = k.swapaxes(0, 1)
+        self.v[layer, :, self._length : end] = v.swapaxes(0, 1)
+
+    def read(self, layer: int, end: int) -> tuple[FloatArray, FloatArray]:
+        """The first `end` keys and values of one layer, views [G, end, D]."""
+        return self.k[layer, :, :end, :, 0], self.v[layer, :, :end]

@@ -16,7 +16,7 @@ from kvgen.config import ModelConfig
 from kvgen.errors import KvgenError, UsageError
 from kvgen.machine import usable_cores
 from kvgen.params import Params
-from kvgen.tensors import CacheDTypeName, DTypeName, FloatArray, usual_cache_dtype
+from kvgen.tensors import CacheDTypeName, DTypeName, FloatArray, PrefillName, usual_cache_dtype
 from kvgen.trace import Capture
 
 Backend = Literal["numpy", "numba"]
@@ -75,6 +75,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def prefill(self) -> PrefillName:
+        """`fast` rounds activations in chunks of several tokens; a single token is always exact."""
+        ...
+
+    @property
     def threads(self) -> int: ...
     @property
     def compile_seconds(self) -> float:
@@ -126,11 +131,12 @@ def open_engine(
     backend: Literal["auto", "numpy", "numba"],
     threads: int | None,
     cache_dtype: Literal["auto", "f32", "f16"] = "auto",
+    prefill: PrefillName = "exact",
 ) -> Engine:
     """The engine of that name around these weights.
 
     `auto` is numba where it can be imported; its cache is float32 where the weights are, else
-    float16. The reference keeps float32. Raises UsageError for a cache that it cannot keep.
+    float16. The reference keeps float32 and is exact; asking it for something else is a UsageError.
     """
     if backend != "numpy":
         try:
@@ -143,9 +149,16 @@ def open_engine(
         else:
             if cache_dtype == "auto":
                 cache_dtype = usual_cache_dtype(params.dtype)
-            return FastEngine(params, threads=threads or usable_cores(), cache_dtype=cache_dtype)
+            return FastEngine(
+                params,
+                threads=threads or usable_cores(),
+                cache_dtype=cache_dtype,
+                prefill=prefill,
+            )
     if cache_dtype == "f16":
         raise UsageError("the numpy backend keeps its cache in f32")
+    if prefill == "fast":
+        raise UsageError("the numpy backend knows no fast prefill")
     from kvgen.reference.decoder import ReferenceEngine
 
     return ReferenceEngine(params, threads=threads)

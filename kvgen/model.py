@@ -22,7 +22,7 @@ from kvgen.generate import check_lengths, generate, require_finite
 from kvgen.hub import locate
 from kvgen.params import Params
 from kvgen.sampling import Sampler, SamplingOptions
-from kvgen.tensors import DTypeName, FloatArray
+from kvgen.tensors import DTypeName, FloatArray, PrefillName
 from kvgen.tokenizer import Tokenizer, missing_tokenizer, open_tokenizer
 
 _BACKENDS = ("auto", "numpy", "numba")
@@ -187,6 +187,7 @@ def load(
     backend: Literal["auto", "numpy", "numba"] = "auto",
     dtype: Literal["auto", "f32", "bf16", "f16", "int8"] = "auto",
     cache_dtype: Literal["auto", "f32", "f16"] = "auto",
+    prefill: PrefillName = "exact",
     threads: int | None = None,
     revision: str | None = None,
 ) -> Model:
@@ -194,13 +195,15 @@ def load(
 
     `dtype` is the width in which weights are held, `auto` the stored one; arithmetic is float32
     throughout. `cache_dtype` is that of keys and values: `auto` is f32 where weights are f32 and on
-    the numpy backend, else f16. `threads` is one for each core unless given. `revision` is a
-    branch, tag or commit of a model on the Hub. Raises ModelNotFoundError, CheckpointError or
-    UsageError.
+    the numpy backend, else f16. `prefill="fast"` rounds activations to the width of bf16 or int8
+    weights where several tokens run at once: faster, and no longer exact. `threads` is one for each
+    core unless given. `revision` is a branch, tag or commit of a model on the Hub. Raises
+    ModelNotFoundError, CheckpointError or UsageError.
     """
     _check_choice("backend", backend, _BACKENDS)
     _check_choice("dtype", dtype, ("auto", *get_args(DTypeName)))
     _check_choice("cache dtype", cache_dtype, _CACHE_DTYPES)
+    _check_choice("prefill", prefill, get_args(PrefillName))
     if threads is not None and (not isinstance(threads, int) or not 0 < threads <= 1024):
         raise UsageError(f"cannot run on {threads!r} threads")
     if path_or_id is not None and not (isinstance(path_or_id, (str, Path)) and str(path_or_id)):
@@ -211,7 +214,9 @@ def load(
     began = time.perf_counter()
     checkpoint = open_checkpoint(folder)
     params = bind(checkpoint, find(checkpoint.config), dtype=None if dtype == "auto" else dtype)
-    engine = open_engine(params, backend=backend, threads=threads, cache_dtype=cache_dtype)
+    engine = open_engine(
+        params, backend=backend, threads=threads, cache_dtype=cache_dtype, prefill=prefill
+    )
     seconds = time.perf_counter() - began - engine.compile_seconds
     return Model(checkpoint, params, engine, load_seconds=seconds)
 

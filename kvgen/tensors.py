@@ -15,6 +15,7 @@ FloatArray = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
 DTypeName = Literal["f32", "bf16", "f16", "int8"]
 CacheDTypeName = Literal["f32", "f16"]
+PrefillName = Literal["exact", "fast"]  # with activations in float32, or rounded as the weights
 CACHE_ITEM_BYTES: dict[CacheDTypeName, int] = {"f32": 4, "f16": 2}
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 import kvgen
+from kvgen.cache import KeyValueCache
 from kvgen.errors import NonFiniteError, UsageError
-from kvgen.fast.attention import attend
-from kvgen.fast.cache import BlockedCache, row_pitch
+from kvgen.fast.attention import attend, row_pitch
 from kvgen.fast.compiler import entrance
 from kvgen.fast.curves import GELU, GELU_TANH, RELU, SILU, activate, normalise
 from kvgen.fast.products import ROWS, dot_rows, tile_across, widen_rows
@@ -360,7 +360,7 @@ def test_a_float16_cache_is_close(name: str, tiny_model: Loader) -> None:
         np.testing.assert_array_equal(one(0), other(0).astype(np.float16).astype(np.float32))
 
 
-def _fed(model: kvgen.model.Model) -> BlockedCache:
+def _fed(model: kvgen.model.Model) -> KeyValueCache:
     cache = model.engine.new_cache(70)
     model.engine.forward(IDS, cache)
     return cache

@@ -31,6 +31,7 @@ class ModelFlags(NamedTuple):
     backend: Literal["auto", "numpy", "numba"]
     dtype: Literal["auto", "f32", "bf16", "f16", "int8"]
     cache_dtype: Literal["auto", "f32", "f16"]
+    prefill: Literal["exact", "fast"]
     threads: int | None
 
 
@@ -107,6 +108,14 @@ model_options = bundle(
         show_default=True,
         help="How keys and values are kept; auto is f32 where weights are, on the numpy backend "
         "and in inspect-attention, else f16.",
+    ),
+    click.option(
+        "--prefill",
+        type=click.Choice(["exact", "fast"]),
+        default="exact",
+        show_default=True,
+        help="fast rounds activations to the width of bf16 or int8 weights while the prompt is "
+        "read: inexact, and said in every report.",
     ),
     click.option(
         "-t",
@@ -197,6 +206,7 @@ def load_model(
             backend=flags.backend,
             dtype=flags.dtype,
             cache_dtype=cache_dtype if flags.cache_dtype == "auto" else flags.cache_dtype,
+            prefill=flags.prefill,
             threads=flags.threads,
         )
     if not quiet:

@@ -35,6 +35,11 @@ SEGMENT = 256  # positions whose scores are held at once
 LOWEST = np.float32(-1e30)
 
 
+def row_pitch(head_dim: int) -> int:
+    """The distance of rows of V in the cache: whole vectors."""
+    return -(-head_dim // LANES) * LANES
+
+
 @kernel
 def score_tile(n_rows, q, D, keys, start, scores, column):
     """Scores of all rows against one block of keys, into scores[:, column : column + 64]."""

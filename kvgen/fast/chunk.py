@@ -39,6 +39,7 @@ from kvgen.fast.layout import (
     Q,
     V,
 )
+from kvgen.fast.packed import pack_tokens
 from kvgen.fast.products import ROWS, dot_rows, share, tile_across, widen_rows
 from kvgen.fast.simd import (
     LANES,
@@ -176,7 +177,7 @@ def chunk(thread, n_threads, shared, shape, weights, request, work):
     T, n_tiles = request.numbers[N_TOKENS], request.numbers[N_TILES]
     pitch = (T + LANES - 1) // LANES * LANES
     x, hidden, branch, inner = work.x, work.hidden, work.branch, work.inner
-    panel, product = work.own_panel[thread], work.own_product[thread]
+    packed = work.packed
     begin, end = share(pitch, thread, n_threads, LANES)  # this thread's tokens
     one = np.float32(1)
 
@@ -195,13 +196,14 @@ def chunk(thread, n_threads, shared, shape, weights, request, work):
         norm_or_copy_tokens(
             x, C, norms[ATTN_NORM], shape.pre_norm, shape, pitch, begin, end, hidden
         )
+        pack_tokens(hidden, C, pitch, begin, end, like, packed)
         barrier(shared, n_threads)
 
         start = START
         for slot, n_rows in ((Q, H_D), (K, G * D), (V, G * D)):
             first, last = share(n_rows, thread, n_threads, ROWS)
             multiply(
-                matrices[slot], like, hidden, C, bias[slot], SET, one, START, pitch, panel, product,
+                matrices[slot], like, hidden, C, bias[slot], SET, one, START, pitch, work, thread,
                 work.qkv, start, first, last,
             )  # fmt: skip
             start += n_rows * pitch
@@ -229,12 +231,14 @@ def chunk(thread, n_threads, shared, shape, weights, request, work):
             )  # fmt: skip
         barrier(shared, n_threads)
 
+        if pack_tokens(hidden, H_D, pitch, begin, end, like, packed):
+            barrier(shared, n_threads)
         first, last = share(C, thread, n_threads, ROWS)
         aside = shape.parallel or shape.post_attn_norm  # not added to x at once
         use, target = (SET, branch) if aside else (ADD, x)
         multiply(
-            matrices[O], like, hidden, H_D, bias[O], use, shape.residual_scale, START, pitch, panel,
-            product, target, START, first, last,
+            matrices[O], like, hidden, H_D, bias[O], use, shape.residual_scale, START, pitch, work,
+            thread, target, START, first, last,
         )  # fmt: skip
         barrier(shared, n_threads)
 
@@ -254,25 +258,28 @@ def chunk(thread, n_threads, shared, shape, weights, request, work):
             norm_or_copy_tokens(
                 x, C, norms[MLP_NORM], shape.mlp_norm, shape, pitch, begin, end, hidden
             )
+        pack_tokens(hidden, C, pitch, begin, end, like, packed)
         barrier(shared, n_threads)
 
         first, last = share(F, thread, n_threads, ROWS)
         if shape.gated:
             multiply(
                 matrices[GATE], like, hidden, C, bias[GATE], ACTIVATE, one, activation, pitch,
-                panel, product, inner, START, first, last,
+                work, thread, inner, START, first, last,
             )  # fmt: skip
         multiply(
             matrices[UP], like, hidden, C, bias[UP], TIMES if shape.gated else ACTIVATE, one,
-            activation, pitch, panel, product, inner, START, first, last,
+            activation, pitch, work, thread, inner, START, first, last,
         )  # fmt: skip
         barrier(shared, n_threads)
 
+        if pack_tokens(inner, F, pitch, begin, end, like, packed):
+            barrier(shared, n_threads)
         first, last = share(C, thread, n_threads, ROWS)
         use, target = (SET, branch) if shape.post_mlp_norm else (ADD, x)
         multiply(
             matrices[DOWN], like, inner, F, bias[DOWN], use, shape.residual_scale, START, pitch,
-            panel, product, target, START, first, last,
+            work, thread, target, START, first, last,
         )  # fmt: skip
         barrier(shared, n_threads)
         if shape.post_mlp_norm:

@@ -12,12 +12,13 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from kvgen.cache import KeyValueCache
 from kvgen.config import Activation, ModelConfig
 from kvgen.engine import KVCache, check_request
-from kvgen.errors import KvgenError, NonFiniteError
-from kvgen.fast import compiler, curves, layout
-from kvgen.fast.attention import BLOCK, SEGMENT
-from kvgen.fast.cache import BlockedCache, row_pitch
+from kvgen.errors import KvgenError, NonFiniteError, UsageError
+from kvgen.fast import compiler, curves, layout, special
+from kvgen.fast.attention import BLOCK, SEGMENT, row_pitch
+from kvgen.fast.packed import Packed
 from kvgen.fast.products import ROWS
 from kvgen.fast.run import run
 from kvgen.fast.simd import LANES
@@ -25,7 +26,15 @@ from kvgen.fast.step import PIECES
 from kvgen.fast.team import Team
 from kvgen.fast.whole_numbers import BYTES
 from kvgen.params import LayerParams, Linear, Norm, Params
-from kvgen.tensors import Array, CacheDTypeName, DTypeName, FloatArray, Int8, Tensor
+from kvgen.tensors import (
+    Array,
+    CacheDTypeName,
+    DTypeName,
+    FloatArray,
+    Int8,
+    PrefillName,
+    Tensor,
+)
 from kvgen.trace import Capture
 
 _ACTIVATIONS: dict[Activation, int] = {
@@ -52,10 +61,21 @@ class FastEngine:
 
     backend: Literal["numba"] = "numba"
 
-    def __init__(self, params: Params, *, threads: int, cache_dtype: CacheDTypeName) -> None:
+    def __init__(
+        self,
+        params: Params,
+        *,
+        threads: int,
+        cache_dtype: CacheDTypeName,
+        prefill: PrefillName = "exact",
+    ) -> None:
+        """Raises UsageError where these weights or this CPU have no fast prefill."""
+        if prefill == "fast":
+            _check_fast_prefill(params.dtype)
         self.config: ModelConfig = params.config
         self.dtype: DTypeName = params.dtype
         self.cache_dtype: CacheDTypeName = cache_dtype
+        self.prefill: PrefillName = prefill
         self.threads = threads
         self._keep_alive = params  # the addresses point into its arrays
         self._weights = _weights(params)
@@ -64,15 +84,21 @@ class FastEngine:
             _shape(params),
             self._weights,
             self._request,
-            _workspace(params.config, threads),
+            _workspace(params.config, threads, packed=prefill == "fast"),
         )
         self._team = Team(threads, run, arguments)
         self._lock = threading.Lock()  # calls from several threads queue
         self.compile_seconds = self._compile()
 
-    def new_cache(self, capacity: int) -> BlockedCache:
+    def new_cache(self, capacity: int) -> KeyValueCache:
         """An empty cache for `capacity` positions."""
-        return BlockedCache(self.config, capacity, self.cache_dtype)
+        return KeyValueCache(
+            self.config,
+            capacity,
+            dtype=self.cache_dtype,
+            block=BLOCK,
+            pitch=row_pitch(self.config.head_dim),
+        )
 
     def forward(
         self,
@@ -86,7 +112,7 @@ class FastEngine:
 
         Raises NonFiniteError where a key or value does not fit into a float16 cache.
         """
-        assert isinstance(cache, BlockedCache)
+        assert isinstance(cache, KeyValueCache)
         check_request(self.config, ids, cache)
         T = len(ids)
         tokens = np.asarray(ids, np.int64)
@@ -102,12 +128,12 @@ class FastEngine:
         cache.extend(T)
         return logits if all_logits else logits[0]
 
-    def _point_to(self, cache: BlockedCache, capture: Capture | None) -> None:
+    def _point_to(self, cache: KeyValueCache, capture: Capture | None) -> None:
         """Tell the kernels where this cache and this capture lie."""
         row = self._request.caches[0]
         row[layout.KEYS] = cache.k.ctypes.data
         row[layout.VALUES] = cache.v.ctypes.data
-        row[layout.CAPACITY] = cache.n_blocks * BLOCK
+        row[layout.CAPACITY] = cache.v.shape[2]
         places = [layout.N_TABLES, layout.N_POSITIONS, layout.N_ANGLES]
         row[places] = cache.rope.cos.shape
         row[layout.COS] = cache.rope.cos.ctypes.data
@@ -280,7 +306,14 @@ def _request(cache_dtype: CacheDTypeName) -> layout.Request:
     )
 
 
-def _workspace(config: ModelConfig, threads: int) -> layout.Workspace:
+def _check_fast_prefill(dtype: DTypeName) -> None:
+    if dtype not in ("bf16", "int8"):
+        raise UsageError(f"fast prefill is for bf16 and int8 weights, and these are {dtype}")
+    if not (special.MULTIPLIES_PAIRS if dtype == "bf16" else special.MULTIPLIES_BYTES):
+        raise UsageError(f"this CPU has no instruction for a fast prefill of {dtype} weights")
+
+
+def _workspace(config: ModelConfig, threads: int, *, packed: bool) -> layout.Workspace:
     H, G, D = config.n_heads, config.n_kv_heads, config.head_dim
     C, F = config.d_model, config.d_ff
     widest = max(C, H * D)
@@ -312,4 +345,11 @@ def _workspace(config: ModelConfig, threads: int) -> layout.Workspace:
         own_bytes=np.zeros((threads, 3 * -(-max(widest, F) // BYTES) * BYTES), np.int8),
         own_panel=numbers(threads, ROWS * max(widest, F)),
         own_product=numbers(threads, ROWS * layout.CHUNK),
+        packed=Packed(
+            words=np.zeros((max(widest, F) + 1) // 2 * layout.CHUNK, np.uint32),
+            steps=numbers(layout.CHUNK),
+            offsets=numbers(layout.CHUNK),
+        )
+        if packed
+        else None,
     )

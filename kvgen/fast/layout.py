@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kvgen.fast.packed import Packed
 from kvgen.tensors import FloatArray
 
 CHUNK = 192  # tokens that go through the layers together: constant memory, and the best speed
@@ -110,3 +111,4 @@ class Workspace(NamedTuple):
     own_bytes: npt.NDArray[np.int8]  # [3 * widest input] in whole products
     own_panel: FloatArray  # [6 * widest input]
     own_product: FloatArray  # [6 * CHUNK]
+    packed: Packed | None  # a block's input once more, rounded, for fast prefill

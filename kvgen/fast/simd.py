@@ -55,13 +55,15 @@ def load(_: Any, array: Any, offset: Any) -> Any:
 
 
 def load_from(context: Any, builder: Any, place: Any, kind: Any) -> Any:
-    """The instructions that load sixteen stored numbers at a pointer as float32."""
+    """The instructions that load sixteen stored numbers at a pointer as float32, words as such."""
 
     def raw(vector: ir.VectorType, align: int) -> Any:
         return builder.load(builder.bitcast(place, vector.as_pointer()), align=align)
 
     if kind == types.float32:
         return raw(_FLOATS, 4)
+    if kind == types.uint32:
+        return raw(_WORDS, 4)
     if kind == types.uint16:
         bits = builder.shl(builder.zext(raw(_SHORTS, 2), _WORDS), _words(16))
         return builder.bitcast(bits, _FLOATS)
@@ -114,22 +116,6 @@ def store_one(_: Any, array: Any, offset: Any, number: Any) -> Any:
         return context.get_dummy_value()
 
     return types.none(array, types.intp, types.float32), generate
-
-
-@intrinsic
-def prefetch(_: Any, array: Any, offset: Any) -> Any:
-    """Ask for the cache line of a number that will be read soon; beyond the end does no harm."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = _place(context, builder, signature, arguments)
-        byte = ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [byte, _INDEX, _INDEX, _INDEX])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        read, keep, of_data = (ir.Constant(_INDEX, value) for value in (0, 3, 1))
-        builder.call(function, [builder.bitcast(place, byte), read, keep, of_data])
-        return context.get_dummy_value()
-
-    return types.none(array, types.intp), generate
 
 
 @intrinsic
@@ -195,6 +181,12 @@ def maximum(_: Any, one: Any, other: Any) -> Any:
 def magnitude(_: Any, vector: Any) -> Any:
     """Each lane without its sign."""
     return VECTOR(VECTOR), lambda _, builder, __, arguments: _call(builder, "llvm.fabs", *arguments)
+
+
+@intrinsic
+def rounded(_: Any, vector: Any) -> Any:
+    """Each lane as the nearest whole number, halves to the even one."""
+    return VECTOR(VECTOR), lambda _, builder, __, arguments: _call(builder, "llvm.rint", *arguments)
 
 
 @intrinsic
@@ -301,7 +293,7 @@ def _place(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
 
 
 def _splat(builder: Any, number: Any) -> Any:
-    undefined = ir.Constant(_FLOATS, ir.Undefined)
+    undefined = ir.Constant(ir.VectorType(number.type, LANES), ir.Undefined)
     vector = builder.insert_element(undefined, number, ir.Constant(_INDEX, 0))
     return builder.shuffle_vector(vector, undefined, ir.Constant(_WORDS, None))
 

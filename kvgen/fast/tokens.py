@@ -6,6 +6,7 @@ import numpy as np
 
 from kvgen.fast.compiler import in_one_place, kernel
 from kvgen.fast.curves import activate
+from kvgen.fast.packed import multiply_packed
 from kvgen.fast.products import ROWS, tile_across, widen_rows
 from kvgen.fast.simd import (
     LANES,
@@ -97,19 +98,21 @@ def put_row(product, start, shift, use, scale, activation, pitch, y, place):
 
 @kernel
 def multiply(
-    matrix, like, x, n, bias, use, scale, activation, pitch, panel, product, y, y_start, begin, end
+    matrix, like, x, n, bias, use, scale, activation, pitch, work, thread, y, y_start, begin, end
 ):
     """Rows begin:end of W x + bias for all tokens into y (at y_start), six rows at a time.
 
     `use` says what becomes of them: SET; ADD to what is there, times `scale`; ACTIVATE; TIMES what
-    is there.
+    is there. Where x has been packed, that is multiplied.
     """
     in_one_place()
+    panel, product, packed = work.own_panel[thread], work.own_product[thread], work.packed
     row = begin
     while row < end:
         n_rows = min(ROWS, end - row)
-        widen_rows(matrix, like, row, n_rows, n, panel)
-        tile_across(panel, 0, n, x, pitch, product, pitch)
+        if not multiply_packed(matrix, like, row, n_rows, n, panel, packed, pitch, product):
+            widen_rows(matrix, like, row, n_rows, n, panel)
+            tile_across(panel, 0, n, x, pitch, product, pitch)
         for r in range(n_rows):
             put_row(
                 product, r * pitch, bias[row + r], use, scale, activation, pitch, y,

@@ -19,7 +19,6 @@ import numpy as np
 from llvmlite import ir
 from numba import carray, types
 from numba.core import cgutils
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, overload, register_model
 
 from kvgen.fast.compiler import in_one_place, kernel
@@ -34,18 +33,15 @@ from kvgen.fast.simd import (
     mul,
     multiply_add,
     place_of,
-    prefetch,
     splat,
     sum_of,
     zeros,
 )
+from kvgen.fast.special import MULTIPLIES_BYTES, WIDEST, add_byte_products
 from kvgen.fast.stored import as_pointer
 
 BYTES = 64  # multiplied at once
-AHEAD = 4096  # how far a long stream is asked for before it is read
-WIDEST = 2**16  # numbers of a row: so many products stay within 31 bits
 HALF_RANGE = 2**23
-AVAILABLE = "+avx512vnni" in cpu_target.target_context.codegen().magic_tuple()[2]
 
 _WORDS = ir.VectorType(ir.IntType(32), LANES)
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
@@ -80,12 +76,12 @@ def add_products(_: Any, totals: Any, digits: Any, start: Any, weights: Any, off
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         digits_at = place_of(context, builder, signature.args[1], arguments[1], arguments[2])
         weights_at = place_of(context, builder, signature.args[3], arguments[3], arguments[4])
-        loaded = [
+        some_weights, some_digits = (
             builder.load(builder.bitcast(place, _MANY.as_pointer()), align=1)
             for place in (weights_at, digits_at)
-        ]
-        loaded[0] = builder.xor(loaded[0], ir.Constant(_MANY, [128] * BYTES))
-        return _products(builder, arguments[0], *loaded)
+        )
+        unsigned = builder.xor(some_weights, ir.Constant(_MANY, [128] * BYTES))
+        return add_byte_products(builder, unsigned, some_digits, arguments[0])
 
     return WORDS(WORDS, digits, types.intp, weights, types.intp), generate
 
@@ -98,19 +94,10 @@ def minus_128_times(_: Any, totals: Any, digits: Any, start: Any) -> Any:
         digits_at = place_of(context, builder, signature.args[1], arguments[1], arguments[2])
         loaded = builder.load(builder.bitcast(digits_at, _MANY.as_pointer()), align=1)
         constant = ir.Constant(_MANY, [128] * BYTES)
-        added = _products(builder, ir.Constant(_WORDS, None), constant, loaded)
+        added = add_byte_products(builder, constant, loaded, ir.Constant(_WORDS, None))
         return builder.sub(arguments[0], added)
 
     return WORDS(WORDS, digits, types.intp), generate
-
-
-def _products(builder: Any, totals: Any, unsigned: Any, signed: Any) -> Any:
-    function = cgutils.get_or_insert_function(
-        builder.module,
-        ir.FunctionType(_WORDS, [_WORDS, _MANY, _MANY]),
-        "llvm.x86.avx512.vpdpbusd.512",
-    )
-    return builder.call(function, [totals, unsigned, signed])
 
 
 @intrinsic
@@ -204,7 +191,6 @@ def byte_rows(matrix, weight, x, n, bias, streamed, y, begin, end, digits):
     while row < end:
         low, middle, high = low_start, middle_start, high_start
         for i in range(0, pitch, BYTES):
-            prefetch(weight, row * n + i + AHEAD)
             low = add_products(low, digits, i, weight, row * n + i)
             middle = add_products(middle, digits, pitch + i, weight, row * n + i)
             high = add_products(high, digits, 2 * pitch + i, weight, row * n + i)
@@ -219,7 +205,7 @@ def multiply_bytes(matrix, weight, x, n, bias, streamed, y, begin, end, digits):
 
 @overload(multiply_bytes)
 def _multiply_bytes(matrix, weight, x, n, bias, streamed, y, begin, end, digits):
-    if weight.dtype != types.int8 or not AVAILABLE:
+    if weight.dtype != types.int8 or not MULTIPLIES_BYTES:
         return lambda matrix, weight, x, n, bias, streamed, y, begin, end, digits: False
 
     def multiplied(matrix, weight, x, n, bias, streamed, y, begin, end, digits):

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
-from kvgen.cache import DenseCache
+from kvgen.cache import KeyValueCache
 from kvgen.config import ModelConfig
 from kvgen.engine import KVCache, check_request
 from kvgen.params import LayerParams, Linear, Norm, Params
@@ -50,6 +50,7 @@ class ReferenceEngine:
 
     backend: Literal["numpy"] = "numpy"
     cache_dtype: Literal["f32"] = "f32"
+    prefill: Literal["exact"] = "exact"
     compile_seconds = 0.0
 
     def __init__(self, params: Params, *, threads: int | None = None) -> None:
@@ -63,9 +64,9 @@ class ReferenceEngine:
         self._layers = [_widen(layer) for layer in params.layers]
         self._head = _project(params.head)
 
-    def new_cache(self, capacity: int) -> DenseCache:
+    def new_cache(self, capacity: int) -> KeyValueCache:
         """An empty cache for `capacity` positions."""
-        return DenseCache(self.config, capacity)
+        return KeyValueCache(self.config, capacity)
 
     def forward(
         self,
@@ -76,7 +77,7 @@ class ReferenceEngine:
         all_logits: bool = False,
     ) -> FloatArray:  # T ids -> logits [V] or [T, V]
         """Run T new positions through the model; see `kvgen.engine.Engine.forward`."""
-        assert isinstance(cache, DenseCache)
+        assert isinstance(cache, KeyValueCache)
         check_request(self.config, ids, cache)
         # A model that has lost its way may overflow: the caller checks the logits.
         with self._blas.limit(limits=self.threads), np.errstate(all="ignore"):
@@ -96,7 +97,7 @@ class ReferenceEngine:
         return x
 
     def _block(
-        self, x: FloatArray, layer: int, cache: DenseCache, capture: Capture | None
+        self, x: FloatArray, layer: int, cache: KeyValueCache, capture: Capture | None
     ) -> FloatArray:  # [T, C] -> [T, C]
         """One decoder layer; a norm that a model does not have changes nothing.
 
@@ -121,7 +122,7 @@ class ReferenceEngine:
         return y
 
     def _attention(
-        self, x: FloatArray, layer: int, cache: DenseCache, capture: Capture | None
+        self, x: FloatArray, layer: int, cache: KeyValueCache, capture: Capture | None
     ) -> FloatArray:  # [T, C] -> [T, C]
         T, H, G, D = len(x), self.config.n_heads, self.config.n_kv_heads, self.config.head_dim
         weights = self._layers[layer]
@@ -134,12 +135,10 @@ class ReferenceEngine:
             cos, sin = cache.rope.cos[table, start:end], cache.rope.sin[table, start:end]
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         # K and V of these positions are kept for every later step; q is used here and dropped.
-        cache.k[layer, :, start:end] = k.swapaxes(0, 1)
-        cache.v[layer, :, start:end] = v.swapaxes(0, 1)
+        cache.write(layer, k, v)
         z = attend(
             q,
-            cache.k[layer, :, :end],
-            cache.v[layer, :, :end],
+            *cache.read(layer, end),
             self.config.attn_scales[layer],
             window=self.config.window(layer),
             softcap=self.config.attn_softcap,

@@ -82,7 +82,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print("model    format  test      kvgen  llama.cpp  ratio (min..max)")  # noqa: T201
     for name in arguments.models:
-        steps = 24 if name in ("smol", "qwen") else 200
+        steps = 24 if name in ("smol", "qwen", "gpt2") else 200
         for form in arguments.formats:
             stored, dtype, theirs = FORMATS[form]
             model = kvgen.load(
