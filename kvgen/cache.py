@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from kvgen.config import ModelConfig
 from kvgen.errors import KvgenError, UsageError
@@ -92,6 +93,7 @@ class KeyValueCache:
         self.k[layer, :, self._length : end, :, 0] = k.swapaxes(0, 1)
         self.v[layer, :, self._length : end] = v.swapaxes(0, 1)
 
-    def read(self, layer: int, end: int) -> tuple[FloatArray, FloatArray]:
-        """The first `end` keys and values of one layer, views [G, end, D]."""
+    def read(self, layer: int, mask: npt.NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
+        """The keys and values of one layer that queries see by a mask [T, S], views [G, S, D]."""
+        end = mask.shape[1]
         return self.k[layer, :, :end, :, 0], self.v[layer, :, :end]

@@ -129,6 +129,18 @@ class ModelConfig:
         """Numbers that the KV cache keeps for one position: K and V of every layer."""
         return 2 * self.n_layers * self.n_kv_heads * self.head_dim
 
+    @property
+    def layer_weights(self) -> int:
+        """Numbers in the matrices of one layer: four projections, and two or three of the MLP."""
+        projections = 2 * (self.n_heads + self.n_kv_heads) * self.head_dim
+        mlp = (3 if self.mlp == "gated" else 2) * self.d_ff
+        return self.d_model * (projections + mlp)
+
+    @property
+    def head_weights(self) -> int:
+        """Numbers in the matrix that turns hidden states into logits."""
+        return self.d_model * self.vocab_size
+
     def window(self, layer: int) -> int | None:
         """How many keys a query of this layer sees, itself included; None: all before it."""
         return self.windows[layer] if self.windows else None

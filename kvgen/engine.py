@@ -10,7 +10,11 @@ the cache and feeds everything again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from kvgen.config import ModelConfig
 from kvgen.errors import KvgenError, UsageError
@@ -20,6 +24,14 @@ from kvgen.tensors import CacheDTypeName, DTypeName, FloatArray, PrefillName, us
 from kvgen.trace import Capture
 
 Backend = Literal["numpy", "numba"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What a machine does in a second with an engine's own kernels and nothing else to do."""
+
+    read_bytes_per_second: float  # weights multiplied with one vector: every byte is read once
+    flops_per_second: float  # weights multiplied with many: every number is used again
 
 
 class KVCache(Protocol):
@@ -84,6 +96,23 @@ class Engine(Protocol):
     @property
     def compile_seconds(self) -> float:
         """Seconds spent compiling or loading kernels when the engine was opened."""
+        ...
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the matrices that every decode step reads once, as this engine holds them."""
+        ...
+
+    @property
+    def rows_read(self) -> npt.NDArray[np.int64]:
+        """Rows of K that each layer's queries have read in the last `forward` [L]; as many of V.
+
+        A row counts once for every query position that attends to it, whatever the heads.
+        """
+        ...
+
+    def calibrate(self) -> Calibration:
+        """Measure this machine with this engine's kernels, type and number of weights."""
         ...
 
     def new_cache(self, capacity: int) -> KVCache:

@@ -30,7 +30,7 @@ def environment() -> dict[str, str | int | None]:
     pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
     blas: dict[str, Any] = pools[0] if pools else {}
     facts: dict[str, str | int | None] = {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": usable_cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -44,6 +44,17 @@ def environment() -> dict[str, str | int | None]:
     if core_type := os.environ.get("OPENBLAS_CORETYPE"):
         facts["OPENBLAS_CORETYPE"] = core_type
     return facts
+
+
+def user_cache() -> Path:
+    """Where kvgen keeps what it can make again; RuntimeError for a user without a home."""
+    if chosen := os.environ.get("KVGEN_CACHE_DIR"):
+        return Path(chosen)
+    if platform.system() == "Windows":
+        return Path(os.environ.get("LOCALAPPDATA", "~")).expanduser() / "kvgen" / "cache"
+    if platform.system() == "Darwin":
+        return Path("~/Library/Caches/kvgen").expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kvgen"
 
 
 def usable_cores() -> int:
@@ -81,7 +92,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """What the system calls its processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

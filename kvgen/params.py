@@ -69,6 +69,14 @@ class Params:
         return tensors
 
     @property
+    def matrix_bytes(self) -> int:
+        """Bytes of the matrices that every token is multiplied with: layers and head."""
+        tables = [self.embed, self.positions]
+        tied = self.head.weight is self.embed
+        apart = [t for t in tables if t is not None and not (tied and t is self.embed)]
+        return self.nbytes - sum(tensor.nbytes for tensor in apart)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the large tensors in the form they are used."""
         return sum(tensor.nbytes for tensor in self.weights)

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "reference": {
         "cache", "config", "engine", "params", "reference", "tensors", "trace",
     },
-    "fast": {"config", "engine", "fast", "params", "rope", "tensors", "trace"},
+    "fast": {"cache", "config", "engine", "fast", "machine", "params", "tensors", "trace"},
     "sampling": {"tensors"},
     "tokenizer": set(),
     "chat": set(),
@@ -48,6 +48,7 @@ MAY_IMPORT = {
     "attention": {"attention", "engine", "generate", "tensors", "trace"},
     "bench": {"attention", "bench", "engine", "generate", "tensors", "trace"},
     "machine": set(),
+    "calibration": {"engine", "machine"},
     "render": {"attention", "bench", "config", "facts", "render", "tensors", "trace"},
 }  # fmt: skip
 

@@ -114,11 +114,11 @@ def generate(
         run.finish_reason = run.pieces[-1].finish_reason if run.pieces else "length"
     except (KeyboardInterrupt, TerminatedError) as stopped:
         run.finish_reason = "interrupted"
-        _report(run, sampler, as_json=as_json, quiet=quiet)
+        _report(run, sampler, as_json=as_json, quiet=quiet, verbose=verbose)
         raise click.exceptions.Exit(
             stopped.exit_code if isinstance(stopped, TerminatedError) else 130
         ) from None
-    _report(run, sampler, as_json=as_json, quiet=quiet)
+    _report(run, sampler, as_json=as_json, quiet=quiet, verbose=verbose)
 
 
 class _Run:
@@ -133,14 +133,16 @@ class _Run:
         self.empty_seconds = 0.0  # a prefill that was to yield nothing
 
 
-def _report(run: _Run, sampler: Sampler, *, as_json: bool, quiet: bool) -> None:
+def _report(run: _Run, sampler: Sampler, *, as_json: bool, quiet: bool, verbose: bool) -> None:
     """The end of a run: the JSON object, or the timing block on stderr."""
+    from kvgen.calibration import known_calibration
     from kvgen.machine import peak_rss_bytes
     from kvgen.render.timing import RunTimings, timing_block
     from kvgen.tensors import CACHE_ITEM_BYTES
 
     model, pieces = run.model, run.pieces
     positions = len(run.prompt_ids) + max(len(pieces) - 1, 0)
+    position_bytes = CACHE_ITEM_BYTES[model.engine.cache_dtype] * model.config.kv_floats_per_token
     timings = RunTimings(
         load_seconds=model.load_seconds,
         compile_seconds=model.engine.compile_seconds,
@@ -150,10 +152,14 @@ def _report(run: _Run, sampler: Sampler, *, as_json: bool, quiet: bool) -> None:
         cache_on=run.use_cache,
         positions=positions,
         cache_dtype=model.engine.cache_dtype,
-        cache_bytes=CACHE_ITEM_BYTES[model.engine.cache_dtype]
-        * model.config.kv_floats_per_token
-        * positions,
+        cache_bytes=position_bytes * positions,
         peak_rss_bytes=peak_rss_bytes(),
+        prefill=model.engine.prefill,
+        bytes_per_step=model.engine.weight_bytes
+        + position_bytes * (len(run.prompt_ids) + len(pieces) / 2),
+        bandwidth=known_calibration(model.engine).read_bytes_per_second
+        if verbose and run.use_cache and len(pieces) > 1
+        else None,
     )
     if as_json:
         write_text(json.dumps(_as_json(run, sampler, timings)) + "\n")
@@ -182,6 +188,7 @@ def _as_json(run: _Run, sampler: Sampler, timings: RunTimings) -> dict[str, Any]
         "dtype": run.model.engine.dtype,
         "backend": run.model.engine.backend,
         "threads": run.model.engine.threads,
+        "prefill": run.model.engine.prefill,
         "cache": run.use_cache,
         "timings": {
             "load_seconds": timings.load_seconds,

@@ -119,6 +119,8 @@ def attend_tile(thread, head, first_row, n_rows, layer, pitch, shape, weights, r
     for r in range(n_rows):
         position = request.positions[first_row + r]
         firsts[r], ends[r] = max(0, position + 1 - window), position + 1
+        if head == 0:
+            work.own_reads[thread, layer] += ends[r] - firsts[r]
     for i in range(D):
         for r in range(n_rows):
             q[r * D + i] = work.qkv[(head * D + i) * pitch + first_row + r] * scale

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import shutil
 import sys
 import time
@@ -17,6 +16,8 @@ import llvmlite.binding
 import numba
 from numba import types
 from numba.extending import intrinsic
+
+from kvgen.machine import user_cache
 
 # Never `True`: that folds isfinite to true, and a NaN must reach the check of the logits.
 FAST_MATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
@@ -42,7 +43,7 @@ def cache_folder() -> Path | None:
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     try:
-        folder = _user_cache() / "kernels" / digest.hexdigest()[:16]
+        folder = user_cache() / "kernels" / digest.hexdigest()[:16]
         if not folder.exists():
             folder.mkdir(parents=True)
             _prune(folder.parent)
@@ -52,16 +53,6 @@ def cache_folder() -> Path | None:
     except (OSError, RuntimeError):  # RuntimeError: a user without a home
         return None
     return folder
-
-
-def _user_cache() -> Path:
-    if chosen := os.environ.get("KVGEN_CACHE_DIR"):
-        return Path(chosen)
-    if platform.system() == "Windows":
-        return Path(os.environ.get("LOCALAPPDATA", "~")).expanduser() / "kvgen" / "cache"
-    if platform.system() == "Darwin":
-        return Path("~/Library/Caches/kvgen").expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kvgen"
 
 
 def _prune(kernels: Path) -> None:

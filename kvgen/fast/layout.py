@@ -109,6 +109,7 @@ class Workspace(NamedTuple):
     own_firsts: npt.NDArray[np.int64]  # [6]
     own_ends: npt.NDArray[np.int64]  # [6]
     own_bytes: npt.NDArray[np.int8]  # [3 * widest input] in whole products
+    own_reads: npt.NDArray[np.int64]  # [L] rows of K that the queries of a head have read
     own_panel: FloatArray  # [6 * widest input]
     own_product: FloatArray  # [6 * CHUNK]
     packed: Packed | None  # a block's input once more, rounded, for fast prefill

@@ -98,6 +98,8 @@ def attend_to_piece(
     scale = weights.scales[layer]
     key_start, value_start = group * cache[CAPACITY] * D, group * cache[CAPACITY] * pitch
     head, after = group * (H // G), (group + 1) * (H // G)
+    if group == 0:
+        work.own_reads[thread, layer] += stop - first
     while head < after:
         n_rows = min(ROWS, after - head)
         for r in range(n_rows):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -11,12 +13,13 @@ from threadpoolctl import ThreadpoolController
 
 from kvgen.cache import KeyValueCache
 from kvgen.config import ModelConfig
-from kvgen.engine import KVCache, check_request
+from kvgen.engine import Calibration, KVCache, check_request
 from kvgen.params import LayerParams, Linear, Norm, Params
 from kvgen.reference.ops import (
     Projection,
     activate,
     attend,
+    causal_mask,
     layer_norm,
     linear,
     rms_norm,
@@ -63,6 +66,31 @@ class ReferenceEngine:
         self._params = params
         self._layers = [_widen(layer) for layer in params.layers]
         self._head = _project(params.head)
+        self.rows_read = np.zeros(self.config.n_layers, np.int64)
+
+    @property
+    def weight_bytes(self) -> int:
+        """As float32, whatever the checkpoint has."""
+        return 4 * (self.config.n_layers * self.config.layer_weights + self.config.head_weights)
+
+    def calibrate(self) -> Calibration:
+        """Measure NumPy's products; takes about half a second."""
+        C, seconds = self.config.d_model, []
+        weight = np.ones((max(576, min(self.weight_bytes, 2**27) // (4 * C)), C), np.float32)
+        x, tokens = np.ones((1, C), np.float32), np.ones((192, C), np.float32)
+        with self._blas.limit(limits=self.threads):
+            for rows, part in ((x, weight), (tokens, weight[:576])):
+                rows @ part.T
+                samples: list[float] = []
+                while len(samples) < 5 or sum(samples) < 0.15:
+                    began = time.perf_counter()
+                    rows @ part.T
+                    samples.append(time.perf_counter() - began)
+                seconds.append(statistics.median(samples))
+        return Calibration(
+            read_bytes_per_second=weight.nbytes / seconds[0],
+            flops_per_second=2 * 192 * 576 * C / seconds[1],
+        )
 
     def new_cache(self, capacity: int) -> KeyValueCache:
         """An empty cache for `capacity` positions."""
@@ -79,6 +107,7 @@ class ReferenceEngine:
         """Run T new positions through the model; see `kvgen.engine.Engine.forward`."""
         assert isinstance(cache, KeyValueCache)
         check_request(self.config, ids, cache)
+        self.rows_read[:] = 0
         # A model that has lost its way may overflow: the caller checks the logits.
         with self._blas.limit(limits=self.threads), np.errstate(all="ignore"):
             x = self._embed(np.asarray(ids, np.int64), cache.length)
@@ -136,13 +165,10 @@ class ReferenceEngine:
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         # K and V of these positions are kept for every later step; q is used here and dropped.
         cache.write(layer, k, v)
-        z = attend(
-            q,
-            *cache.read(layer, end),
-            self.config.attn_scales[layer],
-            window=self.config.window(layer),
-            softcap=self.config.attn_softcap,
-        )
+        mask = causal_mask(T, end, self.config.window(layer))
+        k, v = cache.read(layer, mask)
+        self.rows_read[layer] += mask.sum()
+        z = attend(q, k, v, self.config.attn_scales[layer], mask, softcap=self.config.attn_softcap)
         if capture is not None:
             capture.write(layer, start, q, z)
         return linear(z.reshape(T, H * D), weights.o)

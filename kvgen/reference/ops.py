@@ -9,10 +9,13 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from kvgen.config import Activation
 from kvgen.params import Norm
 from kvgen.tensors import FloatArray
+
+Mask = npt.NDArray[np.bool_]  # what may be seen
 
 
 class Projection(NamedTuple):
@@ -61,19 +64,27 @@ def softmax(scores: FloatArray) -> FloatArray:  # [..., S] -> [..., S], rows sum
     return weights
 
 
+def causal_mask(T: int, S: int, window: int | None = None) -> Mask:  # [T, S]
+    """Which of S keys each of the last T positions sees: itself and what lies before it.
+
+    With a window only the `window` - 1 keys before it.
+    """
+    behind = np.arange(S - T, S)[:, None] - np.arange(S)  # how far key s lies behind query t
+    return (behind >= 0) & (behind < (window or S + 1))
+
+
 def attend(
     q: FloatArray,
     k: FloatArray,
     v: FloatArray,
     scale: float,
+    mask: Mask,
     *,
-    window: int | None = None,
     softcap: float | None = None,
-) -> FloatArray:  # q [T, H, D], k and v [G, S, D] -> [T, H, D]
-    """Causal attention of the last T of S positions: softmax(q k^T scale) v.
+) -> FloatArray:  # q [T, H, D], k and v [G, S, D], mask [T, S] -> [T, H, D]
+    """Attention of the last T of S positions: softmax(q k^T scale) v over what each query sees.
 
-    A query sees itself and the `window` - 1 keys before it, or all of them. Scores are soft-capped
-    before the mask.
+    Scores are soft-capped before the mask.
 
     Query head h reads key/value head h // (H/G): the H/G query heads of one group are stacked into
     one matrix, so that keys and values are never repeated.
@@ -84,9 +95,7 @@ def attend(
     scores = (stacked @ k.swapaxes(1, 2)) * np.float32(scale)
     scores = scores.reshape(G, H // G, T, S)
     scores = soft_cap(scores, softcap)
-    behind = np.arange(S - T, S)[:, None] - np.arange(S)  # how far key s lies behind query t
-    visible = (behind >= 0) & (behind < (window or S + 1))
-    weights = softmax(np.where(visible, scores, -np.float32(np.inf)))
+    weights = softmax(np.where(mask, scores, -np.float32(np.inf)))
     z = weights.reshape(G, -1, S) @ v  # [G, H/G * T, D]
     return z.reshape(G, H // G, T, D).transpose(2, 0, 1, 3).reshape(T, H, D)
 

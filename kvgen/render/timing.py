@@ -22,6 +22,9 @@ class RunTimings:
     cache_bytes: int
     cache_dtype: str
     peak_rss_bytes: int | None
+    prefill: str = "exact"
+    bytes_per_step: float = 0  # of weights and cache that a decode step reads, the mean
+    bandwidth: float | None = None  # bytes per second that the machine reads; None: not asked
 
 
 def timing_block(run: RunTimings) -> str:
@@ -33,6 +36,7 @@ def timing_block(run: RunTimings) -> str:
     lines.append(
         f"prefill {run.prefill_tokens:>4} tokens  {_duration(run.prefill_seconds):>8}  "
         f"{_rate(run.prefill_tokens, run.prefill_seconds):>8} tok/s"
+        + ("   (fast: with rounded activations)" if run.prefill == "fast" else "")
     )
     if n_steps:
         first, last = run.decode_seconds[0], run.decode_seconds[-1]
@@ -41,6 +45,12 @@ def timing_block(run: RunTimings) -> str:
             f"   ({1e3 * total / n_steps:.2f} ms/token; first {1e3 * first:.2f}, "
             f"last {1e3 * last:.2f})"
         )
+        if run.bandwidth is not None:
+            read = run.bytes_per_step * n_steps / total
+            lines.append(
+                f"memory  decode at {100 * read / run.bandwidth:.0f} % of this machine's memory "
+                f"bandwidth   ({read / 1e9:.1f} of {run.bandwidth / 1e9:.1f} GB/s)"
+            )
     kept = f"{run.positions} positions · {run.cache_bytes / 2**20:.1f} MiB {run.cache_dtype}"
     state = f"on · {kept}" if run.cache_on else "off · everything is recomputed at each step"
     peak = f" · peak RSS {run.peak_rss_bytes / 2**20:.0f} MiB" if run.peak_rss_bytes else ""

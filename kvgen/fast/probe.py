@@ -1,0 +1,128 @@
+"""How fast this machine reads weights and multiplies, by the kernels that the engine uses."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kvgen.engine import Calibration
+from kvgen.fast.compiler import entrance, in_one_place, kernel
+from kvgen.fast.layout import CHUNK
+from kvgen.fast.products import ROWS, dot_rows, share, tile_across, widen_rows
+from kvgen.fast.simd import LANES
+from kvgen.fast.tables import SEEN_AS, STREAMED_BYTES
+from kvgen.fast.team import Team, await_ticket, barrier, open_request
+from kvgen.fast.whole_numbers import BYTES
+from kvgen.tensors import DTypeName, FloatArray
+
+NOTHING, READ, MULTIPLY = range(3)
+WHAT, N_ROWS, WIDTH, STREAMED = range(4)
+_LARGEST_BYTES = 128 * 2**20  # far beyond the caches
+_MULTIPLIED_ROWS = 96 * ROWS
+_SECONDS = 0.15  # of each measurement
+_FEWEST, _MOST = 5, 200
+
+
+class _Probe(NamedTuple):
+    """A matrix [rows, width] and what it is multiplied with."""
+
+    numbers: npt.NDArray[np.int64]  # WHAT ... STREAMED
+    matrix: npt.NDArray[np.int64]  # [2] addresses of the numbers and of the rows' scales
+    like: npt.NDArray[Any]  # an empty array of the stored type
+    x: FloatArray  # [width]
+    bias: FloatArray  # [rows]
+    y: FloatArray  # [rows]
+    tokens: FloatArray  # [width, CHUNK]
+    # What follows has a row for each thread.
+    own_bytes: npt.NDArray[np.int8]
+    own_panel: FloatArray
+    own_product: FloatArray
+
+
+@kernel
+def multiply_rows(matrix, like, n, begin, end, panel, x, product):
+    """Rows begin:end of a matrix [.., n] times a whole chunk of tokens."""
+    in_one_place()
+    row = begin
+    while row < end:
+        widen_rows(matrix, like, row, min(ROWS, end - row), n, panel)
+        tile_across(panel, 0, n, x, CHUNK, product, CHUNK)
+        row += ROWS
+
+
+@entrance
+def run_probe(thread, n_threads, shared, seen, probe):
+    """What `kvgen.fast.run.run` is to requests, to one measurement after another."""
+    while True:
+        if thread == 0:
+            open_request(shared)
+        else:
+            ticket = await_ticket(shared, seen)
+            if ticket == seen:
+                return seen
+            seen = ticket
+        numbers, n = probe.numbers, probe.numbers[WIDTH]
+        if numbers[WHAT] == READ:
+            begin, end = share(numbers[N_ROWS], thread, n_threads, 4)
+            dot_rows(
+                probe.matrix, probe.like, probe.x, n, probe.bias, numbers[STREAMED] != 0, probe.y,
+                begin, end, probe.own_bytes[thread],
+            )  # fmt: skip
+        elif numbers[WHAT] == MULTIPLY:
+            begin, end = share(numbers[N_ROWS], thread, n_threads, ROWS)
+            multiply_rows(
+                probe.matrix, probe.like, n, begin, end, probe.own_panel[thread], probe.tokens,
+                probe.own_product[thread],
+            )  # fmt: skip
+        barrier(shared, n_threads)
+        if thread == 0:
+            return seen
+
+
+def calibrate(dtype: DTypeName, *, n_bytes: int, width: int, threads: int) -> Calibration:
+    """Measure with `n_bytes` of weights in rows of `width`; takes about half a second.
+
+    Medians. Compiles its kernels at the first call, which is not counted.
+    """
+    stored = np.dtype(SEEN_AS[dtype])
+    row_bytes = width * stored.itemsize
+    n_rows = max(_MULTIPLIED_ROWS, min(n_bytes, _LARGEST_BYTES) // row_bytes)
+    matrix = np.ones(n_rows * width + BYTES, stored)
+    scales = np.ones(n_rows, np.float32)
+    padded = -(-width // BYTES) * BYTES
+    probe = _Probe(
+        numbers=np.array([NOTHING, n_rows, width, n_bytes > STREAMED_BYTES], np.int64),
+        matrix=np.array([matrix.ctypes.data, scales.ctypes.data], np.int64),
+        like=np.empty(0, stored),
+        x=np.ones(padded, np.float32),
+        bias=np.zeros(n_rows, np.float32),
+        y=np.zeros(n_rows, np.float32),
+        tokens=np.ones(width * CHUNK + LANES, np.float32),
+        own_bytes=np.zeros((threads, 3 * padded), np.int8),
+        own_panel=np.zeros((threads, ROWS * padded), np.float32),
+        own_product=np.zeros((threads, ROWS * CHUNK + LANES), np.float32),
+    )
+    team = Team(threads, run_probe, (probe,))
+    team.prepare()
+    probe.numbers[WHAT] = READ
+    read_seconds = _median_seconds(team)
+    probe.numbers[:2] = MULTIPLY, _MULTIPLIED_ROWS
+    multiply_seconds = _median_seconds(team)
+    return Calibration(
+        read_bytes_per_second=n_rows * row_bytes / read_seconds,
+        flops_per_second=2 * _MULTIPLIED_ROWS * width * CHUNK / multiply_seconds,
+    )
+
+
+def _median_seconds(team: Team) -> float:
+    team.run()  # warm-up
+    samples: list[float] = []
+    while len(samples) < _FEWEST or (sum(samples) < _SECONDS and len(samples) < _MOST):
+        began = time.perf_counter()
+        team.run()
+        samples.append(time.perf_counter() - began)
+    return statistics.median(samples)
