@@ -20,8 +20,10 @@ from kvgen.errors import NonFiniteError, UsageError
 from kvgen.fast.attention import attend, row_pitch
 from kvgen.fast.compiler import entrance
 from kvgen.fast.curves import GELU, GELU_TANH, RELU, SILU, activate, normalise
+from kvgen.fast.packed import Packed, multiply_packed, pack_tokens
 from kvgen.fast.products import ROWS, dot_rows, tile_across, widen_rows
 from kvgen.fast.simd import load, store
+from kvgen.fast.special import MULTIPLIES_BYTES, MULTIPLIES_PAIRS
 from kvgen.reference import ops
 from kvgen.tensors import BFloat16, Dense, DTypeName, Int8, Tensor, quantize
 from tests import tiny
@@ -69,6 +71,12 @@ def run_normalise(x, n, scale, shift, rms, y):  # type: ignore[no-untyped-def]
 def run_copy(source, target):  # type: ignore[no-untyped-def]
     for i in range(0, len(source), 16):
         store(target, i, load(source, i))
+
+
+@entrance
+def run_packed(matrix, like, n_rows, n, x, pitch, panel, packed, out):  # type: ignore[no-untyped-def]
+    pack_tokens(x, n, pitch, 0, pitch, like, packed)
+    multiply_packed(matrix, like, 0, n_rows, n, panel, packed, pitch, out)
 
 
 def matrix_of(tensor: Tensor) -> np.ndarray:
@@ -334,6 +342,96 @@ def test_a_forked_child_has_a_team_of_its_own(tiny_model: Loader) -> None:
         pytest.fail("the child hangs")
     assert os.waitstatus_to_exitcode(status) == 0
     np.testing.assert_array_equal(model.logits(IDS), expected)
+
+
+# --- Fast prefill -----------------------------------------------------------------------------
+
+
+def has_fast_prefill(dtype: str) -> bool:
+    return MULTIPLIES_PAIRS if dtype == "bf16" else MULTIPLIES_BYTES
+
+
+@pytest.mark.parametrize("n_rows", [1, 4, 6])
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+@pytest.mark.parametrize("n", LENGTHS)
+def test_products_of_rounded_tokens(n: int, dtype: DTypeName, n_rows: int) -> None:
+    if not has_fast_prefill(dtype):
+        pytest.skip("this CPU has no such instruction")
+    random, pitch = np.random.RandomState(n), 80
+    weight = quantize(random.randn(n_rows, n).astype(np.float32), dtype)
+    x = random.randn(n, pitch).astype(np.float32)
+    x[:, 3] = 0  # a token without a greatest number
+    packed = Packed(
+        np.zeros((n + 1) // 2 * pitch, np.uint32),
+        np.zeros(pitch, np.float32),
+        np.zeros(pitch, np.float32),
+    )
+    out, panel = np.zeros(ROWS * pitch, np.float32), np.zeros(ROWS * (n + 4), np.float32)
+    run_packed(
+        matrix_of(weight), np.empty(0, SEEN_AS[dtype]), n_rows, n, padded(x), pitch, panel, packed,
+        out,
+    )  # fmt: skip
+    if dtype == "bf16":
+        rounded = quantize(x, "bf16").dequantize()
+    else:
+        steps = np.abs(x).max(axis=0) * np.float32(1 / 127)
+        rounded = np.rint(x / np.where(steps > 0, steps, 1)) * steps
+    expected = weight.dequantize().astype(np.float64) @ rounded
+    # bf16: sums are rounded pair by pair. int8: the CPU divides by a step in its own way, so that
+    # an activation halfway between two bytes may become either.
+    tolerance = 3e-6 * n if dtype == "bf16" else 0.05
+    got = out.reshape(ROWS, pitch)[:n_rows]
+    np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance)
+    assert np.abs(got - expected).mean() < 1e-3
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_what_is_not_finite_shows_in_rounded_tokens(dtype: DTypeName, poison: float) -> None:
+    if not has_fast_prefill(dtype):
+        pytest.skip("this CPU has no such instruction")
+    x = np.ones((20, 16), np.float32)
+    x[7, 5] = poison
+    packed = Packed(*(np.zeros(400, kind) for kind in (np.uint32, np.float32, np.float32)))
+    out, panel = np.zeros(ROWS * 16, np.float32), np.zeros(ROWS * 24, np.float32)
+    weight = quantize(np.ones((6, 20), np.float32), dtype)
+    run_packed(
+        matrix_of(weight), np.empty(0, SEEN_AS[dtype]), 6, 20, padded(x), 16, panel, packed, out
+    )
+    finite = np.isfinite(out.reshape(ROWS, 16))
+    assert not finite[:, 5].any()
+    assert finite[:, [0, 4, 6, 15]].all()
+
+
+# Mean differences in shares of the logits' spread, in tiny models with random weights.
+ACTIVATION_ROUNDING = {"bf16": 0.02, "int8": 0.08}
+
+
+@pytest.mark.parametrize("name", ["llama_gqa", "gpt2", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_fast_prefill_is_close_and_decoding_exact(
+    name: str, dtype: DTypeName, tiny_model: Loader
+) -> None:
+    if not has_fast_prefill(dtype):
+        pytest.skip("this CPU has no such instruction")
+    exact = tiny_model(name, kind="BF16", backend="numba", dtype=dtype)
+    fast = tiny_model(name, kind="BF16", backend="numba", dtype=dtype, prefill="fast")
+    assert (exact.engine.prefill, fast.engine.prefill) == ("exact", "fast")
+    expected = exact.logits(IDS, cache=False)
+    difference = np.abs(fast.logits(IDS, cache=False) - expected).mean()
+    assert 0 < difference < ACTIVATION_ROUNDING[dtype] * expected.std()
+    one_by_one = []
+    for model in (exact, fast):
+        cache = model.engine.new_cache(20)
+        one_by_one.append([model.engine.forward([token], cache) for token in IDS[:20]])
+    np.testing.assert_array_equal(*one_by_one)
+
+
+def test_fast_prefill_is_refused_where_there_is_none(tiny_model: Loader) -> None:
+    with pytest.raises(UsageError, match="for bf16 and int8 weights, and these are f32"):
+        tiny_model("gpt2", backend="numba", prefill="fast")
+    with pytest.raises(UsageError, match="numpy backend knows no fast prefill"):
+        tiny_model("gpt2", kind="BF16", backend="numpy", prefill="fast")
 
 
 # --- The cache --------------------------------------------------------------------------------

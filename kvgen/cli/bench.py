@@ -120,6 +120,8 @@ def bench(
         raise UsageError("-p asks for random ids: give a text or -p, not both")
     if n_gen == 0 and not cached_only:
         raise UsageError("-n 0 leaves no step to compare: --no-cache needs at least -n 1")
+    if not cached_only and model_flags.prefill == "fast":
+        raise UsageError("--prefill fast is inexact, and --no-cache compares the logits")
     if out is not None:
         check_writable(out)
     model = load_model(model_flags, quiet=quiet, verbose=verbose)

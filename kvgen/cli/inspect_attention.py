@@ -97,6 +97,8 @@ def inspect_attention(
     if output is not None:
         check_writable(output)
     text = read_prompt(prompt_flags)
+    if model_flags.prefill == "fast":
+        raise UsageError("--prefill fast is inexact, and attention is looked at as it is")
     model = load_model(model_flags, cache_dtype="f32", quiet=quiet, verbose=verbose)
     layers = _indices("all" if layer_spec is None else layer_spec, model.config.n_layers, "layer")
     heads = _indices("all" if head_spec is None else head_spec, model.config.n_heads, "head")

@@ -106,6 +106,8 @@ def soft_cap(x, cap):
 def cap_logits(logits, begin, end, scale, cap):
     """logits[begin:end] scaled and, where cap is not 0, capped; in place."""
     in_one_place()
+    if scale == 1 and cap == 0:
+        return
     for i in range(begin, end):
         number = logits[i] * scale
         logits[i] = number if cap == 0 else cap * np.float32(math.tanh(number / cap))

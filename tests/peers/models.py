@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-# Shapes of 15M llama2.c models, SmolLM2-135M, Qwen2.5-0.5B, and the default model.
+# Shapes of 15M llama2.c models, the default model, SmolLM2-135M, Qwen2.5-0.5B, and GPT-2 124M.
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"layers": 6, "width": 288, "heads": 6, "kv_heads": 6, "ff": 768, "vocabulary": 32000},
     "default": {
@@ -26,8 +26,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "qwen": {
         "layers": 24, "width": 896, "heads": 14, "kv_heads": 2, "ff": 4864, "vocabulary": 151936,
     },
+    "gpt2": {"layers": 12, "width": 768, "heads": 12, "ff": 3072, "vocabulary": 50257},
 }  # fmt: skip
-CONTEXT = 2048
+CONTEXT, GPT2_CONTEXT = 2048, 1024
 QUANTIZED = ("BF16", "Q8_0")
 # kvgen's (and the checkpoint's) name of a tensor, and GGUF's.
 _LAYER = {
@@ -40,6 +41,14 @@ _LAYER = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+}
+_GPT2_LAYER = {
+    "ln_1": "attn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "ln_2": "ffn_norm",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
 }
 
 
@@ -65,38 +74,81 @@ def tensors(shape: dict[str, Any]) -> Iterator[tuple[str, str, np.ndarray]]:
             yield f"model.layers.{layer}.{ours}.weight", f"blk.{layer}.{theirs}.weight", weight
 
 
-def write(folder: Path, name: str, quantize: str) -> None:
-    """One model as safetensors in f32 and bf16, and as GGUF in every format that is compared."""
+def gpt2_tensors(shape: dict[str, Any]) -> Iterator[tuple[str, str, np.ndarray]]:
+    """What `tensors` gives, for GPT-2: biases everywhere, learned positions, matrices [out, in]."""
+    random = np.random.default_rng(0)
+    C, F = shape["width"], shape["ff"]
+    sizes = {"attn.c_attn": (3 * C, C), "attn.c_proj": (C, C), "mlp.c_fc": (F, C)}
+    sizes |= {"mlp.c_proj": (C, F)}
+
+    def numbers(*size: int) -> np.ndarray:
+        return random.standard_normal(size, np.float32) * np.float32(0.04)
+
+    yield "transformer.wte.weight", "token_embd.weight", numbers(shape["vocabulary"], C)
+    yield "transformer.wpe.weight", "position_embd.weight", numbers(GPT2_CONTEXT, C)
+    yield "transformer.ln_f.weight", "output_norm.weight", np.ones(C, np.float32)
+    yield "transformer.ln_f.bias", "output_norm.bias", np.zeros(C, np.float32)
+    for layer in range(shape["layers"]):
+        for ours, theirs in _GPT2_LAYER.items():
+            size = sizes.get(ours)
+            weight = np.ones(C, np.float32) if size is None else numbers(*size)
+            bias = numbers(C if size is None else size[0])
+            yield f"transformer.h.{layer}.{ours}.weight", f"blk.{layer}.{theirs}.weight", weight
+            yield f"transformer.h.{layer}.{ours}.bias", f"blk.{layer}.{theirs}.bias", bias
+
+
+def config_of(name: str) -> dict[str, Any]:
+    """The config.json of a model."""
     shape = SHAPES[name]
-    config = {
+    if name == "gpt2":
+        return {
+            "model_type": "gpt2", "n_embd": shape["width"], "n_head": shape["heads"],
+            "n_layer": shape["layers"], "n_positions": GPT2_CONTEXT,
+            "vocab_size": shape["vocabulary"], "layer_norm_epsilon": 1e-5,
+        }  # fmt: skip
+    return {
         "model_type": "llama", "hidden_act": "silu", "hidden_size": shape["width"],
         "intermediate_size": shape["ff"], "max_position_embeddings": CONTEXT,
         "num_attention_heads": shape["heads"], "num_hidden_layers": shape["layers"],
         "num_key_value_heads": shape["kv_heads"], "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
         "tie_word_embeddings": True, "vocab_size": shape["vocabulary"],
     }  # fmt: skip
+
+
+def write(folder: Path, name: str, quantize: str) -> None:
+    """One model as safetensors in f32 and bf16, and as GGUF in every format that is compared."""
+    shape, gpt2 = SHAPES[name], name == "gpt2"
+    named = gpt2_tensors if gpt2 else tensors
     for kind, dtype in (("f32", np.float32), ("bf16", ml_dtypes.bfloat16)):
         place = folder / f"{name}-{kind}"
         place.mkdir(parents=True, exist_ok=True)
-        (place / "config.json").write_text(json.dumps(config))
-        stored = {ours: weight.astype(dtype) for ours, _, weight in tensors(shape)}
+        (place / "config.json").write_text(json.dumps(config_of(name)))
+        stored = {
+            ours: np.ascontiguousarray(weight.T if ".c_" in ours else weight).astype(dtype)
+            for ours, _, weight in named(shape)
+        }  # GPT-2 keeps its matrices [in, out]
         save_file(stored, place / "model.safetensors")
     exact = folder / f"{name}-F32.gguf"
-    writer = gguf.GGUFWriter(str(exact), "llama")
-    writer.add_context_length(CONTEXT)
+    writer = gguf.GGUFWriter(str(exact), "gpt2" if gpt2 else "llama")
+    writer.add_context_length(GPT2_CONTEXT if gpt2 else CONTEXT)
     writer.add_embedding_length(shape["width"])
     writer.add_block_count(shape["layers"])
     writer.add_feed_forward_length(shape["ff"])
     writer.add_head_count(shape["heads"])
-    writer.add_head_count_kv(shape["kv_heads"])
     writer.add_vocab_size(shape["vocabulary"])
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(shape["width"] // shape["heads"])
-    writer.add_rope_freq_base(10000.0)
+    if gpt2:
+        writer.add_layer_norm_eps(1e-5)
+    else:
+        writer.add_head_count_kv(shape["kv_heads"])
+        writer.add_layer_norm_rms_eps(1e-5)
+        writer.add_rope_dimension_count(shape["width"] // shape["heads"])
+        writer.add_rope_freq_base(10000.0)
     writer.add_file_type(0)
     writer.add_tokenizer_model("no_vocab")
-    for _, theirs, weight in tensors(shape):
+    for _, theirs, weight in named(shape):
         writer.add_tensor(theirs, weight)
+        if gpt2 and theirs == "token_embd.weight":
+            writer.add_tensor("output.weight", weight)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
