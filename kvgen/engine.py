@@ -32,6 +32,7 @@ class Calibration:
 
     read_bytes_per_second: float  # weights multiplied with one vector: every byte is read once
     flops_per_second: float  # weights multiplied with many: every number is used again
+    attention_flops_per_second: float  # scores, softmax and sums of V in a prefill
 
 
 class KVCache(Protocol):
@@ -112,7 +113,11 @@ class Engine(Protocol):
         ...
 
     def calibrate(self) -> Calibration:
-        """Measure this machine with this engine's kernels, type and number of weights."""
+        """Measure this machine with this engine's kernels, type and number of weights.
+
+        Medians; takes about half a second. What is compiled for it at the first call is not
+        counted.
+        """
         ...
 
     def new_cache(self, capacity: int) -> KVCache:

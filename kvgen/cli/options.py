@@ -198,7 +198,12 @@ def load_model(
     `cache_dtype` is what `--cache-dtype auto` stands for.
     """
     folder = find_model(flags.model_name, revision=flags.revision, quiet=quiet)
-    with working("loading the model and its kernels", quiet=quiet), signals.deferred():
+    with (
+        working(
+            "loading the model (at the first start, kernels are compiled: some 15 s)", quiet=quiet
+        ),
+        signals.deferred(),
+    ):
         from kvgen.model import load
 
         model = load(

@@ -105,7 +105,11 @@ class FastEngine:
         from kvgen.fast.probe import calibrate  # its kernels are compiled for those who ask
 
         return calibrate(
-            self.dtype, n_bytes=self.weight_bytes, width=self.config.d_model, threads=self.threads
+            self.config,
+            dtype=self.dtype,
+            cache_dtype=self.cache_dtype,
+            n_bytes=self.weight_bytes,
+            threads=self.threads,
         )
 
     @property

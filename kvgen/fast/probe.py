@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kvgen.config import ModelConfig
 from kvgen.engine import Calibration
+from kvgen.fast.attention import BLOCK, SEGMENT, attend, row_pitch
 from kvgen.fast.compiler import entrance, in_one_place, kernel
 from kvgen.fast.layout import CHUNK
 from kvgen.fast.products import ROWS, dot_rows, share, tile_across, widen_rows
@@ -17,14 +19,32 @@ from kvgen.fast.simd import LANES
 from kvgen.fast.tables import SEEN_AS, STREAMED_BYTES
 from kvgen.fast.team import Team, await_ticket, barrier, open_request
 from kvgen.fast.whole_numbers import BYTES
-from kvgen.tensors import DTypeName, FloatArray
+from kvgen.tensors import CacheDTypeName, DTypeName, FloatArray
 
-NOTHING, READ, MULTIPLY = range(3)
+NOTHING, READ, MULTIPLY, ATTEND = range(4)
 WHAT, N_ROWS, WIDTH, STREAMED = range(4)
 _LARGEST_BYTES = 128 * 2**20  # far beyond the caches
 _MULTIPLIED_ROWS = 96 * ROWS
+_KEYS = 8 * BLOCK  # that queries attend to
+_TILES = 24  # of six queries, for all threads together
 _SECONDS = 0.15  # of each measurement
 _FEWEST, _MOST = 5, 200
+
+
+class _Attention(NamedTuple):
+    """A head's cache, and six queries for each thread."""
+
+    head_dim: int
+    pitch: int
+    keys: npt.NDArray[Any]  # as the cache keeps them
+    values: npt.NDArray[Any]
+    q: FloatArray  # [6 * D]
+    ends: npt.NDArray[np.int64]  # [6]
+    firsts: npt.NDArray[np.int64]  # [6]
+    own_scores: FloatArray  # [threads, 6 * SEGMENT], as the others from here on
+    own_out: FloatArray
+    own_peaks: FloatArray
+    own_totals: FloatArray
 
 
 class _Probe(NamedTuple):
@@ -41,6 +61,7 @@ class _Probe(NamedTuple):
     own_bytes: npt.NDArray[np.int8]
     own_panel: FloatArray
     own_product: FloatArray
+    attention: _Attention
 
 
 @kernel
@@ -78,16 +99,29 @@ def run_probe(thread, n_threads, shared, seen, probe):
                 probe.matrix, probe.like, n, begin, end, probe.own_panel[thread], probe.tokens,
                 probe.own_product[thread],
             )  # fmt: skip
+        elif numbers[WHAT] == ATTEND:
+            a = probe.attention
+            for _ in range(thread, _TILES, n_threads):
+                attend(
+                    ROWS, a.q, a.keys, 0, a.values, 0, a.head_dim, a.pitch, 0, _KEYS, a.firsts,
+                    a.ends, np.float32(0), a.own_scores[thread], a.own_out[thread],
+                    a.own_peaks[thread], a.own_totals[thread],
+                )  # fmt: skip
         barrier(shared, n_threads)
         if thread == 0:
             return seen
 
 
-def calibrate(dtype: DTypeName, *, n_bytes: int, width: int, threads: int) -> Calibration:
-    """Measure with `n_bytes` of weights in rows of `width`; takes about half a second.
-
-    Medians. Compiles its kernels at the first call, which is not counted.
-    """
+def calibrate(
+    config: ModelConfig,
+    *,
+    dtype: DTypeName,
+    cache_dtype: CacheDTypeName,
+    n_bytes: int,
+    threads: int,
+) -> Calibration:
+    """Measure with `n_bytes` of weights in rows as wide as the model; see `Engine.calibrate`."""
+    width = config.d_model
     stored = np.dtype(SEEN_AS[dtype])
     row_bytes = width * stored.itemsize
     n_rows = max(_MULTIPLIED_ROWS, min(n_bytes, _LARGEST_BYTES) // row_bytes)
@@ -105,6 +139,7 @@ def calibrate(dtype: DTypeName, *, n_bytes: int, width: int, threads: int) -> Ca
         own_bytes=np.zeros((threads, 3 * padded), np.int8),
         own_panel=np.zeros((threads, ROWS * padded), np.float32),
         own_product=np.zeros((threads, ROWS * CHUNK + LANES), np.float32),
+        attention=_attention(config.head_dim, cache_dtype, threads),
     )
     team = Team(threads, run_probe, (probe,))
     team.prepare()
@@ -112,9 +147,29 @@ def calibrate(dtype: DTypeName, *, n_bytes: int, width: int, threads: int) -> Ca
     read_seconds = _median_seconds(team)
     probe.numbers[:2] = MULTIPLY, _MULTIPLIED_ROWS
     multiply_seconds = _median_seconds(team)
+    probe.numbers[WHAT] = ATTEND
+    attend_seconds = _median_seconds(team)
     return Calibration(
         read_bytes_per_second=n_rows * row_bytes / read_seconds,
         flops_per_second=2 * _MULTIPLIED_ROWS * width * CHUNK / multiply_seconds,
+        attention_flops_per_second=4 * config.head_dim * ROWS * _KEYS * _TILES / attend_seconds,
+    )
+
+
+def _attention(head_dim: int, cache_dtype: CacheDTypeName, threads: int) -> _Attention:
+    pitch, kind = row_pitch(head_dim), SEEN_AS[cache_dtype]
+    return _Attention(
+        head_dim=head_dim,
+        pitch=pitch,
+        keys=np.zeros(_KEYS * head_dim, kind),
+        values=np.zeros(_KEYS * pitch, kind),
+        q=np.zeros(ROWS * head_dim, np.float32),
+        ends=np.full(ROWS, _KEYS, np.int64),
+        firsts=np.zeros(ROWS, np.int64),
+        own_scores=np.zeros((threads, ROWS * SEGMENT + LANES), np.float32),
+        own_out=np.zeros((threads, ROWS * pitch + LANES), np.float32),
+        own_peaks=np.zeros((threads, LANES), np.float32),
+        own_totals=np.zeros((threads, LANES), np.float32),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -74,22 +74,21 @@ class ReferenceEngine:
         return 4 * (self.config.n_layers * self.config.layer_weights + self.config.head_weights)
 
     def calibrate(self) -> Calibration:
-        """Measure NumPy's products; takes about half a second."""
-        C, seconds = self.config.d_model, []
+        """Measure NumPy's products; see `Engine.calibrate`."""
+        config, T = self.config, 192
+        C, H, G, D = config.d_model, config.n_heads, config.n_kv_heads, config.head_dim
         weight = np.ones((max(576, min(self.weight_bytes, 2**27) // (4 * C)), C), np.float32)
-        x, tokens = np.ones((1, C), np.float32), np.ones((192, C), np.float32)
+        x, tokens = np.ones((1, C), np.float32), np.ones((T, C), np.float32)
+        q, kv = np.ones((T, H, D), np.float32), np.ones((G, 2 * T, D), np.float32)
+        mask = causal_mask(T, 2 * T)
         with self._blas.limit(limits=self.threads):
-            for rows, part in ((x, weight), (tokens, weight[:576])):
-                rows @ part.T
-                samples: list[float] = []
-                while len(samples) < 5 or sum(samples) < 0.15:
-                    began = time.perf_counter()
-                    rows @ part.T
-                    samples.append(time.perf_counter() - began)
-                seconds.append(statistics.median(samples))
+            read_seconds = _median_seconds(lambda: x @ weight.T)
+            multiply_seconds = _median_seconds(lambda: tokens @ weight[:576].T)
+            attend_seconds = _median_seconds(lambda: attend(q, kv, kv, 1.0, mask))
         return Calibration(
-            read_bytes_per_second=weight.nbytes / seconds[0],
-            flops_per_second=2 * 192 * 576 * C / seconds[1],
+            read_bytes_per_second=weight.nbytes / read_seconds,
+            flops_per_second=2 * T * 576 * C / multiply_seconds,
+            attention_flops_per_second=4 * H * D * int(mask.sum()) / attend_seconds,
         )
 
     def new_cache(self, capacity: int) -> KeyValueCache:
@@ -195,6 +194,16 @@ class ReferenceEngine:
         bias = None if norm.bias is None else norm.bias.reshape(heads.shape[1:])
         per_head = Norm(norm.weight.reshape(heads.shape[1:]), bias)
         return self._norm(heads, per_head).reshape(x.shape)
+
+
+def _median_seconds(work: Callable[[], object]) -> float:
+    work()  # warm-up
+    samples: list[float] = []
+    while len(samples) < 5 or sum(samples) < 0.15:
+        began = time.perf_counter()
+        work()
+        samples.append(time.perf_counter() - began)
+    return statistics.median(samples)
 
 
 def _project(linear_params: Linear) -> Projection:
