@@ -21,7 +21,7 @@ from kvgen.errors import KvgenError, UsageError
 from kvgen.machine import usable_cores
 from kvgen.params import Params
 from kvgen.tensors import CacheDTypeName, DTypeName, FloatArray, PrefillName, usual_cache_dtype
-from kvgen.trace import Capture
+from kvgen.trace import Recorder
 
 Backend = Literal["numpy", "numba"]
 
@@ -33,6 +33,9 @@ class Calibration:
     read_bytes_per_second: float  # weights multiplied with one vector: every byte is read once
     flops_per_second: float  # weights multiplied with many: every number is used again
     attention_flops_per_second: float  # scores, softmax and sums of V in a prefill
+    # What else a forward takes (norms, activations, waiting for one another), where it is known.
+    seconds_per_step: float = 0.0  # of one token
+    seconds_per_position: float = 0.0  # of each of many tokens
 
 
 class KVCache(Protocol):
@@ -129,13 +132,14 @@ class Engine(Protocol):
         ids: Sequence[int],
         cache: KVCache,
         *,
-        capture: Capture | None = None,
+        capture: Recorder | None = None,
         all_logits: bool = False,
     ) -> FloatArray:
         """Run T new positions through the model and append them to the cache.
 
         Returns the last position's logits [V], or every new position's [T, V] with `all_logits`.
-        With `capture`, each captured layer's q and z of these positions are written into it.
+        With `capture`, each captured layer's q and z of these positions are written into it; the
+        compiled engine knows no other recorder than `kvgen.trace.Capture`.
         Raises UsageError for ids outside the vocabulary and for more positions than there is room.
         """
         ...

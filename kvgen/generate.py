@@ -18,7 +18,7 @@ from kvgen.engine import Engine, KVCache
 from kvgen.errors import NonFiniteError, UsageError
 from kvgen.sampling import log_probability
 from kvgen.tensors import FloatArray
-from kvgen.trace import Capture
+from kvgen.trace import Recorder
 
 PREFILL_CHUNK = 192  # positions per forward: bounds the memory of the scores
 
@@ -59,7 +59,7 @@ def prefill(
     ids: Sequence[int],
     cache: KVCache,
     *,
-    capture: Capture | None = None,
+    capture: Recorder | None = None,
     on_progress: Callable[[int], None] | None = None,
     chunk: int = PREFILL_CHUNK,
 ) -> FloatArray:
@@ -86,7 +86,7 @@ def generate(
     stop_ids: Collection[int] = (),
     reuse_cache: bool = True,
     cache: KVCache | None = None,
-    capture: Capture | None = None,
+    capture: Recorder | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Iterator[Step]:
     """Continue the prompt token by token; a stop id is yielded and ends the run.

@@ -54,6 +54,8 @@ class Model:
     ) -> None:
         self.folder = checkpoint.folder
         self.name = checkpoint.name
+        self.family = str(checkpoint.config.get("model_type"))
+        self.params = params
         self.config: ModelConfig = engine.config
         self.engine = engine
         self.load_seconds = load_seconds  # reading and binding; kernels are counted by the engine

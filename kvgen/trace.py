@@ -8,11 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from kvgen.config import ModelConfig
 from kvgen.tensors import FloatArray
+
+
+class Recorder(Protocol):
+    """Who is told of q and z [T, H, D] of a layer's positions from `start`, when they are made."""
+
+    def write(self, layer: int, start: int, q: FloatArray, z: FloatArray) -> None: ...
 
 
 class Capture:

@@ -1,44 +1,16 @@
-"""What a benchmark yields: plain data, from which tables, maps and JSON are made."""
+"""What a benchmark yields: plain data, from which tables, maps and files are made."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
-from typing import Literal
 
-from kvgen.tensors import FloatArray
-
-Cache = Literal["on", "off"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchPlan:
-    """What to run. Both arms feed the ids that the cached arm chose greedily."""
-
-    prompt_ids: tuple[int, ...]
-    n_gen: int
-    repetitions: int = 5
-    arms: tuple[Cache, ...] = ("on",)  # the cached arm always runs: it chooses the ids
-    head: tuple[int, int] | None = None  # layer and head to draw; None: the one least on its sink
-
-    @property
-    def positions_per_pass(self) -> int:
-        """Positions run by one pass of every arm."""
-        return sum(self.positions(cache) for cache in self.arms)
-
-    @property
-    def total_positions(self) -> int:
-        """Positions run by all passes but the few for the maps: one to verify, the others timed."""
-        return (1 + self.repetitions) * self.positions_per_pass
-
-    def positions(self, cache: Cache) -> int:
-        """Positions run through the model by one pass of an arm."""
-        return len(self.prompt_ids) + sum(self.positions_at(cache, i) for i in range(self.n_gen))
-
-    def positions_at(self, cache: Cache, step: int) -> int:
-        """Positions run through the model for one decode step."""
-        return 1 if cache == "on" else len(self.prompt_ids) + step + 1
+from kvgen.bench.cost import ModelCost
+from kvgen.bench.ledger import Ledger
+from kvgen.bench.plan import BenchPlan, Cache, Workload
+from kvgen.engine import Backend, Calibration
+from kvgen.tensors import CacheDTypeName, DTypeName, FloatArray, PrefillName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,31 +59,54 @@ class StepMaps:
     def n_scores(self, cache: Cache) -> int:
         """Scores q . k that this arm computes in one head at this step."""
         S = int(self.on.shape[1])
-        return S if cache == "on" else S * (S + 1) // 2
+        return S * (S + 1) // 2 if cache == "off" else S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """All arms of one engine on one text."""
+
+    workload: Workload
+    dtype: DTypeName
+    cache_dtype: CacheDTypeName
+    backend: Backend
+    threads: int
+    prefill: PrefillName
+    weight_bytes: int
+    arms: tuple[Arm, ...]
+    verification: Verification | None  # None where there is no uncached arm
+    calibration: Calibration
+    cost: ModelCost
+
+    def arm(self, cache: Cache) -> Arm | None:
+        """The arm of that kind, None where it did not run."""
+        return next((arm for arm in self.arms if arm.cache == cache), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchReport:
-    """Everything that was measured."""
+    """Everything that was measured. Ledger and maps are of the first run."""
 
     plan: BenchPlan
-    generated_ids: tuple[int, ...]
-    arms: tuple[Arm, ...]
-    verification: Verification | None
+    generated_ids: tuple[tuple[int, ...], ...]  # of each workload
+    runs: tuple[Run, ...]
+    ledger: Ledger
     head: tuple[int, int]
     maps: tuple[StepMaps, ...]
 
-    def arm(self, cache: Cache) -> Arm | None:
-        """The arm with the cache on or off, None where it did not run."""
-        return next((arm for arm in self.arms if arm.cache == cache), None)
+    @property
+    def passed(self) -> bool:
+        """Whether every arm agrees with the cached one, and each count with what it should be."""
+        verified = all(run.verification is None or run.verification.passed for run in self.runs)
+        return verified and self.ledger.agrees
 
 
-def spread(rates: Sequence[float]) -> dict[str, float]:
+def spread(samples: Sequence[float]) -> dict[str, float]:
     """Median, mean, standard deviation, minimum and maximum of some samples."""
     return {
-        "median": median(rates),
-        "mean": fmean(rates),
-        "stdev": stdev(rates) if len(rates) > 1 else 0.0,
-        "min": min(rates),
-        "max": max(rates),
+        "median": median(samples),
+        "mean": fmean(samples),
+        "stdev": stdev(samples) if len(samples) > 1 else 0.0,
+        "min": min(samples),
+        "max": max(samples),
     }

@@ -10,89 +10,131 @@ import numpy as np
 from kvgen.attention.diagnostics import sink_mass
 from kvgen.attention.record import gather
 from kvgen.attention.steps import attention_weights
-from kvgen.bench.report import Arm, BenchPlan, BenchReport, Cache, StepMaps, Verification
-from kvgen.engine import Engine, KVCache
-from kvgen.generate import check_lengths, prefill
+from kvgen.bench.cost import cost_of
+from kvgen.bench.ledger import Counts, count_rows
+from kvgen.bench.plan import BenchPlan, Cache, Workload
+from kvgen.bench.report import Arm, BenchReport, Run, StepMaps, Verification
+from kvgen.engine import Calibration, Engine, KVCache
+from kvgen.generate import PREFILL_CHUNK, check_lengths, require_finite
+from kvgen.params import Params
 from kvgen.tensors import CacheDTypeName, FloatArray
 from kvgen.trace import Capture
 
 # Both arms do the same float32 sums in another order: far below this share of the largest logit.
 # In a float16 cache the last bits of such a sum may decide which way a key is rounded.
-_ROUNDING: dict[CacheDTypeName, float] = {"f32": 1e-4, "f16": 2e-3}
+ROUNDING: dict[CacheDTypeName, float] = {"f32": 1e-4, "f16": 2e-3}
 _PREFILL = -1  # the step before the first decode step
 
 
 def bench(
-    engine: Engine, plan: BenchPlan, *, on_progress: Callable[[int], None] | None = None
+    engines: Sequence[Engine],
+    params: Params,
+    plan: BenchPlan,
+    *,
+    calibrations: Sequence[Calibration],
+    on_progress: Callable[[int], None] | None = None,
 ) -> BenchReport:
-    """Run the plan. `on_progress` gets the positions run since its last call.
+    """Run the plan on every engine. `on_progress` gets the positions run since its last call.
 
     The first pass of each arm is not timed: it chooses the ids, compares the arms' logits, and
-    warms everything up. Then the arms take turns (A B A B ...), and a last, untimed pass captures
-    the attention. Raises UsageError where the plan exceeds the context.
+    warms everything up. Then the arms take turns (A B A B ...). Untimed passes capture the
+    attention and count rows, the latter on the reference engine around `params`. Raises UsageError
+    where the plan exceeds the context.
     """
-    check_lengths(engine.config, len(plan.prompt_ids), plan.n_gen)
-    run = _Run(engine, plan, on_progress or (lambda _: None))
-    reference = run.choose_ids()
-    verification = run.compare(reference) if "off" in plan.arms else None
-    samples: dict[Cache, list[list[float]]] = {cache: [] for cache in plan.arms}
-    for _ in range(plan.repetitions):
-        for cache in plan.arms:
-            samples[cache].append(run.timed(cache))
-    head, maps = run.maps()
+    for workload in plan.workloads:
+        check_lengths(engines[0].config, workload.length, workload.n_gen)
+    runs: list[Run] = []
+    lanes: list[_Lane] = []
+    for workload in plan.workloads:
+        of_workload: list[_Lane] = []
+        for engine in engines:
+            ids = of_workload[0].ids if of_workload else None
+            of_workload.append(_Lane(engine, workload, plan, ids, on_progress or (lambda _: None)))
+        for _ in range(plan.warmup - 1):
+            _take_turns(of_workload, plan)
+        samples = [_take_turns(of_workload, plan) for _ in range(plan.repetitions)]
+        for number, lane in enumerate(of_workload):
+            runs.append(lane.result([passes[number] for passes in samples], calibrations[number]))
+        lanes += of_workload
+    first = lanes[0]
+    head, maps = first.maps()
     return BenchReport(
         plan=plan,
-        generated_ids=tuple(run.ids[len(plan.prompt_ids) :]),
-        arms=tuple(
-            Arm(
-                cache=cache,
-                prefill_seconds=tuple(pass_[0] for pass_ in samples[cache]),
-                step_seconds=tuple(tuple(pass_[1:]) for pass_ in samples[cache]),
-            )
-            for cache in plan.arms
+        generated_ids=tuple(
+            tuple(lane.ids[lane.workload.length :]) for lane in lanes[:: len(engines)]
         ),
-        verification=verification,
+        runs=tuple(runs),
+        ledger=count_rows(params, first.ids, first.workload.length, first.totals),
         head=head,
         maps=maps,
     )
 
 
-def seconds_per_position(engine: Engine, plan: BenchPlan) -> float:
-    """Roughly what one position costs, from a short timed prefill; long ones cost more."""
-    ids = plan.prompt_ids[:64]
-    cache = engine.new_cache(len(ids))
-    prefill(engine, ids, cache)
-    cache.clear()
-    began = time.perf_counter()
-    prefill(engine, ids, cache)
-    return (time.perf_counter() - began) / len(ids)
+def predicted_seconds(
+    engines: Sequence[Engine], calibrations: Sequence[Calibration], plan: BenchPlan
+) -> float:
+    """What one pass of every arm should take."""
+    total = 0.0
+    for engine, calibration in zip(engines, calibrations, strict=True):
+        cost = cost_of(engine)
+        for workload in plan.workloads:
+            for cache in plan.caches:
+                total += cost.seconds(0, workload.length, calibration)
+                for step in range(workload.n_gen):
+                    fed = workload.fed(cache, step)
+                    total += cost.seconds(workload.length + step + 1 - fed, fed, calibration)
+    return total
 
 
-class _Run:
-    """One benchmark: the engine, one cache for both arms, and the ids that both are fed."""
+def _take_turns(lanes: Sequence[_Lane], plan: BenchPlan) -> list[dict[Cache, list[float]]]:
+    """One timed pass of every arm of every lane: seconds of the prefill and of each step."""
+    return [{cache: lane.timed(cache) for cache in plan.caches} for lane in lanes]
 
-    def __init__(self, engine: Engine, plan: BenchPlan, on_progress: Callable[[int], None]) -> None:
+
+class _Lane:
+    """One engine on one text: a cache that all its arms use, and the ids that they are fed."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        workload: Workload,
+        plan: BenchPlan,
+        ids: list[int] | None,
+        on_progress: Callable[[int], None],
+    ) -> None:
+        """Run each arm once: the cached one chooses the ids, unless they are given."""
+        self.workload = workload
         self._engine = engine
         self._plan = plan
         self._on_progress = on_progress
-        self._cache: KVCache = engine.new_cache(len(plan.prompt_ids) + plan.n_gen)
-        self.ids = list(plan.prompt_ids)
+        capacity = workload.length + workload.n_gen
+        self._cache: KVCache = engine.new_cache(capacity)
+        self._queries = Capture(
+            engine.config, range(engine.config.n_layers if "on+q" in plan.caches else 0), capacity
+        )
+        self.ids = list(workload.ids) if ids is None else ids
+        self.totals: dict[Cache, list[Counts]] = {cache: [] for cache in plan.caches}
+        reference = self._decode()
+        self.verification = self._compare(reference) if "off" in plan.caches else None
+        if "on+q" in plan.caches:
+            self._all_steps("on+q")
 
-    def choose_ids(self) -> list[FloatArray]:
-        """Decode greedily with the cache; each step's logits [V]."""
+    def _decode(self) -> list[FloatArray]:
+        """Decode with the cache, greedily where the ids are not known; each step's logits [V]."""
         logits, _ = self._step("on", _PREFILL)
         reference = []
-        for step in range(self._plan.n_gen):
-            self.ids.append(int(np.argmax(logits)))
-            logits, _ = self._step("on", step)
+        for step in range(self.workload.n_gen):
+            if len(self.ids) == self.workload.length + step:
+                self.ids.append(int(np.argmax(logits)))
+            logits, _ = self._step("on", step, self.totals["on"])
             reference.append(logits)
         return reference
 
-    def compare(self, reference: Sequence[FloatArray]) -> Verification:
+    def _compare(self, reference: Sequence[FloatArray]) -> Verification:
         """Run the uncached arm over the same ids and hold its logits against the cached ones."""
         greatest, largest, equal, near_ties = 0.0, 0.0, 0, 0
         for step, cached in enumerate(reference):
-            uncached, _ = self._step("off", step)
+            uncached, _ = self._step("off", step, self.totals["off"])
             difference = float(np.abs(uncached - cached).max())
             greatest = max(greatest, difference)
             largest = max(largest, float(np.abs(cached).max()))
@@ -103,52 +145,109 @@ class _Run:
                 near_ties += bool(best - second <= 2 * difference)
         return Verification(
             max_abs_logit_difference=greatest,
-            tolerance=_ROUNDING[self._engine.cache_dtype] * max(largest, 1.0),
+            tolerance=ROUNDING[self._engine.cache_dtype] * max(largest, 1.0),
             n_steps=len(reference),
             n_equal=equal,
             near_ties=near_ties,
         )
 
+    def _all_steps(self, cache: Cache) -> None:
+        """One pass of an arm for its counts."""
+        self._step(cache, _PREFILL)
+        for step in range(self.workload.n_gen):
+            self._step(cache, step, self.totals[cache])
+
     def timed(self, cache: Cache) -> list[float]:
         """Seconds of the prefill and of every decode step of one arm."""
-        return [self._step(cache, step)[1] for step in range(_PREFILL, self._plan.n_gen)]
+        return [self._step(cache, step)[1] for step in range(_PREFILL, self.workload.n_gen)]
+
+    def result(self, passes: Sequence[dict[Cache, list[float]]], calibration: Calibration) -> Run:
+        """What the timed passes have shown."""
+        engine = self._engine
+        return Run(
+            workload=self.workload,
+            dtype=engine.dtype,
+            cache_dtype=engine.cache_dtype,
+            backend=engine.backend,
+            threads=engine.threads,
+            prefill=engine.prefill,
+            weight_bytes=engine.weight_bytes,
+            arms=tuple(
+                Arm(
+                    cache=cache,
+                    prefill_seconds=tuple(one[cache][0] for one in passes),
+                    step_seconds=tuple(tuple(one[cache][1:]) for one in passes),
+                )
+                for cache in self._plan.caches
+            ),
+            verification=self.verification,
+            calibration=calibration,
+            cost=cost_of(engine),
+        )
 
     def maps(self) -> tuple[tuple[int, int], tuple[StepMaps, ...]]:
         """The weights that each arm computes at the first, a middle and the last step."""
-        engine, plan = self._engine, self._plan
+        engine, length, n_gen = self._engine, self.workload.length, self.workload.n_gen
         capture = Capture(engine.config, range(engine.config.n_layers), len(self.ids))
-        for step in range(_PREFILL, plan.n_gen):
-            self._step("on", step, capture)
-        trace = gather(engine, self.ids, self._cache, capture, n_prompt=len(plan.prompt_ids))
-        layer, head = plan.head or _least_on_sink(
+        for step in range(_PREFILL, n_gen):
+            self._step("on", step, capture=capture)
+        trace = gather(engine, self.ids, self._cache, capture, n_prompt=length)
+        layer, head = self._plan.head or _least_on_sink(
             np.array([sink_mass(attention_weights(layer)) for layer in trace.layers])
         )
-        rows = attention_weights(trace.layer(layer), first=len(plan.prompt_ids))[head]
+        rows = attention_weights(trace.layer(layer), first=length)[head]
         maps = []
-        for step in sorted({0, plan.n_gen // 2, plan.n_gen - 1}) if plan.n_gen else ():
-            S = len(plan.prompt_ids) + step + 1
+        for step in sorted({0, n_gen // 2, n_gen - 1}) if n_gen else ():
+            S = length + step + 1
             triangle = None
-            if "off" in plan.arms:
+            if "off" in self._plan.caches:
                 again = Capture(engine.config, [layer], S)
-                self._step("off", step, again)
+                self._step("off", step, capture=again)
                 whole = gather(engine, self.ids[:S], self._cache, again, n_prompt=S)
                 triangle = attention_weights(whole.layers[0])[head]
             maps.append(StepMaps(step=step, on=rows[step : step + 1, :S], off=triangle))
         return (layer, head), tuple(maps)
 
     def _step(
-        self, cache: Cache, step: int, capture: Capture | None = None
+        self,
+        cache: Cache,
+        step: int,
+        totals: list[Counts] | None = None,
+        *,
+        capture: Capture | None = None,
     ) -> tuple[FloatArray, float]:
-        """One step's logits [V] and seconds; the prefill is the same in both arms."""
-        end = len(self._plan.prompt_ids) + step + 1
-        fed = self.ids[end - 1 : end] if cache == "on" and step != _PREFILL else self.ids[:end]
-        began = time.perf_counter()
-        if len(fed) == end:
+        """One step's logits [V] and seconds; the prefill is the same in all arms."""
+        end = self.workload.length + step + 1
+        start = 0 if cache == "off" else end - 1
+        if cache == "on+q" and capture is None:
+            capture = self._queries
+        if step == _PREFILL:
             self._cache.clear()
-        logits = prefill(self._engine, fed, self._cache, capture=capture)
+            start = self.workload.depth
+            if start:
+                self._feed(self.ids[:start], capture)
+        began = time.perf_counter()
+        if start == 0:
+            self._cache.clear()
+        logits, total = self._feed(self.ids[start:end], capture, count=totals is not None)
         seconds = time.perf_counter() - began
-        self._on_progress(len(fed))  # outside the clock
+        require_finite(logits)
+        if totals is not None:
+            totals.append(total)
+        self._on_progress(end - start)  # outside the clock
         return logits, seconds
+
+    def _feed(
+        self, ids: Sequence[int], capture: Capture | None, *, count: bool = False
+    ) -> tuple[FloatArray, Counts]:
+        """Run ids behind what the cache holds: the last one's logits, and rows read if counted."""
+        logits, total = np.empty(0, np.float32), np.zeros(self._engine.config.n_layers, np.int64)
+        for begin in range(0, len(ids), PREFILL_CHUNK):
+            part = ids[begin : begin + PREFILL_CHUNK]
+            logits = self._engine.forward(part, self._cache, capture=capture)
+            if count:
+                total += self._engine.rows_read
+        return logits, total
 
 
 def _least_on_sink(mass: FloatArray) -> tuple[int, int]:

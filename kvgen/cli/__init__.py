@@ -16,6 +16,7 @@ from kvgen.cli.bench import bench
 from kvgen.cli.generate import generate
 from kvgen.cli.info import info
 from kvgen.cli.inspect_attention import inspect_attention
+from kvgen.cli.verify import verify
 from kvgen.errors import KvgenError, TerminatedError
 
 _INTERRUPTED = 130
@@ -50,6 +51,7 @@ def cli() -> None:
 cli.add_command(generate)
 cli.add_command(bench)
 cli.add_command(inspect_attention)
+cli.add_command(verify)
 cli.add_command(info)
 
 

@@ -5,16 +5,30 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvgen.cli.bench_options import (
+    FIGURES,
+    FORMATS,
+    NEW_TOKENS,
+    PROMPT_TOKENS,
+    REPETITIONS,
+    ArmFlags,
+    ReportFlags,
+    WorkFlags,
+    arm_options,
+    report_options,
+    work_options,
+)
 from kvgen.cli.options import (
     DisplayFlags,
     ModelFlags,
     display_options,
-    load_model,
-    model_options,
+    load_models,
+    several_model_options,
 )
 from kvgen.cli.output import (
     check_writable,
@@ -22,6 +36,7 @@ from kvgen.cli.output import (
     make_canvas,
     note,
     show,
+    working,
     write_file,
     write_text,
 )
@@ -29,12 +44,13 @@ from kvgen.cli.prompt import PromptFlags, given_prompt
 from kvgen.errors import UsageError, VerificationError
 
 if TYPE_CHECKING:
+    from kvgen.bench.plan import BenchPlan, Cache, Workload
+    from kvgen.bench.report import BenchReport
     from kvgen.model import Model
 
-_PROMPT_TOKENS, _NEW_TOKENS = 512, 128
-_REPETITIONS = 5
 _TIMED_SECONDS = 60.0  # what the timed passes may take where -r was not given
 _LONG_SECONDS = 20.0  # what is announced before it starts
+_UNCOUNTED = 1.1  # maps, counts and drawing
 
 
 @click.command(
@@ -43,55 +59,26 @@ _LONG_SECONDS = 20.0  # what is announced before it starts
 With --no-cache both arms run interleaved (A B A B ...) on the same ids:
 those that the cached arm chooses greedily. The first pass of each arm is
 not timed: it warms up and compares the logits of every step. Loading,
-compiling, progress and drawing are outside the clock.
+compiling, progress and drawing are outside the clock. -n counts decode
+steps; in `kvgen generate` -n 64 makes 63 of them.
 
 \b
 Examples:
   kvgen bench
   kvgen bench --no-cache
-  kvgen bench --no-cache -p 128 -n 128
-  kvgen bench "The cat sat on the mat" --no-cache -n 16 --output json
+  kvgen bench --no-cache -p 64,256 -n 16 --dtype bf16,int8
+  kvgen bench --no-cache --q-cache --out today.json
+  kvgen bench --compare yesterday.json today.json
 """,
 )
 @click.argument("prompt", required=False)
 @click.option("--prompt", "prompt_option", metavar="TEXT", help="PROMPT, given as an option.")
-@model_options
+@several_model_options
+@work_options
+@arm_options
+@report_options
 @click.option(
-    "-p",
-    "--n-prompt",
-    type=click.IntRange(min=1),
-    help=f"Prompt of so many random ids. [default: a text of {_PROMPT_TOKENS} tokens]",
-)
-@click.option(
-    "-n",
-    "--n-gen",
-    type=click.IntRange(min=0),
-    help=f"Decode steps. [default: {_NEW_TOKENS}]",
-)
-@click.option(
-    "-r",
-    "--repetitions",
-    type=click.IntRange(min=1),
-    help=f"Timed passes of each arm. [default: {_REPETITIONS}, fewer if they take over a minute]",
-)
-@click.option(
-    "--cache/--no-cache",
-    " /--no-kv-cache",
-    "cached_only",
-    default=True,
-    help="Measure the same tokens without the KV cache too, and compare.",
-)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    help="What to print.",
-)
-@click.option("--out", metavar="FILE", help="Write JSON to a file as well.")
-@click.option(
-    "-s", "--seed", type=click.IntRange(min=0), help="For random ids. [default: random, printed]"
+    "--compare", nargs=2, metavar="A B", help="Compare two reports that --out has written as JSON."
 )
 @display_options
 @click.option("-q", "--quiet", is_flag=True, help="No notes or progress.")
@@ -100,126 +87,236 @@ def bench(
     prompt: str | None,
     prompt_option: str | None,
     model_flags: ModelFlags,
-    n_prompt: int | None,
-    n_gen: int | None,
-    repetitions: int | None,
-    cached_only: bool,
-    output: str,
-    out: str | None,
-    seed: int | None,
+    work_flags: WorkFlags,
+    arm_flags: ArmFlags,
+    report_flags: ReportFlags,
+    compare: tuple[str, str] | None,
     display_flags: DisplayFlags,
     quiet: bool,
     verbose: bool,
 ) -> None:
     """Time prefill and decode; with --no-cache, show what the KV cache saves.
 
-    The prompt is a text that ships with kvgen, PROMPT, or with -p random ids.
+    The prompt is a text that ships with kvgen, PROMPT, or with -p random ids. Where an option
+    takes a list, every combination runs.
     """
+    if compare is not None:
+        _compare(*compare, display_flags)
+        return
     text = given_prompt(PromptFlags(prompt, prompt_option))
-    if text is not None and n_prompt is not None:
-        raise UsageError("-p asks for random ids: give a text or -p, not both")
-    if n_gen == 0 and not cached_only:
-        raise UsageError("-n 0 leaves no step to compare: --no-cache needs at least -n 1")
-    if not cached_only and model_flags.prefill == "fast":
-        raise UsageError("--prefill fast is inexact, and --no-cache compares the logits")
-    if out is not None:
-        check_writable(out)
-    model = load_model(model_flags, quiet=quiet, verbose=verbose)
-    work = _choose_work(model, text, n_prompt, n_gen, seed)
+    _check(text, model_flags, work_flags, arm_flags, report_flags)
+    models = load_models(model_flags, quiet=quiet, verbose=verbose)
+    work = _choose_work(models[0], text, work_flags)
 
-    from kvgen.bench.report import BenchPlan
-    from kvgen.bench.run import bench as run_bench
-    from kvgen.bench.run import seconds_per_position
+    from kvgen.bench.plan import BenchPlan
     from kvgen.machine import environment
-    from kvgen.render.bench import bench_json, bench_view
 
+    caches: list[Cache] = [] if arm_flags.no_baseline else ["on"]
+    caches += [] if arm_flags.cached_only else ["off"]
+    caches += ["on+q"] if arm_flags.q_cache else []
     plan = BenchPlan(
-        prompt_ids=work.prompt_ids,
-        n_gen=work.n_gen,
-        repetitions=repetitions or _REPETITIONS,
-        arms=("on",) if cached_only else ("on", "off"),
+        workloads=work.workloads,
+        caches=tuple(caches),
+        repetitions=work_flags.repetitions or REPETITIONS,
+        warmup=work_flags.warmup,
+        head=_chosen_head(models[0], arm_flags),
     )
-    pace = seconds_per_position(model.engine, plan)
-    if repetitions is None:
-        affordable = int(_TIMED_SECONDS / (pace * plan.positions_per_pass))
-        plan = replace(plan, repetitions=max(1, min(affordable, _REPETITIONS)))
-    seconds = pace * plan.total_positions
-    if seconds > _LONG_SECONDS and not quiet:
-        note(
-            f"about {seconds:.0f} s for {plan.total_positions:,} positions; "
-            "fewer of -r, -p or -n make it shorter"
-        )
-    with counting("benchmark", plan.total_positions, quiet=quiet) as advance:
-        report = run_bench(model.engine, plan, on_progress=advance)
-    facts = {
-        "model": model.name,
-        "dtype": model.engine.dtype,
-        "cache_dtype": model.engine.cache_dtype,
-        "backend": model.engine.backend,
-        "threads": model.engine.threads,
+    report = _run(models, plan, work_flags, quiet=quiet)
+    facts: dict[str, Any] = {
+        "model": models[0].name,
+        "family": models[0].family,
+        "parameters": models[0].params.n_parameters,
         "prompt": work.prompt,
         "seed": work.seed,
         "environment": environment(),
     }
-    content = json.dumps(bench_json(report, facts)) + "\n"
-    if output == "json":
-        write_text(content)
-    else:
-        canvas = make_canvas(**display_flags._asdict())
-        show(bench_view(report, facts, canvas), canvas)
-    if out is not None:
-        write_file(out, content.encode())
-    if report.verification is not None and not report.verification.passed:
-        raise VerificationError(
-            "cached and uncached logits differ by "
-            f"{report.verification.max_abs_logit_difference:.2g}, more than rounding explains "
-            f"({report.verification.tolerance:.2g})"
+    _deliver(report, facts, report_flags, display_flags, over_seconds=arm_flags.over / 1e3)
+    _judge(report)
+
+
+def _check(
+    text: str | None, model: ModelFlags, work: WorkFlags, arms: ArmFlags, report: ReportFlags
+) -> None:
+    """Raise UsageError where flags contradict each other, before anything is loaded."""
+    if text is not None and (work.n_prompt is not None or work.depth is not None):
+        raise UsageError("-p and -d ask for random ids: give a text or them, not both")
+    if work.n_gen == 0 and not arms.cached_only:
+        raise UsageError("-n 0 leaves no step to compare: --no-cache needs at least -n 1")
+    if arms.no_baseline and arms.cached_only:
+        raise UsageError("--no-baseline leaves nothing to measure without --no-cache")
+    if not arms.cached_only and model.prefill == "fast":
+        raise UsageError("--prefill fast is inexact, and --no-cache compares the logits")
+    if (arms.layer is None) != (arms.head is None):
+        raise UsageError("a map is one of a layer and a head: give both -l and -H")
+    for path, kinds in ((report.out, FORMATS), (report.plot, FIGURES)):
+        if path is not None:
+            if Path(path).suffix not in kinds:
+                raise UsageError(f"{path}: the name must end in {', '.join(kinds)}")
+            check_writable(path)
+
+
+def _run(models: list[Model], plan: BenchPlan, work: WorkFlags, *, quiet: bool) -> BenchReport:
+    """Calibrate, estimate, and run the plan with as many passes as there is time for."""
+    from kvgen.bench.cost import calibrate
+    from kvgen.bench.run import bench as run_bench
+    from kvgen.bench.run import predicted_seconds
+
+    engines = [model.engine for model in models]
+    with working("calibrating", quiet=quiet):
+        calibrations = [calibrate(engine) for engine in engines]
+    one_pass = _UNCOUNTED * predicted_seconds(engines, calibrations, plan)
+    if work.repetitions is None:
+        affordable = int(_TIMED_SECONDS / one_pass)
+        plan = replace(plan, repetitions=max(1, min(affordable, REPETITIONS)))
+    n_passes = plan.warmup + plan.repetitions
+    seconds = n_passes * one_pass
+    if seconds > work.limit:
+        raise UsageError(
+            f"about {seconds:,.0f} s are needed, more than --limit {work.limit:g}: ask for less "
+            "with -p, -n or -r, or raise the limit"
         )
+    positions = (
+        n_passes
+        * len(engines)
+        * sum(workload.positions(cache) for workload in plan.workloads for cache in plan.caches)
+    )
+    if seconds > _LONG_SECONDS and not quiet:
+        note(
+            f"about {seconds:.0f} s for {positions:,} positions; "
+            "fewer of -r, -p or -n make it shorter"
+        )
+    with counting("benchmark", positions, quiet=quiet) as advance:
+        return run_bench(
+            engines, models[0].params, plan, calibrations=calibrations, on_progress=advance
+        )
+
+
+def _deliver(
+    report: BenchReport,
+    facts: dict[str, Any],
+    flags: ReportFlags,
+    display: DisplayFlags,
+    *,
+    over_seconds: float,
+) -> None:
+    """Print the report, and write the files that were asked for."""
+    from kvgen.render.bench import bench_view
+
+    if flags.output == "table":
+        canvas = make_canvas(**display._asdict())
+        show(bench_view(report, facts, canvas, over_seconds=over_seconds), canvas)
+    else:
+        write_text(_as_text(report, facts, flags.output))
+    if flags.out is not None:
+        kind = Path(flags.out).suffix.removeprefix(".")
+        write_file(flags.out, _as_text(report, facts, kind).encode())
+    if flags.plot is not None:
+        from kvgen.render.plot import latency_figure
+
+        write_file(flags.plot, latency_figure(report, facts, kind=Path(flags.plot).suffix[1:]))
+
+
+def _as_text(report: BenchReport, facts: dict[str, Any], kind: str) -> str:
+    from kvgen.render.bench_files import bench_csv, bench_json, bench_lines, bench_markdown
+
+    if kind == "json":
+        return json.dumps(bench_json(report, facts)) + "\n"
+    if kind == "csv":
+        return bench_csv(report)
+    return bench_lines(report, facts) if kind == "jsonl" else bench_markdown(report, facts)
+
+
+def _judge(report: BenchReport) -> None:
+    """Raise VerificationError where the arms, or the counts, do not agree."""
+    for run in report.runs:
+        checked = run.verification
+        if checked is not None and not checked.passed:
+            raise VerificationError(
+                f"cached and uncached logits differ by {checked.max_abs_logit_difference:.2g}, "
+                f"more than rounding explains ({checked.tolerance:.2g}); same tokens at "
+                f"{checked.n_equal} of {checked.n_steps} steps"
+            )
+    if not report.ledger.agrees:
+        raise VerificationError(
+            f"{report.ledger.n_different} of {report.ledger.n_compared} counts of rows differ from "
+            "what the model's shapes say"
+        )
+
+
+def _compare(one: str, other: str, display: DisplayFlags) -> None:
+    """Two saved reports side by side."""
+    from kvgen.bench.compare import compare_reports
+    from kvgen.render.compare import comparison_view
+
+    reports = []
+    for path in (one, other):
+        try:
+            reports.append(json.loads(Path(path).read_text(encoding="utf-8")))
+        except OSError as error:
+            raise UsageError(f"{path}: {error.strerror}") from None
+        except ValueError:
+            raise UsageError(f"{path}: this is not JSON as --out writes it") from None
+    canvas = make_canvas(**display._asdict())
+    show(comparison_view(compare_reports(*reports), names=(one, other)), canvas)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Work:
-    prompt_ids: tuple[int, ...]
-    n_gen: int
+    workloads: tuple[Workload, ...]
     prompt: str  # where the ids come from, in words
     seed: int | None
 
 
-def _choose_work(
-    model: Model, text: str | None, n_prompt: int | None, n_gen: int | None, seed: int | None
-) -> _Work:
-    """Which ids to feed: a text where there is one and a tokenizer for it, else random ids."""
+def _chosen_head(model: Model, arms: ArmFlags) -> tuple[int, int] | None:
+    if arms.layer is None or arms.head is None:
+        return None
+    config = model.config
+    if arms.layer >= config.n_layers or arms.head >= config.n_heads:
+        raise UsageError(
+            f"there is no layer {arms.layer} head {arms.head}: {config.n_layers} layers of "
+            f"{config.n_heads} heads, counted from 0"
+        )
+    return arms.layer, arms.head
+
+
+def _choose_work(model: Model, text: str | None, flags: WorkFlags) -> _Work:
+    """The ids to feed: the text's, those of a text of our own, or random ones."""
+    from kvgen.bench.plan import Workload
     from kvgen.generate import check_lengths
 
     context = model.config.max_context
     # Defaults shrink with the context; what was asked for is taken or refused.
-    n_new = n_gen if n_gen is not None else min(_NEW_TOKENS, max(1, context // 5))
+    n_new = flags.n_gen if flags.n_gen is not None else min(NEW_TOKENS, max(1, context // 5))
     if text is not None:
-        ids = model.encode(text)
+        ids = tuple(model.encode(text))
         check_lengths(model.config, len(ids), n_new)
-        return _Work(prompt_ids=tuple(ids), n_gen=n_new, prompt=f"{len(ids)} tokens", seed=None)
-    length = n_prompt if n_prompt is not None else max(1, min(_PROMPT_TOKENS, context - n_new))
-    check_lengths(model.config, length, n_new)
-    if n_prompt is None and model.tokenizer is not None:
-        ids = model.encode(files("kvgen.bench").joinpath("text.txt").read_text("utf-8"))
-        ids = ids[:length]
-        scaled = f", scaled to the context of {context}" if length < _PROMPT_TOKENS else ""
+        only = Workload(ids=ids, n_prompt=len(ids), n_gen=n_new)
+        return _Work(workloads=(only,), prompt=f"{len(ids)} tokens", seed=None)
+    usual = max(1, min(PROMPT_TOKENS, context - n_new))
+    if flags.n_prompt is None and flags.depth is None and model.tokenizer is not None:
+        own = model.encode(files("kvgen.bench").joinpath("text.txt").read_text("utf-8"))
+        ids = tuple(own[:usual])
+        scaled = f", scaled to the context of {context}" if usual < PROMPT_TOKENS else ""
         words = f"{len(ids)} tokens of the text that ships with the benchmark{scaled}"
-        return _Work(prompt_ids=tuple(ids), n_gen=n_new, prompt=words, seed=None)
+        only = Workload(ids=ids, n_prompt=len(ids), n_gen=n_new)
+        return _Work(workloads=(only,), prompt=words, seed=None)
 
     import numpy as np
 
     from kvgen.sampling import Sampler, SamplingOptions
 
-    seed = Sampler(SamplingOptions(), seed=seed).seed
-    n_tokens = min(
-        model.config.vocab_size,
-        model.tokenizer.n_tokens if model.tokenizer is not None else model.config.vocab_size,
-    )
-    random_ids = np.random.default_rng(seed).integers(0, n_tokens, length)
-    return _Work(
-        prompt_ids=tuple(random_ids.tolist()),
-        n_gen=n_new,
-        prompt=f"{length} random ids, seed {seed}",
-        seed=seed,
-    )
+    seed = Sampler(SamplingOptions(), seed=flags.seed).seed
+    vocab_size = model.config.vocab_size
+    n_tokens = min(vocab_size, model.tokenizer.n_tokens if model.tokenizer else vocab_size)
+    workloads = []
+    for n_prompt in flags.n_prompt or (usual,):
+        for depth in flags.depth or (0,):
+            check_lengths(model.config, n_prompt + depth, n_new)
+            random_ids = np.random.default_rng(seed).integers(0, n_tokens, n_prompt + depth)
+            workloads.append(
+                Workload(
+                    ids=tuple(random_ids.tolist()), n_prompt=n_prompt, n_gen=n_new, depth=depth
+                )
+            )
+    lengths = ", ".join(f"{work.n_prompt}" for work in workloads)
+    return _Work(workloads=tuple(workloads), prompt=f"{lengths} random ids, seed {seed}", seed=seed)

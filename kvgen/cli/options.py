@@ -6,6 +6,7 @@ Importing this module loads click only: the model's libraries are imported when 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -73,57 +74,89 @@ def bundle(
     return decorate
 
 
-model_options = bundle(
-    ModelFlags,
-    "model_flags",
-    click.option(
-        "-m",
-        "--model",
-        "model_name",
-        metavar="FOLDER_OR_ID",
-        envvar="KVGEN_MODEL",
-        help="Checkpoint folder, or a model's name on the Hugging Face Hub, such as "
-        "HuggingFaceTB/SmolLM2-135M. [env: KVGEN_MODEL; default: the shipped model]",
-    ),
-    click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub."),
-    click.option(
-        "--backend",
-        type=click.Choice(["auto", "numpy", "numba"]),
-        default="auto",
-        show_default=True,
-        help="numpy is the plain reference; auto is numba where it is installed.",
-    ),
-    click.option(
-        "--dtype",
-        type=click.Choice(["auto", "f32", "bf16", "f16", "int8"]),
-        default="auto",
-        show_default=True,
-        help="How weights are held; auto is as stored, int8 is made at load, with a scale for each "
-        "row. Arithmetic is float32 throughout.",
-    ),
-    click.option(
-        "--cache-dtype",
-        type=click.Choice(["auto", "f32", "f16"]),
-        default="auto",
-        show_default=True,
-        help="How keys and values are kept; auto is f32 where weights are, on the numpy backend "
-        "and in inspect-attention, else f16.",
-    ),
-    click.option(
-        "--prefill",
-        type=click.Choice(["exact", "fast"]),
-        default="exact",
-        show_default=True,
-        help="fast rounds activations to the width of bf16 or int8 weights while the prompt is "
-        "read: inexact, and said in every report.",
-    ),
-    click.option(
-        "-t",
-        "--threads",
-        type=click.IntRange(1, 1024),
-        help="Threads that compute. [default: one for each core]",
-    ),
-)
+class Several(click.ParamType[Any]):
+    """A comma list of values of another type, as a tuple without repetitions."""
+
+    def __init__(self, one: click.ParamType[Any]) -> None:
+        self._one = one
+        self.name = f"{one.name}[,...]"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        """The other type's, with a sign that more may follow."""
+        inner = self._one.get_metavar(param, ctx) or self._one.name.upper()
+        return f"{inner}[,...]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Each part by the other type, which says what is wrong with it."""
+        if isinstance(value, tuple):
+            return value
+        parts = [self._one.convert(part.strip(), param, ctx) for part in str(value).split(",")]
+        return tuple(dict.fromkeys(parts))
+
+
+def _model_options(*, several: bool) -> Callable[[Command], Command]:
+    """The options that say which model to run and how; with `several`, lists of some."""
+
+    def kind(one: click.ParamType[Any]) -> click.ParamType[Any]:
+        return Several(one) if several else one
+
+    return bundle(
+        ModelFlags,
+        "model_flags",
+        click.option(
+            "-m",
+            "--model",
+            "model_name",
+            metavar="FOLDER_OR_ID",
+            envvar="KVGEN_MODEL",
+            help="Checkpoint folder, or a model's name on the Hugging Face Hub, such as "
+            "HuggingFaceTB/SmolLM2-135M. [env: KVGEN_MODEL; default: the shipped model]",
+        ),
+        click.option(
+            "--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub."
+        ),
+        click.option(
+            "--backend",
+            type=kind(click.Choice(["auto", "numpy", "numba"])),
+            default="auto",
+            show_default=True,
+            help="numpy is the plain reference; auto is numba where it is installed.",
+        ),
+        click.option(
+            "--dtype",
+            type=kind(click.Choice(["auto", "f32", "bf16", "f16", "int8"])),
+            default="auto",
+            show_default=True,
+            help="How weights are held; auto is as stored, int8 is made at load, with a scale for "
+            "each row. Arithmetic is float32 throughout.",
+        ),
+        click.option(
+            "--cache-dtype",
+            type=kind(click.Choice(["auto", "f32", "f16"])),
+            default="auto",
+            show_default=True,
+            help="How keys and values are kept; auto is f32 where weights are, on the numpy "
+            "backend and in inspect-attention, else f16.",
+        ),
+        click.option(
+            "--prefill",
+            type=click.Choice(["exact", "fast"]),
+            default="exact",
+            show_default=True,
+            help="fast rounds activations to the width of bf16 or int8 weights while the prompt is "
+            "read: inexact, and said in every report.",
+        ),
+        click.option(
+            "-t",
+            "--threads",
+            type=kind(click.IntRange(1, 1024)),
+            help="Threads that compute. [default: one for each core]",
+        ),
+    )
+
+
+model_options = _model_options(several=False)
+several_model_options = _model_options(several=True)
 
 
 def sampling_options(*, default: str) -> Callable[[Command], Command]:
@@ -229,6 +262,17 @@ def load_model(
         if model.ignored_keys:
             note(f"config.json keys that play no part: {', '.join(model.ignored_keys)}")
     return model
+
+
+def load_models(flags: ModelFlags, *, quiet: bool = False, verbose: bool = False) -> list[Model]:
+    """A model for each way to run it that the lists of `several_model_options` name."""
+    lists: list[Any] = [flags.dtype, flags.cache_dtype, flags.backend, flags.threads or (None,)]
+    models: list[Model] = []
+    for dtype, cache_dtype, backend, threads in itertools.product(*lists):
+        one = flags._replace(dtype=dtype, cache_dtype=cache_dtype, backend=backend, threads=threads)
+        again = bool(models)  # what was said of the model holds still
+        models.append(load_model(one, quiet=quiet or again, verbose=verbose and not again))
+    return models
 
 
 def choose_sampling(

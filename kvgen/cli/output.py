@@ -42,6 +42,12 @@ def write_text(text: str) -> None:
     sys.stdout.flush()
 
 
+def write_line(text: str, *, good: bool) -> None:
+    """A line of the result, on a terminal in green or red."""
+    colored = sys.stdout is not None and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    write_text((click.style(text, fg="green" if good else "red") if colored else text) + "\n")
+
+
 def check_writable(path: str) -> None:
     """Raise UsageError where a result could not be written there, before it has been worked for."""
     target = Path(path).resolve()

@@ -24,7 +24,7 @@ from kvgen.fast.tables import request_of, shape_of, weights_of, workspace_of
 from kvgen.fast.team import Team
 from kvgen.params import Params
 from kvgen.tensors import CacheDTypeName, DTypeName, FloatArray, PrefillName
-from kvgen.trace import Capture
+from kvgen.trace import Capture, Recorder
 
 
 class FastEngine:
@@ -76,14 +76,15 @@ class FastEngine:
         ids: Sequence[int],
         cache: KVCache,
         *,
-        capture: Capture | None = None,
+        capture: Recorder | None = None,
         all_logits: bool = False,
     ) -> FloatArray:  # T ids -> logits [V] or [T, V]
         """Run T new positions through the model; see `kvgen.engine.Engine.forward`.
 
         Raises NonFiniteError where a key or value does not fit into a float16 cache.
         """
-        assert isinstance(cache, KeyValueCache)
+        assert isinstance(cache, KeyValueCache) and cache.k.shape[-1] == BLOCK
+        assert capture is None or isinstance(capture, Capture)
         check_request(self.config, ids, cache)
         T = len(ids)
         tokens = np.asarray(ids, np.int64)

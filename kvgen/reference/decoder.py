@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
-from kvgen.cache import KeyValueCache
+from kvgen.cache import KeyValueCache, RowCache
 from kvgen.config import ModelConfig
 from kvgen.engine import Calibration, KVCache, check_request
 from kvgen.params import LayerParams, Linear, Norm, Params
@@ -27,7 +27,7 @@ from kvgen.reference.ops import (
     soft_cap,
 )
 from kvgen.tensors import DTypeName, FloatArray
-from kvgen.trace import Capture
+from kvgen.trace import Recorder
 
 
 class _Layer(NamedTuple):
@@ -100,11 +100,11 @@ class ReferenceEngine:
         ids: Sequence[int],
         cache: KVCache,
         *,
-        capture: Capture | None = None,
+        capture: Recorder | None = None,
         all_logits: bool = False,
     ) -> FloatArray:  # T ids -> logits [V] or [T, V]
         """Run T new positions through the model; see `kvgen.engine.Engine.forward`."""
-        assert isinstance(cache, KeyValueCache)
+        assert isinstance(cache, RowCache)
         check_request(self.config, ids, cache)
         self.rows_read[:] = 0
         # A model that has lost its way may overflow: the caller checks the logits.
@@ -125,7 +125,7 @@ class ReferenceEngine:
         return x
 
     def _block(
-        self, x: FloatArray, layer: int, cache: KeyValueCache, capture: Capture | None
+        self, x: FloatArray, layer: int, cache: RowCache, capture: Recorder | None
     ) -> FloatArray:  # [T, C] -> [T, C]
         """One decoder layer; a norm that a model does not have changes nothing.
 
@@ -150,7 +150,7 @@ class ReferenceEngine:
         return y
 
     def _attention(
-        self, x: FloatArray, layer: int, cache: KeyValueCache, capture: Capture | None
+        self, x: FloatArray, layer: int, cache: RowCache, capture: Recorder | None
     ) -> FloatArray:  # [T, C] -> [T, C]
         T, H, G, D = len(x), self.config.n_heads, self.config.n_kv_heads, self.config.head_dim
         weights = self._layers[layer]

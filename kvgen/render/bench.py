@@ -1,4 +1,4 @@
-"""A benchmark as a table with the maps beside it, and as JSON."""
+"""A benchmark on the terminal: rates, time by position, maps, ledger, cost, verdict."""
 
 from __future__ import annotations
 
@@ -9,97 +9,157 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-import kvgen
-from kvgen.bench.report import Arm, BenchReport, Cache, StepMaps, spread
+from kvgen.bench.cost import first_length_above
+from kvgen.bench.ledger import Ledger, StepCount
+from kvgen.bench.plan import Cache
+from kvgen.bench.report import Arm, BenchReport, Run, StepMaps, spread
 from kvgen.render.attention import thumbnail_lines
+from kvgen.render.bench_files import predicted_prefill, predicted_step, rows_of
 from kvgen.render.canvas import Canvas, causal, side_by_side
+from kvgen.render.chart import Curve, chart
 from kvgen.tensors import FloatArray
 
 _TABLE_ROWS = 8
 _GAP = 3  # columns between the table and the maps beside it
+_CHART_HEIGHT = 9
+_ARMS: dict[Cache, tuple[str, str, str]] = {  # mark, the same in ASCII, colour
+    "on": ("●", "*", "green"),
+    "off": ("○", "o", "red"),
+    "on+q": ("+", "+", "cyan"),
+}
 
 
 def bench_view(
-    report: BenchReport, facts: dict[str, Any], canvas: Canvas
+    report: BenchReport, facts: dict[str, Any], canvas: Canvas, *, over_seconds: float = 0.1
 ) -> RenderableType:  # facts as in bench_json
-    """The whole report: rates, time per token by position, maps of what was computed, verdict."""
-    table = _by_position(report)
-    maps = _maps(report, canvas, side=12)
-    width = Console(width=1000).measure(table).maximum + max(line.cell_len for line in maps)
-    if width + _GAP <= canvas.width:
-        both = Table.grid(padding=(0, _GAP))
-        both.add_row(table, Group(*maps))
-    else:
-        both = Table.grid()
-        both.add_row(table)
-        both.add_row(Group(Text(), *_maps(report, canvas, side=14)))
-    return Group(
+    """The whole report; of several runs the details of the first one.
+
+    `over_seconds` is the time per token whose crossing is told.
+    """
+    run = report.runs[0]
+    parts: list[RenderableType] = [
         Text(
-            f"{facts['model']} · {facts['dtype']} weights, {facts['cache_dtype']} cache · "
-            f"{facts['backend']} · "
-            f"{facts['threads']} thread{'s' if facts['threads'] != 1 else ''} · "
+            f"{facts['model']} · {run.dtype} weights, {run.cache_dtype} cache · {run.backend} · "
+            f"{run.threads} thread{'s' if run.threads != 1 else ''} · "
             f"{facts['environment']['cpu']}"
+            if len(report.runs) == 1
+            else f"{facts['model']} · {facts['environment']['cpu']}"
         ),
         Text(f"prompt: {facts['prompt']} · medians of {report.plan.repetitions}"),
         Text(),
         _rates(report),
-        Text(),
-        both,
-        Text(),
-        *map(Text, _verdict(report)),
-    )
+    ]
+    if run.workload.n_gen and len(report.runs) == 1:
+        parts += [
+            Text(),
+            _beside(_by_position(run), report, canvas),
+            Text(),
+            *_curves(run, canvas),
+            Text(),
+            _ledger(report.ledger, shown="off" in report.plan.caches),
+        ]
+    parts.append(Text())
+    for one in report.runs:
+        told = [f"{_told(one)[name]} {name}" for name in _varying(report)]
+        told += [f"{one.workload.length} positions"] if len(report.plan.workloads) > 1 else []
+        parts += map(Text, _verdict(one, name=", ".join(told)))
+    if len(report.runs) == 1:
+        parts += map(Text, _cost(run, over_seconds))
+    parts += map(Text, _lesson(report))
+    return Group(*parts)
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    """A plain table whose words stand left and whose numbers stand right."""
+    table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left")
+    for name in columns:
+        words = name in ("test", "cache", "dtype", "kv", "backend", "kept")
+        table.add_column(name, justify="left" if words else "right", no_wrap=True)
+    return table
+
+
+def _told(run: Run) -> dict[str, str]:
+    """What may differ from run to run."""
+    return {
+        "dtype": run.dtype,
+        "kv": run.cache_dtype,
+        "backend": run.backend,
+        "threads": f"{run.threads}",
+    }
+
+
+def _varying(report: BenchReport) -> list[str]:
+    """The names of what does differ."""
+    told = [_told(run) for run in report.runs]
+    return [name for name in told[0] if len({one[name] for one in told}) > 1]
 
 
 def _rates(report: BenchReport) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("test", "cache", "tok/s", "min..max", "positions run"):
-        table.add_column(name, justify="left" if name in ("test", "cache") else "right")
-    for test, arm, rates, positions in _tests(report):
-        low, high = min(rates), max(rates)
+    """Tokens per second of every test, and how the prediction compares."""
+    varying = _varying(report)
+    table = _table(
+        "test", "cache", *varying, "tok/s", "min..max", "predicted", "positions run", "on/off"
+    )
+    for row in rows_of(report):
+        run, low, high = row.run, min(row.rates), max(row.rates)
+        on, ratio = run.arm("on"), ""
+        if row.arm.cache == "off" and on is not None:
+            fast = spread([run.workload.n_gen / sum(one) for one in on.step_seconds])["median"]
+            ratio = f"{fast / spread(row.rates)['median']:.1f}x"
         table.add_row(
-            test,
-            arm.cache,
-            f"{spread(rates)['median']:,.1f}",
+            row.title,
+            row.arm.cache,
+            *(_told(run)[name] for name in varying),
+            f"{spread(row.rates)['median']:,.1f}",
             f"{low:,.1f}..{high:,.1f}",
-            f"{positions:,}",
+            f"{_predicted_rate(run, row.arm, prefill=row.is_prefill):,.1f}",
+            f"{row.positions:,}",
+            ratio,
         )
     return table
 
 
-def _tests(report: BenchReport) -> list[tuple[str, Arm, list[float], int]]:
-    """Each line of the table: name as in llama-bench, arm, tokens per second, positions run."""
-    plan, tests = report.plan, []
-    n_prompt = len(plan.prompt_ids)
-    for arm in report.arms:
-        if arm.cache == "on":  # the prefill is the same work in both arms
-            rates = [n_prompt / seconds for seconds in arm.prefill_seconds]
-            tests.append((f"pp{n_prompt}", arm, rates, n_prompt))
-        if plan.n_gen:
-            rates = [plan.n_gen / sum(samples) for samples in arm.step_seconds]
-            tests.append((f"tg{plan.n_gen}", arm, rates, plan.positions(arm.cache) - n_prompt))
-    return tests
+def _predicted_rate(run: Run, arm: Arm, *, prefill: bool) -> float:
+    work = run.workload
+    if prefill:
+        return work.n_prompt / predicted_prefill(run)
+    steps = range(work.n_gen)
+    return work.n_gen / sum(predicted_step(run, arm.cache, step) for step in steps)
 
 
-def _by_position(report: BenchReport) -> Table:
-    """Milliseconds per token at some positions, in both arms where both ran."""
-    on, off = report.arm("on"), report.arm("off")
-    assert on is not None
+def _by_position(run: Run) -> Table:
+    """Milliseconds per token at some positions, measured and predicted, in every arm."""
+    on, off = run.arm("on"), run.arm("off")
+    headings = ["position"]
+    for arm in run.arms:
+        headings += [arm.cache, "pred."]
+    headings += ["off/on"] if on is not None and off is not None else []
     table = Table(title="ms/token by position", title_justify="left", box=None, padding=(0, 1))
-    headings = ["position", "cache on"]
-    headings += ["cache off", "ratio", "rerun"] if off is not None else []
     for name in headings:
         table.add_column(name, justify="right", no_wrap=True)
-    n_gen, n_prompt = report.plan.n_gen, len(report.plan.prompt_ids)
-    for step in np.unique(np.linspace(0, n_gen - 1, min(n_gen, _TABLE_ROWS)).round().astype(int)):
-        cells = [f"{n_prompt + step:,}", f"{1e3 * on.median_step(step):.2f}"]
-        if off is not None:
-            cells += [
-                f"{1e3 * off.median_step(step):.2f}",
-                f"{off.median_step(step) / on.median_step(step):.1f}x",
-                f"{report.plan.positions_at('off', step):,}",
-            ]
+    work = run.workload
+    for step in np.unique(
+        np.linspace(0, work.n_gen - 1, min(work.n_gen, _TABLE_ROWS)).round().astype(int)
+    ):
+        cells = [f"{work.length + step:,}"]
+        for arm in run.arms:
+            predicted = predicted_step(run, arm.cache, step)
+            cells += [f"{1e3 * arm.median_step(step):.2f}", f"{1e3 * predicted:.2f}"]
+        if on is not None and off is not None:
+            cells.append(f"{off.median_step(step) / on.median_step(step):.0f}x")
         table.add_row(*cells)
     return table
+
+
+def _beside(table: Table, report: BenchReport, canvas: Canvas) -> RenderableType:
+    """The maps beside the table where there is room, else below it."""
+    maps = _maps(report, canvas, side=12)
+    width = Console(width=1000).measure(table).maximum + max(line.cell_len for line in maps)
+    both = Table.grid(padding=(0, _GAP))
+    if width + _GAP <= canvas.width:
+        both.add_row(table, Group(*maps))
+        return both
+    return Group(table, Text(), *_maps(report, canvas, side=14))
 
 
 def _maps(report: BenchReport, canvas: Canvas, *, side: int) -> list[Text]:
@@ -107,7 +167,8 @@ def _maps(report: BenchReport, canvas: Canvas, *, side: int) -> list[Text]:
     layer, head = report.head
     size = max((maps.on.shape[1] for maps in report.maps), default=0)
     lines = [Text(f"what each step computed · layer {layer} head {head}")]
-    for cache in report.plan.arms:
+    arms: tuple[Cache, ...] = ("on", "off") if "off" in report.plan.caches else ("on",)
+    for cache in arms:
         titled = cache == "on"  # the same steps stand under each other
         blocks = [[*[Text()] * titled, Text("cache"), Text(cache)]]
         for maps in report.maps:
@@ -141,77 +202,151 @@ def _computed(maps: StepMaps, cache: Cache, size: int) -> FloatArray:
     return whole
 
 
-def _verdict(report: BenchReport) -> list[str]:
-    checked = report.verification
-    if checked is None:
-        return ["cache on only; add --no-cache to measure the same tokens without it"]
-    plan = report.plan
-    on, off = (plan.positions(cache) for cache in ("on", "off"))
-    verdict = "verified" if checked.passed else "NOT VERIFIED"
+def _curves(run: Run, canvas: Canvas) -> list[Text]:
+    """Time per token by position of every arm."""
+    places = [run.workload.length + step for step in range(run.workload.n_gen)]
+    curves = []
+    for arm in run.arms:
+        mark, plain, style = _ARMS[arm.cache]
+        y = [arm.median_step(step) for step in range(run.workload.n_gen)]
+        curves.append(Curve(arm.cache, plain if canvas.mode == "ascii" else mark, style, places, y))
+    title = Text("time per token, logarithmic   ")
+    for curve in curves:
+        title.append(f"{curve.mark} ", curve.style).append(f"cache {curve.name}   ")
+    title.rstrip()
+    width = min(canvas.width, 100)
     return [
-        f"positions run through the model: {on:,} with the cache, {off:,} without "
-        f"({off / on:.1f}x)",
-        f"{verdict}: same tokens at {checked.n_equal} of {checked.n_steps} steps"
-        + (f" ({checked.near_ties} near-ties)" if checked.near_ties else "")
-        + f", logits differ by at most {checked.max_abs_logit_difference:.1e}",
-        "each step reads all K and V so far, and one Q: K and V are kept, Q is not",
+        title,
+        *chart(curves, width=width, height=_CHART_HEIGHT, ascii_only=canvas.mode == "ascii"),
     ]
 
 
-def bench_json(report: BenchReport, facts: dict[str, Any]) -> dict[str, Any]:
-    """The report as JSON with stable names.
+def _ledger(ledger: Ledger, *, shown: bool) -> Table:
+    """Rows that the first counted step computed, kept and read, with and without the cache."""
+    title = f"rows of Q, K and V in layer {ledger.layer}, counted by the reference engine"
+    table = _table(
+        "cache", "step", "computed", "of them again", "kept", "K, V read", "old Q read", title=title
+    )
+    arms: list[tuple[str, tuple[StepCount, ...]]] = [("on", ledger.on)]
+    arms += [("off", ledger.off)] if shown else []
+    for cache, steps in arms:
+        for number, count in enumerate(steps):
+            again = f"{count.old_computed:,}" if cache == "off" else "0"
+            table.add_row(
+                cache,
+                f"{number + 1}",
+                f"{count.computed:,} each",
+                again,
+                "K, V" if cache == "on" else "nothing",
+                f"{count.keys_read:,}",
+                f"{count.old_queries_read}"
+                if cache == "on"
+                else f"{count.old_computed:,} (rebuilt)",
+            )
+    return table
 
-    `facts` says what the report does not know: model, dtype, backend, threads, prompt, seed,
-    environment.
-    """
-    results = []
-    for test, arm, rates, positions in _tests(report):
-        prefilling = test.startswith("pp")
-        steps = range(report.plan.n_gen)
-        results.append(
-            {
-                "test": test,
-                "depth": 0 if prefilling else len(report.plan.prompt_ids),
-                "cache": arm.cache,
-                "dtype": facts["dtype"],
-                "cache_dtype": facts["cache_dtype"],
-                "backend": facts["backend"],
-                "threads": facts["threads"],
-                "tokens_per_second": spread(rates),
-                "seconds_per_step": [] if prefilling else [arm.median_step(i) for i in steps],
-                "samples": arm.prefill_seconds if prefilling else arm.step_seconds,
-                "positions_processed": positions,
-            }
+
+def _verdict(run: Run, *, name: str) -> list[str]:
+    checked = run.verification
+    if checked is None:
+        return []
+    verdict = "verified" if checked.passed else "NOT VERIFIED"
+    work = run.workload
+    on, off = (work.positions(cache) for cache in ("on", "off"))
+    return [
+        f"{verdict}{f' ({name})' if name else ''}: same tokens at {checked.n_equal} of {checked.n_steps} steps"
+        + (f" ({checked.near_ties} near-ties)" if checked.near_ties else "")
+        + f", logits differ by at most {checked.max_abs_logit_difference:.1e}; "
+        f"{on:,} positions run with the cache, {off:,} without ({off / on:.1f}x)"
+    ]
+
+
+def _cost(run: Run, over_seconds: float) -> list[str]:
+    """Bytes, operations, this machine's speed, and what follows."""
+    work, cost, measured = run.workload, run.cost, run.calibration
+    lines = [
+        f"this machine: reads {measured.read_bytes_per_second / 1e9:.1f} GB/s, multiplies "
+        f"{measured.flops_per_second / 1e9:.0f} GFLOP/s, attends at "
+        f"{measured.attention_flops_per_second / 1e9:.0f} GFLOP/s ({run.dtype}, {run.threads} "
+        f"thread{'s' if run.threads != 1 else ''})"
+    ]
+    if not work.n_gen:
+        return lines
+    end = work.length + work.n_gen
+    on = run.arm("on")
+    if on is not None:
+        one = cost.bytes_read(end - 1, 1)
+        rate = one / on.median_step(work.n_gen - 1)
+        lines.append(
+            f"last step, cache on: {_bytes(one)} read, {_flops(cost.flops(end - 1, 1))}; "
+            f"{100 * rate / measured.read_bytes_per_second:.0f} % of the bandwidth limit"
         )
-    checked = report.verification
-    return {
-        "model": facts["model"],
-        "prompt": facts["prompt"],
-        "prompt_ids": report.plan.prompt_ids,
-        "generated_ids": report.generated_ids,
-        "results": results,
-        "verification": None
-        if checked is None
-        else {
-            "max_abs_logit_difference": checked.max_abs_logit_difference,
-            "tolerance": checked.tolerance,
-            "tokens_equal": checked.tokens_equal,
-            "near_ties": checked.near_ties,
-            "passed": checked.passed,
-        },
-        "maps": {
-            "layer": report.head[0],
-            "head": report.head[1],
-            "steps": [
-                {
-                    "step": maps.step + 1,
-                    "scores_on": maps.n_scores("on"),
-                    "scores_off": maps.n_scores("off") if maps.off is not None else None,
-                }
-                for maps in report.maps
-            ],
-        },
-        "environment": facts["environment"],
-        "seed": facts["seed"],
-        "version": kvgen.__version__,
-    }
+    off = run.arm("off")
+    if off is not None:
+        lines.append(
+            f"last step, cache off: {_bytes(cost.bytes_read(0, end))} read, "
+            f"{_flops(cost.flops(0, end))}"
+        )
+        # The prediction, put right by what was measured at the last step.
+        factor = off.median_step(work.n_gen - 1) / predicted_step(run, "off", work.n_gen - 1)
+        passed = first_length_above(
+            over_seconds,
+            lambda length: factor * cost.seconds(0, max(1, length), measured),
+            cost.config.max_context,
+        )
+        crossing = (
+            f"passes {1e3 * over_seconds:g} ms/token from about {passed:,} positions on"
+            if passed is not None
+            else f"stays below {1e3 * over_seconds:g} ms/token within the context"
+        )
+        lines.append(f"without the cache, decoding {crossing}")
+    return lines
+
+
+def _lesson(report: BenchReport) -> list[str]:
+    ledger = report.ledger
+    if "off" not in report.plan.caches:
+        return ["cache on only; add --no-cache to measure the same tokens without it"]
+    last = int((ledger.reads_of_keys > 0).sum()) - 1
+    first_reads, last_reads = ledger.reads_of_keys[0], ledger.reads_of_keys[last]
+    change = max((count.max_abs_change for count in ledger.off), default=0.0)
+    lines = [
+        f"with the cache, {first_reads:,} queries have read K and V of position 0, {last_reads:,} "
+        f"those of position {last:,}; a q is read by its own step only: K and V are kept, Q is not",
+        "without it, old rows of Q are made again too: not for the new output, but to build the "
+        "hidden states that the next layer's K and V come from (rebuilt rows differ by at most "
+        f"{change:.0e})",
+    ]
+    state = "agree" if ledger.agrees else f"DIFFER in {ledger.n_different} places"
+    lines.append(
+        f"counts of the engine that was timed and of the reference {state}: "
+        f"{ledger.n_compared:,} totals by layer and step"
+    )
+    if "on+q" in report.plan.caches:
+        lines.append(_kept_queries(report.runs[0]))
+    return lines
+
+
+def _kept_queries(run: Run) -> str:
+    """What keeping Q as well has cost and brought."""
+    on, with_q = run.arm("on"), run.arm("on+q")
+    config, work = run.cost.config, run.workload
+    positions = work.length + work.n_gen
+    size = 4 * config.n_layers * config.n_heads * config.head_dim * positions
+    if on is None or with_q is None or not work.n_gen:
+        return f"keeping Q takes {_bytes(size)} more"
+    ratio = sum(with_q.median_step(i) for i in range(work.n_gen)) / sum(
+        on.median_step(i) for i in range(work.n_gen)
+    )
+    return (
+        f"keeping Q as well takes {_bytes(size)} more, nothing reads it, and a token takes "
+        f"{ratio:.2f} times as long"
+    )
+
+
+def _bytes(number: float) -> str:
+    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
+
+
+def _flops(number: float) -> str:
+    return f"{number / 1e9:.2f} GFLOP" if number >= 1e9 else f"{number / 1e6:.1f} MFLOP"

@@ -1,0 +1,77 @@
+"""Two saved reports: which tests they share, the ratios, and what noise alone would explain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kvgen.errors import UsageError
+
+_KEY = ("test", "depth", "cache", "dtype", "cache_dtype", "backend", "threads")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One test of both reports, in tokens per second."""
+
+    key: tuple[Any, ...]  # test, depth, cache, dtype, cache_dtype, backend, threads
+    one: Mapping[str, float]  # median, mean, stdev, min, max
+    other: Mapping[str, float]
+
+    @property
+    def ratio(self) -> float:
+        """The second report's median by the first one's."""
+        return self.other["median"] / self.one["median"]
+
+    @property
+    def beyond_spread(self) -> bool:
+        """Whether all samples of one report lie beyond all of the other's."""
+        return self.other["min"] > self.one["max"] or self.other["max"] < self.one["min"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportComparison:
+    """The tests that two reports share, and what else differs between them."""
+
+    tests: tuple[Comparison, ...]
+    only_one: int  # tests that the other report does not have
+    only_other: int
+    differences: tuple[str, ...]  # of model and environment, in words
+
+
+def compare_reports(one: Any, other: Any) -> ReportComparison:
+    """Match the results of two reports as `bench_json` makes them.
+
+    Raises UsageError where they are something else, or share no test.
+    """
+    try:
+        sides = [
+            {tuple(result[name] for name in _KEY): result["tokens_per_second"] for result in side}
+            for side in (one["results"], other["results"])
+        ]
+        tests = tuple(
+            Comparison(key=key, one=_numbers(rates), other=_numbers(sides[1][key]))
+            for key, rates in sides[0].items()
+            if key in sides[1]
+        )
+        facts = [{"model": side["model"], **side["environment"]} for side in (one, other)]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UsageError("--compare wants two reports as `kvgen bench --out` writes them") from None
+    if not tests:
+        raise UsageError("the reports share no test: same test, depth, cache, dtype and threads")
+    names = dict.fromkeys([*facts[0], *facts[1]])
+    return ReportComparison(
+        tests=tests,
+        only_one=len(sides[0]) - len(tests),
+        only_other=len(sides[1]) - len(tests),
+        differences=tuple(
+            f"{name}: {facts[0].get(name)} -> {facts[1].get(name)}"
+            for name in names
+            if facts[0].get(name) != facts[1].get(name)
+        ),
+    )
+
+
+def _numbers(rates: Any) -> dict[str, float]:
+    return {name: float(rates[name]) for name in ("median", "mean", "stdev", "min", "max")}

@@ -1,0 +1,44 @@
+"""What to measure: lengths of texts, and the arms that run them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Cache = Literal["on", "off", "on+q"]  # K and V kept; nothing kept; K, V and Q kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """A text to run: positions that are there already, a prompt that is timed, decode steps."""
+
+    ids: tuple[int, ...]  # [depth + n_prompt]
+    n_prompt: int
+    n_gen: int
+    depth: int = 0  # of the ids, those that are fed before the clock starts
+
+    @property
+    def length(self) -> int:
+        """Positions before the first decode step."""
+        return len(self.ids)
+
+    def fed(self, cache: Cache, step: int) -> int:
+        """Positions run through the model for a decode step, from 0 on."""
+        return self.length + step + 1 if cache == "off" else 1
+
+    def positions(self, cache: Cache) -> int:
+        """Positions that one pass of an arm runs through the model."""
+        return self.length + sum(self.fed(cache, step) for step in range(self.n_gen))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchPlan:
+    """Texts, arms and repetitions. Every arm feeds the ids that the first engine's cached arm
+    chooses greedily, so that a near-tie cannot send them different ways.
+    """
+
+    workloads: tuple[Workload, ...]
+    caches: tuple[Cache, ...] = ("on",)  # "on" is always among them: it chooses the ids
+    repetitions: int = 5
+    warmup: int = 1  # passes of each arm before the clock counts; the first compares the logits
+    head: tuple[int, int] | None = None  # layer and head to draw; None: the one least on its sink

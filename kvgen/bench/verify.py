@@ -1,0 +1,137 @@
+"""Does the cache change anything? The same ids run in every way that must give the same logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvgen.bench.cost import cost_of
+from kvgen.bench.run import ROUNDING
+from kvgen.engine import Engine
+from kvgen.generate import PREFILL_CHUNK, require_finite
+from kvgen.tensors import CacheDTypeName, FloatArray
+
+# Where a prompt is cut in two: single tokens, and both sides of blocks and chunks.
+SPLITS = (1, 2, 7, 63, 64, 65, 127, 191, 192, 193)
+# Of the largest logit, against an engine whose cache is float32: keys of 11 bits in every layer.
+_NARROW_CACHE: dict[CacheDTypeName, float] = {"f32": ROUNDING["f32"], "f16": 2e-2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One way to run the ids, held against one pass over all of them."""
+
+    name: str
+    max_abs_difference: float
+    tolerance: float
+    n_positions: int
+    n_equal: int  # positions where the most probable token is the same
+    near_ties: int  # others where the two best lie within rounding of each other
+    miscounted: int = 0  # totals of rows read that differ from what the shapes say
+
+    @property
+    def passed(self) -> bool:
+        close = self.max_abs_difference <= self.tolerance and not self.miscounted
+        return close and self.n_equal + self.near_ties == self.n_positions
+
+
+def verify(engine: Engine, reference: Engine, ids: Sequence[int]) -> Iterator[Check]:
+    """Cached, cut at several places, after a truncate, and against the reference engine.
+
+    Raises NonFiniteError where the logits hold NaN or infinity.
+    """
+    whole = _whole(engine, ids)
+    allowed = ROUNDING[engine.cache_dtype]
+    yield _check(
+        "cached, token by token", _in_pieces(engine, ids, range(1, len(ids))), whole, allowed
+    )
+    cuts = [cut for cut in SPLITS if cut < len(ids)]
+    worst = [
+        _check(f"cut at {cut}", _in_pieces(engine, ids, [cut]), whole, allowed) for cut in cuts
+    ]
+    if worst:
+        yield _summary(f"cut at {', '.join(map(str, cuts))}", worst)
+    if len(ids) > 2:
+        yield _check("cut back and fed again", _after_truncate(engine, ids), whole, allowed)
+    yield _counted(engine, ids)
+    if engine is not reference and engine.backend != reference.backend:
+        narrow = _NARROW_CACHE[engine.cache_dtype]
+        yield _check(f"the {reference.backend} reference", _whole(reference, ids), whole, narrow)
+
+
+def _whole(engine: Engine, ids: Sequence[int]) -> FloatArray:  # [T] -> [T, V]
+    """One pass; the engines cut it into chunks by themselves."""
+    return _in_pieces(engine, ids, [])
+
+
+def _in_pieces(engine: Engine, ids: Sequence[int], cuts: Sequence[int]) -> FloatArray:
+    """The logits of all ids, fed in pieces that end at `cuts`."""
+    cache = engine.new_cache(len(ids))
+    return np.concatenate(
+        [
+            engine.forward(ids[begin:end], cache, all_logits=True)
+            for begin, end in zip([0, *cuts], [*cuts, len(ids)], strict=True)
+        ]
+    )
+
+
+def _after_truncate(engine: Engine, ids: Sequence[int]) -> FloatArray:
+    """Feed half, then other ids behind it, take those back, and go on: no stale row may be left."""
+    cache, half = engine.new_cache(len(ids)), len(ids) // 2
+    first = engine.forward(ids[:half], cache, all_logits=True)
+    engine.forward([ids[0]] * (len(ids) - half), cache)
+    cache.truncate(half)
+    return np.concatenate([first, engine.forward(ids[half:], cache, all_logits=True)])
+
+
+def _check(name: str, got: FloatArray, whole: FloatArray, allowed: float) -> Check:
+    require_finite(whole)
+    require_finite(got)
+    differences = np.abs(got - whole).max(axis=1)
+    unequal = np.flatnonzero(got.argmax(axis=1) != whole.argmax(axis=1))
+    best = np.partition(whole[unequal], -2, axis=1)[:, -2:]
+    near = best[:, 1] - best[:, 0] <= 2 * differences[unequal]
+    return Check(
+        name=name,
+        max_abs_difference=float(differences.max()),
+        tolerance=allowed * max(float(np.abs(whole).max()), 1.0),
+        n_positions=len(whole),
+        n_equal=len(whole) - len(unequal),
+        near_ties=int(near.sum()),
+    )
+
+
+def _summary(name: str, checks: Sequence[Check]) -> Check:
+    """Several checks as one: the greatest difference, and all positions."""
+    return Check(
+        name=name,
+        max_abs_difference=max(check.max_abs_difference for check in checks),
+        tolerance=checks[0].tolerance,
+        n_positions=sum(check.n_positions for check in checks),
+        n_equal=sum(check.n_equal for check in checks),
+        near_ties=sum(check.near_ties for check in checks),
+    )
+
+
+def _counted(engine: Engine, ids: Sequence[int]) -> Check:
+    """The rows that a prefill and decode steps read, against what windows and lengths say."""
+    cost, cache, wrong = cost_of(engine), engine.new_cache(len(ids)), 0
+    split = max(1, len(ids) - 4)
+    for begin, end in zip([0, *range(split, len(ids))], [*range(split, len(ids) + 1)], strict=True):
+        read = np.zeros(engine.config.n_layers, np.int64)
+        for start in range(begin, end, PREFILL_CHUNK):
+            engine.forward(ids[start : min(end, start + PREFILL_CHUNK)], cache)
+            read += engine.rows_read
+        for layer, total in enumerate(read):
+            wrong += int(total != cost.visible_in(layer, begin, end - begin))
+    return Check(
+        name="rows of K and V read, counted",
+        max_abs_difference=0.0,
+        tolerance=0.0,
+        n_positions=0,
+        n_equal=0,
+        near_ties=0,
+        miscounted=wrong,
+    )

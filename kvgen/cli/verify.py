@@ -1,0 +1,139 @@
+"""`kvgen verify`: hold the cached run against every other way to run the same ids."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+import click
+
+from kvgen.cli.options import ModelFlags, load_models, several_model_options
+from kvgen.cli.output import working, write_line, write_text
+from kvgen.errors import UsageError, VerificationError
+
+if TYPE_CHECKING:
+    from kvgen.bench.verify import Check
+    from kvgen.model import Model
+
+_POSITIONS = 200
+
+
+@click.command(
+    short_help="Check that the cache changes nothing.",
+    epilog="""\b
+Each line is one way to run the same ids, held against one pass over all
+of them: cached token by token; cut in two at several places; after a cut
+back; on the NumPy reference. Exit code 5 where one differs by more than
+rounding explains.
+
+\b
+Examples:
+  kvgen verify
+  kvgen verify path/to/model --dtype f32,bf16,int8
+""",
+)
+@click.argument("model", required=False)
+@several_model_options
+@click.option(
+    "-p",
+    "--n-prompt",
+    type=click.IntRange(min=2),
+    help=f"Positions to run. [default: {_POSITIONS}, or the context]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("-q", "--quiet", is_flag=True, help="No lines for what has passed.")
+@click.option("-v", "--verbose", is_flag=True, help="Say more about the model.")
+def verify(
+    model: str | None,
+    model_flags: ModelFlags,
+    n_prompt: int | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Check that cached, chunked and uncached runs of MODEL agree with the reference.
+
+    A line for each check of each --dtype, and one at the end.
+    """
+    if model is not None and model_flags.model_name is not None:
+        raise UsageError("name the model once: as MODEL or with -m")
+    if model_flags.prefill == "fast":
+        raise UsageError("--prefill fast is inexact: there is nothing to verify")
+    named = model_flags._replace(model_name=model or model_flags.model_name)
+    models = load_models(named, quiet=quiet, verbose=verbose)
+    ids = _ids(models[0], n_prompt)
+
+    from kvgen.bench.verify import verify as run_checks
+    from kvgen.engine import open_engine
+
+    results: list[tuple[str, Check]] = []
+    for one in models:
+        engine = one.engine
+        name = f"{engine.dtype} weights, {engine.cache_dtype} cache, {engine.backend}"
+        with working("verifying", quiet=quiet):
+            reference = open_engine(one.params, backend="numpy", threads=engine.threads)
+        for check in run_checks(engine, reference, ids):
+            results.append((name, check))
+            if not as_json and not (quiet and check.passed):
+                write_line(f"{name}: {_describe(check)}", good=check.passed)
+    failed = sum(not check.passed for _, check in results)
+    if as_json:
+        write_text(json.dumps(_as_json(models[0], len(ids), results)) + "\n")
+    elif not failed:
+        write_line(f"verified: {len(results)} checks over {len(ids)} positions agree", good=True)
+    if failed:
+        raise VerificationError(f"{failed} of {len(results)} checks failed")
+
+
+def _ids(model: Model, n_prompt: int | None) -> list[int]:
+    """Ids of the text that ships with the benchmark, or random ones without a tokenizer."""
+    context = model.config.max_context
+    length = n_prompt if n_prompt is not None else min(_POSITIONS, context)
+    if length > context:
+        raise UsageError(f"{length} positions exceed the context of {context}")
+    if model.tokenizer is not None:
+        ids = model.encode(files("kvgen.bench").joinpath("text.txt").read_text("utf-8"))
+        return (ids * (1 + length // len(ids)))[:length]
+
+    import numpy as np
+
+    random_ids: list[int] = (
+        np.random.default_rng(0).integers(0, model.config.vocab_size, length).tolist()
+    )
+    return random_ids
+
+
+def _describe(check: Check) -> str:
+    state = "ok" if check.passed else "FAILED"
+    if not check.n_positions:
+        counts = f", {check.miscounted} totals are wrong" if check.miscounted else ""
+        return f"{check.name}: {state}{counts}"
+    ties = f", {check.near_ties} near-ties" if check.near_ties else ""
+    return (
+        f"{check.name}: {state}, logits differ by at most {check.max_abs_difference:.1e} "
+        f"(allowed {check.tolerance:.1e}), same token at {check.n_equal:,} of "
+        f"{check.n_positions:,} positions{ties}"
+    )
+
+
+def _as_json(model: Model, n_positions: int, results: list[tuple[str, Check]]) -> object:
+    return {
+        "model": model.name,
+        "positions": n_positions,
+        "checks": [
+            {
+                "run": name,
+                "check": check.name,
+                "passed": check.passed,
+                "max_abs_logit_difference": check.max_abs_difference,
+                "tolerance": check.tolerance,
+                "positions": check.n_positions,
+                "tokens_equal": check.n_equal,
+                "near_ties": check.near_ties,
+                "miscounted": check.miscounted,
+            }
+            for name, check in results
+        ],
+        "passed": all(check.passed for _, check in results),
+    }

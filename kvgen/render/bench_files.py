@@ -1,0 +1,242 @@
+"""A benchmark as JSON, JSON lines, CSV and Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import kvgen
+from kvgen.bench.ledger import Ledger, StepCount
+from kvgen.bench.plan import Cache
+from kvgen.bench.report import Arm, BenchReport, Run, spread
+
+
+class Row(NamedTuple):
+    """One line of a report: what was timed, in the names of llama-bench."""
+
+    name: str  # pp512, tg128
+    depth: int  # positions that were there before
+    run: Run
+    arm: Arm
+    rates: list[float]  # [repetitions] tokens per second
+    positions: int  # that were run through the model
+
+    @property
+    def is_prefill(self) -> bool:
+        return self.name.startswith("pp")
+
+    @property
+    def title(self) -> str:
+        """The name with the depth, as llama-bench writes it."""
+        return f"{self.name} @ d{self.depth}" if self.depth else self.name
+
+
+def rows_of(report: BenchReport) -> Iterator[Row]:
+    """Every prefill and every arm's decode steps. The prefill is the same work in all arms."""
+    for run in report.runs:
+        work = run.workload
+        for number, arm in enumerate(run.arms):
+            if number == 0:
+                rates = [work.n_prompt / seconds for seconds in arm.prefill_seconds]
+                name = f"pp{work.n_prompt}"
+                yield Row(name, work.depth, run, arm, rates, work.n_prompt)
+            if work.n_gen:
+                rates = [work.n_gen / sum(samples) for samples in arm.step_seconds]
+                positions = work.positions(arm.cache) - work.length
+                yield Row(f"tg{work.n_gen}", work.length, run, arm, rates, positions)
+
+
+def predicted_step(run: Run, cache: Cache, step: int) -> float:
+    """Predicted seconds of a decode step."""
+    fed = run.workload.fed(cache, step)
+    start = run.workload.length + step + 1 - fed
+    return run.cost.seconds(start, fed, run.calibration)
+
+
+def predicted_prefill(run: Run) -> float:
+    """Predicted seconds of the timed prefill."""
+    work = run.workload
+    return run.cost.seconds(work.depth, work.n_prompt, run.calibration)
+
+
+def bench_json(report: BenchReport, facts: dict[str, Any]) -> dict[str, Any]:
+    """The report as JSON with stable names.
+
+    `facts` says what the report does not know: model, prompt, seed, environment.
+    """
+    checks = [run.verification for run in report.runs if run.verification is not None]
+    return {
+        "model": facts["model"],
+        "parameters": facts["parameters"],
+        "prompt": facts["prompt"],
+        "prompt_ids": [work.ids for work in report.plan.workloads],
+        "generated_ids": report.generated_ids,
+        "results": [_result(test) for test in rows_of(report)],
+        "verification": None
+        if not checks
+        else {
+            "max_abs_logit_difference": max(one.max_abs_logit_difference for one in checks),
+            "tolerance": min(one.tolerance for one in checks),
+            "tokens_equal": all(one.tokens_equal for one in checks),
+            "near_ties": sum(one.near_ties for one in checks),
+            "passed": all(one.passed for one in checks),
+        },
+        "ledger": _ledger(report.ledger),
+        "maps": {
+            "layer": report.head[0],
+            "head": report.head[1],
+            "steps": [
+                {
+                    "step": maps.step + 1,
+                    "scores_on": maps.n_scores("on"),
+                    "scores_off": maps.n_scores("off") if maps.off is not None else None,
+                }
+                for maps in report.maps
+            ],
+        },
+        "calibration": _calibration(report.runs[0]),
+        "environment": facts["environment"],
+        "seed": facts["seed"],
+        "version": kvgen.__version__,
+    }
+
+
+def _result(test: Row) -> dict[str, Any]:
+    run, arm, work = test.run, test.arm, test.run.workload
+    steps = range(0 if test.is_prefill else work.n_gen)
+    fed = [work.fed(arm.cache, step) for step in steps]
+    starts = [work.length + step + 1 - count for step, count in zip(steps, fed, strict=True)]
+    return {
+        "test": test.name,
+        "depth": test.depth,
+        "cache": arm.cache,
+        "dtype": run.dtype,
+        "cache_dtype": run.cache_dtype,
+        "backend": run.backend,
+        "threads": run.threads,
+        "prefill": run.prefill,
+        "tokens_per_second": spread(test.rates),
+        "seconds_per_step": [arm.median_step(step) for step in steps],
+        "samples": arm.prefill_seconds if test.is_prefill else arm.step_seconds,
+        "positions_processed": test.positions,
+        "predicted_seconds_per_step": [predicted_prefill(run)]
+        if test.is_prefill
+        else [predicted_step(run, arm.cache, step) for step in steps],
+        "bytes_per_step": [run.cost.bytes_read(work.depth, work.n_prompt)]
+        if test.is_prefill
+        else [run.cost.bytes_read(*where) for where in zip(starts, fed, strict=True)],
+        "flops_per_step": [run.cost.flops(work.depth, work.n_prompt)]
+        if test.is_prefill
+        else [run.cost.flops(*where) for where in zip(starts, fed, strict=True)],
+        "calibration": _calibration(run),
+    }
+
+
+def _calibration(run: Run) -> dict[str, float]:
+    measured = run.calibration
+    return {
+        "read_gb_per_second": measured.read_bytes_per_second / 1e9,
+        "gflops": measured.flops_per_second / 1e9,
+        "attention_gflops": measured.attention_flops_per_second / 1e9,
+        "seconds_per_step": measured.seconds_per_step,
+        "seconds_per_position": measured.seconds_per_position,
+    }
+
+
+def _ledger(ledger: Ledger) -> dict[str, Any]:
+    def step(count: StepCount) -> dict[str, Any]:
+        return asdict(count) | {"pairs": count.pairs.tolist()}
+
+    return {
+        "layers": ledger.n_layers,
+        "layer": ledger.layer,
+        "on": [step(count) for count in ledger.on],
+        "off": [step(count) for count in ledger.off],
+        "reads_of_each_key": ledger.reads_of_keys.tolist(),
+        "reads_of_each_query": ledger.reads_of_queries.tolist(),
+        "times_each_row_is_computed_without_cache": ledger.recomputed.tolist(),
+        "totals_compared": ledger.n_compared,
+        "totals_different": ledger.n_different,
+        "agrees": ledger.agrees,
+    }
+
+
+def bench_lines(report: BenchReport, facts: dict[str, Any]) -> str:
+    """One JSON object for each test, under the names of llama-bench where it has them."""
+    lines = []
+    for test in rows_of(report):
+        work = test.run.workload
+        rates = spread(test.rates)
+        line = {
+            "model_filename": facts["model"],
+            "model_type": f"{facts['family']} {test.run.dtype}",
+            "model_size": test.run.weight_bytes,
+            "model_n_params": facts["parameters"],
+            "cpu_info": facts["environment"]["cpu"],
+            "backends": test.run.backend,
+            "n_threads": test.run.threads,
+            "type_k": test.run.cache_dtype,
+            "type_v": test.run.cache_dtype,
+            "n_prompt": work.n_prompt if test.is_prefill else 0,
+            "n_gen": 0 if test.is_prefill else work.n_gen,
+            "n_depth": test.depth,
+            "test": test.title,
+            "cache": test.arm.cache,
+            "avg_ts": rates["mean"],
+            "stddev_ts": rates["stdev"],
+            "samples_ts": test.rates,
+            "median_ts": rates["median"],
+        }
+        lines.append(json.dumps(line) + "\n")
+    return "".join(lines)
+
+
+def bench_markdown(report: BenchReport, facts: dict[str, Any]) -> str:
+    """A table as llama-bench prints it, with one more column for the cache."""
+    lines = [
+        "| model | size | params | backend | threads | cache | test | t/s |",
+        "| --- | ---: | ---: | --- | ---: | --- | ---: | ---: |",
+    ]
+    for test in rows_of(report):
+        run, rates = test.run, spread(test.rates)
+        lines.append(
+            f"| {facts['family']} {run.dtype} | {run.weight_bytes / 2**20:.2f} MiB | "
+            f"{facts['parameters'] / 1e6:.2f} M | {run.backend} | {run.threads} | "
+            f"{test.arm.cache} | {test.title} | {rates['mean']:.2f} ± {rates['stdev']:.2f} |"
+        )
+    environment = facts["environment"]
+    return "\n".join(lines) + (
+        f"\n\n{facts['model']} · {environment['cpu']} · {environment['cores']} cores · "
+        f"kvgen {kvgen.__version__}\n"
+    )
+
+
+def bench_csv(report: BenchReport) -> str:
+    """One row for each decode step of each arm: its position, time and prediction."""
+    rows = io.StringIO()
+    writer = csv.writer(rows, lineterminator="\n")
+    writer.writerow(
+        [
+            "test", "cache", "dtype", "cache_dtype", "backend", "threads", "step", "position",
+            "positions_run", "median_seconds", "min_seconds", "max_seconds", "predicted_seconds",
+        ]
+    )  # fmt: skip
+    for test in rows_of(report):
+        if test.is_prefill:
+            continue
+        run, arm = test.run, test.arm
+        for step in range(run.workload.n_gen):
+            samples = [one[step] for one in arm.step_seconds]
+            writer.writerow(
+                [
+                    test.title, arm.cache, run.dtype, run.cache_dtype, run.backend, run.threads,
+                    step + 1, run.workload.length + step, run.workload.fed(arm.cache, step),
+                    f"{arm.median_step(step):.9f}", f"{min(samples):.9f}", f"{max(samples):.9f}",
+                    f"{predicted_step(run, arm.cache, step):.9f}",
+                ]
+            )  # fmt: skip
+    return rows.getvalue()
