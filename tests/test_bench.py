@@ -2,74 +2,111 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import re
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from kvgen.attention.record import gather
 from kvgen.attention.steps import attention_weights
-from kvgen.bench.report import BenchPlan, BenchReport, Verification, spread
-from kvgen.bench.run import bench
+from kvgen.bench.compare import compare_reports
+from kvgen.bench.cost import calibrate, cost_of, first_length_above
+from kvgen.bench.plan import BenchPlan, Workload
+from kvgen.bench.report import BenchReport, Verification, spread
+from kvgen.bench.run import bench, predicted_seconds
+from kvgen.bench.verify import verify
+from kvgen.cache import KeyValueCache
+from kvgen.engine import Calibration, open_engine
 from kvgen.errors import UsageError
-from kvgen.render.bench import bench_json
+from kvgen.fast.engine import FastEngine
+from kvgen.model import Model
+from kvgen.reference import decoder, ops
+from kvgen.render.bench_files import bench_csv, bench_json, bench_lines, bench_markdown
 from kvgen.trace import Capture
 from tests import tiny
 from tests.conftest import BACKENDS, Loader
+from tests.test_cli import inside
 
 PROMPT = tuple(tiny.make_ids(9))
-PLAN = BenchPlan(prompt_ids=PROMPT, n_gen=5, repetitions=2, arms=("on", "off"))
-every_backend = pytest.mark.parametrize("backend", BACKENDS)
+WORK = Workload(ids=PROMPT, n_prompt=9, n_gen=5)
+PLAN = BenchPlan(workloads=(WORK,), repetitions=2, caches=("on", "off"))
+SPEED = Calibration(
+    read_bytes_per_second=1e10, flops_per_second=1e11, attention_flops_per_second=1e10
+)
+FACTS: dict[str, Any] = {
+    "model": "tiny", "family": "llama", "parameters": 1000, "prompt": "9 tokens", "seed": None,
+    "environment": {"cpu": "x", "cores": 2},
+}  # fmt: skip
+
+
+def run(model: Model, plan: BenchPlan = PLAN, **options: Any) -> BenchReport:
+    return bench([model.engine], model.params, plan, calibrations=[SPEED], **options)
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def report(request: pytest.FixtureRequest, tiny_model: Loader) -> BenchReport:
-    return bench(tiny_model("llama_gqa", backend=request.param).engine, PLAN)
+    return run(tiny_model("llama_gqa", backend=request.param))
 
 
 def test_both_arms_choose_the_same_tokens(report: BenchReport) -> None:
-    assert report.verification is not None
-    assert report.verification.passed and report.verification.tokens_equal
-    assert report.verification.max_abs_logit_difference < 5e-5
+    verification = report.runs[0].verification
+    assert verification is not None and report.passed
+    assert verification.passed and verification.tokens_equal
+    assert verification.max_abs_logit_difference < 5e-5
 
 
 def test_the_fed_ids_are_the_greedy_ones(report: BenchReport, tiny_model: Loader) -> None:
     model = tiny_model("llama_gqa")
     pieces = model.generate(PROMPT, max_new_tokens=5)
-    assert list(report.generated_ids) == [piece.token for piece in pieces]
+    assert [list(ids) for ids in report.generated_ids] == [[piece.token for piece in pieces]]
 
 
 def test_every_step_of_every_repetition_is_timed(report: BenchReport) -> None:
-    assert [arm.cache for arm in report.arms] == ["on", "off"]
-    for arm in report.arms:
+    arms = report.runs[0].arms
+    assert [arm.cache for arm in arms] == ["on", "off"]
+    for arm in arms:
         assert len(arm.prefill_seconds) == 2
         assert [len(samples) for samples in arm.step_seconds] == [5, 5]
         assert all(seconds > 0 for samples in arm.step_seconds for seconds in samples)
 
 
-def test_positions_are_those_of_the_two_arms() -> None:
-    assert PLAN.positions("on") == 9 + 5
-    assert PLAN.positions("off") == 9 + 10 + 11 + 12 + 13 + 14
-    assert PLAN.positions_per_pass == 14 + 69
-    assert PLAN.total_positions == 3 * (14 + 69)
+def test_positions_are_those_of_the_arms() -> None:
+    assert WORK.positions("on") == WORK.positions("on+q") == 9 + 5
+    assert WORK.positions("off") == 9 + 10 + 11 + 12 + 13 + 14
 
 
-def test_progress_adds_up_to_the_plan(tiny_model: Loader) -> None:
+def test_new_tokens_take_one_decode_step_less(tiny_model: Loader) -> None:
+    # `generate -n 6` chooses the first token out of the prefill; `bench -n 5` times the other five.
+    model = tiny_model("llama_gqa", backend="numpy")
+    pieces = list(model.generate(PROMPT, max_new_tokens=6))
+    assert [piece.positions for piece in pieces] == [9, 1, 1, 1, 1, 1]
+    assert sum(piece.positions for piece in pieces) == WORK.positions("on")
+    uncached = [piece.positions for piece in model.generate(PROMPT, max_new_tokens=6, cache=False)]
+    assert sum(uncached) == WORK.positions("off")
+
+
+def test_progress_counts_what_is_run(tiny_model: Loader) -> None:
     done: list[int] = []
-    bench(tiny_model("gpt2").engine, replace(PLAN, arms=("on",)), on_progress=done.append)
-    maps = PLAN.positions("on")  # one more pass to capture the attention
-    assert sum(done) == replace(PLAN, arms=("on",)).total_positions + maps
+    plan = replace(PLAN, caches=("on",), warmup=2)
+    run(tiny_model("gpt2"), plan, on_progress=done.append)
+    maps = WORK.positions("on")  # one more pass to capture the attention
+    assert sum(done) == (2 + 2) * WORK.positions("on") + maps
 
 
 def test_maps_are_what_each_arm_computed(report: BenchReport, tiny_model: Loader) -> None:
     engine = tiny_model("llama_gqa", backend="numpy").engine
-    ids = [*PROMPT, *report.generated_ids]
+    ids = [*PROMPT, *report.generated_ids[0]]
     layer, head = report.head
     capture = Capture(engine.config, [layer], len(ids))
     cache = engine.new_cache(len(ids))
     engine.forward(ids, cache, capture=capture)
-    from kvgen.attention.record import gather
-
     trace = gather(engine, ids, cache, capture, n_prompt=len(ids))
     whole = attention_weights(trace.layers[0])[head]
     assert [maps.step for maps in report.maps] == [0, 2, 4]
@@ -82,14 +119,36 @@ def test_maps_are_what_each_arm_computed(report: BenchReport, tiny_model: Loader
 
 
 def test_the_cached_arm_alone_makes_no_comparison(tiny_model: Loader) -> None:
-    report = bench(tiny_model("gpt2").engine, replace(PLAN, arms=("on",)))
-    assert report.verification is None and report.arm("off") is None
+    report = run(tiny_model("gpt2"), replace(PLAN, caches=("on",)))
+    assert report.runs[0].verification is None and report.runs[0].arm("off") is None
     assert all(maps.off is None for maps in report.maps)
+    assert report.passed
 
 
 def test_a_plan_beyond_the_context_is_refused(tiny_model: Loader) -> None:
     with pytest.raises(UsageError, match="exceed the context of 256"):
-        bench(tiny_model("gpt2").engine, replace(PLAN, n_gen=248))
+        run(tiny_model("gpt2"), replace(PLAN, workloads=(replace(WORK, n_gen=248),)))
+
+
+def test_several_engines_and_texts_run_on_the_same_ids(tiny_model: Loader) -> None:
+    models = [tiny_model("llama_gqa", backend=backend) for backend in BACKENDS]
+    longer = Workload(ids=tuple(tiny.make_ids(20)), n_prompt=12, n_gen=2, depth=8)
+    report = bench(
+        [model.engine for model in models], models[0].params,
+        replace(PLAN, workloads=(WORK, longer), caches=("on", "off", "on+q")),
+        calibrations=[SPEED, SPEED],
+    )  # fmt: skip
+    assert [(one.workload.length, one.backend) for one in report.runs] == [
+        (length, backend) for length in (9, 20) for backend in BACKENDS
+    ]
+    assert [len(ids) for ids in report.generated_ids] == [5, 2]
+    assert report.passed
+    assert all(len(one.arms) == 3 for one in report.runs)
+    tests = [
+        (row["test"], row["depth"], row["cache"]) for row in bench_json(report, FACTS)["results"]
+    ]
+    assert tests[:4] == [("pp9", 0, "on"), ("tg5", 9, "on"), ("tg5", 9, "off"), ("tg5", 9, "on+q")]
+    assert tests[8] == ("pp12", 8, "on") and tests[9] == ("tg2", 20, "on")
 
 
 @pytest.mark.parametrize(
@@ -114,16 +173,287 @@ def test_a_spread_by_hand() -> None:
     assert spread([4])["stdev"] == 0
 
 
+# --- The ledger -------------------------------------------------------------------------------
+
+
+def test_with_the_cache_a_step_computes_one_row_and_reads_all_keys(report: BenchReport) -> None:
+    for number, step in enumerate(report.ledger.on):
+        length = 9 + number
+        assert (step.length, step.computed, step.old_computed) == (length, 1, 0)
+        assert (step.keys_read, step.old_keys_read) == (length + 1, length)
+        assert step.old_queries_read == 0
+        assert step.max_abs_change == 0
+
+
+def test_without_it_every_row_is_computed_again_and_is_the_same(report: BenchReport) -> None:
+    for number, step in enumerate(report.ledger.off):
+        length = 9 + number
+        assert (step.computed, step.old_computed) == (length + 1, length)
+        assert (step.keys_read, step.old_keys_read) == (length + 1, 0)
+        assert step.max_abs_change < 1e-5
+
+
+def test_a_key_is_read_once_more_by_each_later_query(report: BenchReport) -> None:
+    ledger, n = report.ledger, 9 + len(report.ledger.on)
+    np.testing.assert_array_equal(ledger.reads_of_keys, n - np.arange(n))
+    np.testing.assert_array_equal(ledger.reads_of_queries, np.ones(n))
+    # A row is there from its own step on: three uncached steps after the prefill.
+    expected = [4] * 9 + [3, 2, 1]
+    np.testing.assert_array_equal(ledger.recomputed, expected)
+
+
+def test_the_timed_engine_counts_the_same(report: BenchReport) -> None:
+    ledger = report.ledger
+    assert ledger.agrees
+    layers = report.runs[0].cost.config.n_layers
+    assert ledger.n_compared == 2 * 5 * layers
+
+
+@pytest.mark.parametrize("name", ["gemma3", "mistral", "gpt_neo"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_windows_are_counted(name: str, backend: str, tiny_model: Loader) -> None:
+    model = tiny_model(name, backend=backend)
+    work = Workload(ids=tuple(tiny.make_ids(40)), n_prompt=40, n_gen=4)
+    report = run(model, replace(PLAN, workloads=(work,), repetitions=1))
+    assert report.passed
+    totals = report.ledger.on[0].pairs
+    windows = [model.config.window(layer) or 1000 for layer in range(model.config.n_layers)]
+    np.testing.assert_array_equal(totals, [min(41, window) for window in windows])
+
+
+def test_a_large_model_is_counted_by_its_first_layers(
+    tiny_model: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("gemma3")
+    monkeypatch.setattr("kvgen.bench.ledger._WIDENED_BYTES", 4 * 2 * model.config.layer_weights)
+    assert model.config.n_layers > 2
+    ledger = run(model).ledger
+    assert ledger.n_layers == 2 and ledger.agrees
+
+
+# --- The cost model ---------------------------------------------------------------------------
+
+
+def test_costs_by_hand(tiny_model: Loader) -> None:
+    model = tiny_model("llama_gqa", backend="numpy")
+    cost, config = cost_of(model.engine), model.config
+    D, C, F = config.head_dim, config.d_model, config.d_ff
+    assert config.layer_weights == (2 * config.n_heads + 2 * config.n_kv_heads) * D * C + 3 * C * F
+    matrices = config.n_layers * config.layer_weights + C * config.vocab_size
+    assert model.engine.weight_bytes == cost.weight_bytes == 4 * matrices
+    assert cost.product_flops(1) == 2 * matrices
+    assert cost.visible(0, 3) == config.n_layers * (1 + 2 + 3)
+    assert cost.visible(5, 1) == config.n_layers * 6
+    assert cost.cache_bytes(5, 1) == 4 * 6 * config.kv_floats_per_token
+
+
+@pytest.mark.parametrize("name", ["llama_gqa", "gpt2", "gemma3", "phi", "olmo2"])
+def test_weight_bytes_are_those_of_the_matrices(name: str, tiny_model: Loader) -> None:
+    fast = tiny_model(name, kind="BF16", backend="numba")
+    plain = tiny_model(name, kind="BF16", backend="numpy")
+    assert 2 * fast.engine.weight_bytes == plain.engine.weight_bytes
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_calibration_measures_something(backend: str, tiny_model: Loader) -> None:
+    engine = tiny_model("llama_gqa", backend=backend).engine
+    measured = calibrate(engine)
+    assert 1e7 < measured.read_bytes_per_second < 1e13
+    assert 1e6 < measured.attention_flops_per_second < 1e14
+    assert 1e6 < measured.flops_per_second < 1e14
+    assert 0 <= measured.seconds_per_step < 1
+    assert predicted_seconds([engine], [measured], PLAN) > 0
+
+
+def test_a_length_is_found_by_its_time() -> None:
+    assert first_length_above(0.5, lambda length: length / 100, 1000) == 51
+    assert first_length_above(50, lambda length: length / 100, 1000) is None
+    assert first_length_above(0.001, lambda length: 1 + length, 7) == 1
+
+
+# --- Files ------------------------------------------------------------------------------------
+
+
 def test_json_has_its_documented_names(report: BenchReport) -> None:
-    facts = {
-        "model": "tiny", "dtype": "f32", "cache_dtype": "f32", "backend": "numpy", "threads": 1,
-        "prompt": "9 tokens", "seed": None, "environment": {"cpu": "x"},
-    }  # fmt: skip
-    content = json.loads(json.dumps(bench_json(report, facts)))
+    content = json.loads(json.dumps(bench_json(report, FACTS)))
     tests = [(result["test"], result["cache"]) for result in content["results"]]
     assert tests == [("pp9", "on"), ("tg5", "on"), ("tg5", "off")]
     assert [result["positions_processed"] for result in content["results"]] == [9, 5, 60]
     uncached = content["results"][2]
     assert len(uncached["seconds_per_step"]) == 5 and np.shape(uncached["samples"]) == (2, 5)
+    for name in ("predicted_seconds_per_step", "bytes_per_step", "flops_per_step"):
+        assert len(uncached[name]) == 5 and min(uncached[name]) > 0
     assert set(uncached["tokens_per_second"]) == {"median", "mean", "stdev", "min", "max"}
     assert content["verification"]["passed"] and content["verification"]["tokens_equal"]
+    assert content["calibration"]["read_gb_per_second"] == 10
+    assert content["ledger"]["agrees"] and content["ledger"]["on"][0]["computed"] == 1
+
+
+def test_lines_and_markdown_have_the_names_of_llama_bench(report: BenchReport) -> None:
+    lines = [json.loads(line) for line in bench_lines(report, FACTS).splitlines()]
+    assert [line["test"] for line in lines] == ["pp9", "tg5 @ d9", "tg5 @ d9"]
+    assert (lines[0]["n_prompt"], lines[0]["n_gen"], lines[0]["n_depth"]) == (9, 0, 0)
+    assert (lines[2]["n_prompt"], lines[2]["n_gen"], lines[2]["n_depth"]) == (0, 5, 9)
+    assert all(len(line["samples_ts"]) == 2 for line in lines)
+    table = bench_markdown(report, FACTS).splitlines()
+    assert table[0] == "| model | size | params | backend | threads | cache | test | t/s |"
+    assert "| off | tg5 @ d9 |" in table[4]
+
+
+def test_csv_has_a_row_for_each_step(report: BenchReport) -> None:
+    rows = list(csv.DictReader(io.StringIO(bench_csv(report))))
+    assert [row["cache"] for row in rows] == ["on"] * 5 + ["off"] * 5
+    assert [row["position"] for row in rows[5:]] == ["9", "10", "11", "12", "13"]
+    assert [row["positions_run"] for row in rows[5:]] == ["10", "11", "12", "13", "14"]
+    assert all(float(row["median_seconds"]) > 0 for row in rows)
+
+
+def saved(rate: float, *, low: float, high: float, cache: str = "on", cpu: str = "x") -> Any:
+    rates = {"median": rate, "mean": rate, "stdev": 1.0, "min": low, "max": high}
+    result = {
+        "test": "tg5", "depth": 9, "cache": cache, "dtype": "f32", "cache_dtype": "f32",
+        "backend": "numba", "threads": 2, "tokens_per_second": rates,
+    }  # fmt: skip
+    return {"model": "tiny", "results": [result], "environment": {"cpu": cpu}}
+
+
+@pytest.mark.parametrize(("low", "high", "beyond"), [(150, 250, True), (105, 250, False)])
+def test_reports_are_compared_by_ratio_and_spread(low: float, high: float, beyond: bool) -> None:
+    comparison = compare_reports(
+        saved(100, low=90, high=110), saved(200, low=low, high=high, cpu="y")
+    )
+    (test,) = comparison.tests
+    assert (test.ratio, test.beyond_spread) == (2.0, beyond)
+    assert comparison.differences == ("cpu: x -> y",)
+
+
+@pytest.mark.parametrize("other", [{}, [], {"results": 3}, {"results": [{"test": 1}]}, None])
+def test_what_is_no_report_is_not_compared(other: Any) -> None:
+    with pytest.raises(UsageError, match="wants two reports"):
+        compare_reports(saved(1, low=1, high=1), other)
+
+
+def test_reports_without_a_common_test_are_not_compared() -> None:
+    with pytest.raises(UsageError, match="share no test"):
+        compare_reports(saved(1, low=1, high=1), saved(1, low=1, high=1, cache="off"))
+
+
+# --- Planted bugs -----------------------------------------------------------------------------
+
+
+def reads_one_row_less(patch: pytest.MonkeyPatch) -> None:
+    """A decode step that no longer sees the key before it."""
+    mask = ops.causal_mask
+
+    def blind(T: int, S: int, window: int | None = None) -> ops.Mask:
+        visible = mask(T, S, window)
+        if T == 1 and S > 1:
+            visible[0, S - 2] = False
+        return visible
+
+    patch.setattr(decoder, "causal_mask", blind)
+
+
+def writes_one_row_too_far(patch: pytest.MonkeyPatch) -> None:
+    """A decode step that puts its key and value behind the place that is theirs."""
+    write = KeyValueCache.write
+
+    def shifted(self: KeyValueCache, layer: int, k: np.ndarray, v: np.ndarray) -> None:
+        if len(k) == 1 and 0 < self.length < self.capacity - 1:
+            self.extend(1)
+            write(self, layer, k, v)
+            self.truncate(self.length - 1)
+        else:
+            write(self, layer, k, v)
+
+    patch.setattr(KeyValueCache, "write", shifted)
+
+
+def widens_its_window(patch: pytest.MonkeyPatch) -> None:
+    """A decode step whose window holds one key too many."""
+    mask = ops.causal_mask
+
+    def wide(T: int, S: int, window: int | None = None) -> ops.Mask:
+        return mask(T, S, window + 1 if window and T == 1 else window)
+
+    patch.setattr(decoder, "causal_mask", wide)
+
+
+def keeps_a_stale_row(patch: pytest.MonkeyPatch) -> None:
+    """The key of the first row that a truncate takes back stays, whatever is written there."""
+    truncate, extend = KeyValueCache.truncate, KeyValueCache.extend
+    kept: dict[str, Any] = {}
+
+    def remember(self: KeyValueCache, length: int) -> None:
+        block = self.k.shape[-1]
+        kept["cache"] = self
+        kept["place"] = (..., length // block, slice(None), length % block)
+        kept["row"] = self.k[kept["place"]].copy()
+        truncate(self, length)
+
+    def put_back(self: KeyValueCache, n_positions: int) -> None:
+        extend(self, n_positions)
+        if kept.get("cache") is self:
+            self.k[kept["place"]] = kept["row"]
+
+    patch.setattr(KeyValueCache, "truncate", remember)
+    patch.setattr(KeyValueCache, "extend", put_back)
+
+
+def shifts_positions(patch: pytest.MonkeyPatch) -> None:
+    """The compiled engine's decode steps run one position too late."""
+    run_rows = FastEngine._run
+
+    def late(self: Any, tokens: Any, start: int, which: int, logits: Any) -> None:
+        shift = len(tokens) == 1 and start > 0
+        run_rows(self, tokens, start - shift, which, logits)
+
+    patch.setattr(FastEngine, "_run", late)
+
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "backend", "plant"),
+    [
+        ("bench", "llama_gqa", "numpy", reads_one_row_less),
+        ("bench", "gpt2", "numpy", writes_one_row_too_far),
+        ("bench", "gemma3", "numpy", widens_its_window),
+        ("bench", "llama_gqa", "numba", shifts_positions),
+        ("verify", "llama_gqa", "numpy", reads_one_row_less),
+        ("verify", "gpt2", "numpy", writes_one_row_too_far),
+        ("verify", "mistral", "numpy", widens_its_window),
+        ("verify", "llama_gqa", "numba", shifts_positions),
+        ("verify", "llama_gqa", "numpy", keeps_a_stale_row),
+        ("verify", "llama_gqa", "numba", keeps_a_stale_row),
+    ],
+)
+def test_a_planted_bug_is_found(
+    command: str,
+    name: str,
+    backend: str,
+    plant: Plant,
+    tiny_folder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = ["-m", str(tiny_folder(name)), "--backend", backend]
+    arguments += ["--no-cache", "-p", "40", "-n", "6", "-r", "1"] if command == "bench" else []
+    assert inside(command, *arguments).returncode == 0
+    plant(monkeypatch)
+    found = inside(command, *arguments)
+    *_, verdict = found.stderr.decode().splitlines()
+    assert found.returncode == 5
+    assert re.match("kvgen: .*(logits differ|checks failed|not what they should be)", verdict)
+    assert "Traceback" not in found.stderr.decode()
+
+
+@pytest.mark.parametrize("name", ["llama_gqa", "gpt2", "gemma3"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_way_to_run_the_ids_agrees(name: str, backend: str, tiny_model: Loader) -> None:
+    model = tiny_model(name, backend=backend)
+    reference = open_engine(model.params, backend="numpy", threads=None)
+    checks = list(verify(model.engine, reference, tiny.make_ids(200)))
+    assert len(checks) == (4 if backend == "numpy" else 5)
+    assert all(check.passed for check in checks)
+    assert checks[1].n_positions == 10 * 200  # every split is within

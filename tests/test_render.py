@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,12 @@ from rich.console import Console, RenderableType
 
 from kvgen.attention.diagnostics import diagnose
 from kvgen.attention.steps import explain_row
-from kvgen.bench.report import Arm, BenchPlan, BenchReport, StepMaps, Verification
+from kvgen.bench.cost import ModelCost
+from kvgen.bench.ledger import Ledger, StepCount
+from kvgen.bench.plan import BenchPlan, Workload
+from kvgen.bench.report import Arm, BenchReport, Run, StepMaps, Verification
+from kvgen.config import ModelConfig
+from kvgen.engine import Calibration
 from kvgen.render.attention import head_map, layer_grid, summary
 from kvgen.render.bench import bench_view
 from kvgen.render.canvas import (
@@ -25,8 +31,10 @@ from kvgen.render.canvas import (
     side_by_side,
     token_label,
 )
+from kvgen.render.chart import Curve, chart
 from kvgen.render.explain import explanation
 from kvgen.render.timing import RunTimings, timing_block
+from kvgen.tensors import DTypeName
 from kvgen.trace import AttentionTrace, LayerTrace
 
 GLYPHS = Canvas(80, "glyphs")
@@ -167,26 +175,65 @@ def test_every_view_keeps_to_its_width(T: int, width: int, mode: Mode) -> None:
         assert "\x1b[2J" not in "".join(lines)
 
 
-def make_report(n_prompt: int) -> BenchReport:
-    """A benchmark of three steps with invented figures."""
-    plan = BenchPlan(prompt_ids=(1,) * n_prompt, n_gen=3, repetitions=1, arms=("on", "off"))
-    maps = tuple(
-        StepMaps(step=step, on=np.full((1, S), 1 / S, np.float32), off=np.eye(S, dtype=np.float32))
-        for step, S in enumerate(range(n_prompt + 1, n_prompt + 4))
-    )
-    return BenchReport(
-        plan=plan,
-        generated_ids=(1, 2, 3),
+CONFIG = ModelConfig(
+    n_layers=4, n_heads=4, n_kv_heads=2, head_dim=8, d_model=32, d_ff=64, vocab_size=100,
+    max_context=4096, norm="rms", norm_eps=1e-5, mlp="gated", activation="silu",
+    attn_scales=(0.35,) * 4,
+)  # fmt: skip
+SPEED = Calibration(
+    read_bytes_per_second=1e10, flops_per_second=1e11, attention_flops_per_second=1e10
+)
+
+
+def make_run(work: Workload, dtype: DTypeName = "f32") -> Run:
+    """An engine's arms on a text of three steps, with invented figures."""
+    return Run(
+        workload=work, dtype=dtype, cache_dtype="f32", backend="numba", threads=1, prefill="exact",
+        weight_bytes=10**6, calibration=SPEED,
+        cost=ModelCost(config=CONFIG, weight_bytes=10**6, cache_item_bytes=4),
         arms=(
             Arm(cache="on", prefill_seconds=(0.5,), step_seconds=((0.001,) * 3,)),
             Arm(cache="off", prefill_seconds=(0.5,), step_seconds=((1.2345,) * 3,)),
+            Arm(cache="on+q", prefill_seconds=(0.5,), step_seconds=((0.001,) * 3,)),
         ),
         verification=Verification(
             max_abs_logit_difference=1e-6, tolerance=1e-3, n_steps=3, n_equal=3, near_ties=0
         ),
+    )  # fmt: skip
+
+
+def make_report(n_prompt: int, dtypes: tuple[DTypeName, ...] = ("f32",)) -> BenchReport:
+    """A benchmark of three steps with invented figures."""
+    work = Workload(ids=(1,) * n_prompt, n_prompt=n_prompt, n_gen=3)
+    maps = tuple(
+        StepMaps(step=step, on=np.full((1, S), 1 / S, np.float32), off=np.eye(S, dtype=np.float32))
+        for step, S in enumerate(range(n_prompt + 1, n_prompt + 4))
+    )
+    step = StepCount(
+        length=n_prompt, computed=1, old_computed=0, keys_read=n_prompt + 1,
+        old_keys_read=n_prompt, old_queries_read=0, pairs=np.full(4, n_prompt + 1),
+        max_abs_change=0.0,
+    )  # fmt: skip
+    whole = replace(step, computed=n_prompt + 1, old_computed=n_prompt, max_abs_change=1e-6)
+    return BenchReport(
+        plan=BenchPlan(workloads=(work,), caches=("on", "off", "on+q"), repetitions=1),
+        generated_ids=((1, 2, 3),),
+        runs=tuple(make_run(work, dtype) for dtype in dtypes),
+        ledger=Ledger(
+            n_layers=4, on=(step,) * 3, off=(whole,) * 3, layer=0,
+            reads_of_keys=np.arange(n_prompt + 3, 0, -1),
+            reads_of_queries=np.ones(n_prompt + 3, np.int64),
+            recomputed=np.full(n_prompt + 3, 4), n_compared=24, n_different=0,
+        ),
         head=(2, 3),
         maps=maps,
-    )
+    )  # fmt: skip
+
+
+BENCH_FACTS = {
+    "model": "tiny", "family": "llama", "parameters": 1000, "prompt": "some tokens",
+    "environment": {"cpu": "CPU", "cores": 2},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", ["color", "glyphs", "ascii"])
@@ -194,17 +241,46 @@ def make_report(n_prompt: int) -> BenchReport:
 @pytest.mark.parametrize("n_prompt", [5, 638, 2000])
 def test_a_benchmark_keeps_to_its_width(n_prompt: int, width: int, mode: Mode) -> None:
     canvas = Canvas(width, mode)
-    facts = {
-        "model": "tiny", "dtype": "f32", "cache_dtype": "f32", "backend": "numba", "threads": 1,
-        "prompt": f"{n_prompt} tokens", "environment": {"cpu": "CPU"},
-    }  # fmt: skip
-    view = bench_view(make_report(n_prompt), facts, canvas)
+    view = bench_view(make_report(n_prompt), BENCH_FACTS, canvas)
     lines = [without_colors(line).rstrip() for line in lines_of(view, canvas)]
     assert max(map(cell_len, lines)) <= width
     assert not any(line.endswith("…") for line in lines)
-    assert "".join(lines).count("scores") == 6
+    assert "".join(lines).count(" scores") == 6
     beside = any("ms/token by position" in line and "what each" in line for line in lines)
-    assert beside == (width >= 100)
+    assert beside == (width >= 120)
+    assert any("cache on   " in line and "cache off" in line for line in lines)
+    assert sum(f"{n_prompt + 1:,} each" in line for line in lines) == 3
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_several_runs_are_told_apart(width: int) -> None:
+    canvas = Canvas(width, "glyphs")
+    view = bench_view(make_report(50, ("f32", "int8")), BENCH_FACTS, canvas)
+    lines = [line.rstrip() for line in lines_of(view, canvas)]
+    assert max(map(cell_len, lines)) <= width
+    text = "\n".join(lines)
+    assert text.count("on     int8") == 2 and "threads" not in text
+    assert "verified (f32 dtype)" in text and "verified (int8 dtype)" in text
+
+
+def test_a_curve_by_hand() -> None:
+    flat = Curve("on", "*", "", [10, 11, 12, 13], [1e-3] * 4)
+    rising = Curve("off", "o", "", [10, 11, 12, 13], [1e-3 * 10**power for power in (1, 2, 3, 4)])
+    lines = [line.plain for line in chart([flat, rising], width=31, height=7, ascii_only=True)]
+    assert lines == CURVE.splitlines()
+
+
+CURVE = """\
+    10 s |                   o
+         |
+     1 s |             o
+  100 ms |      o
+   10 ms |o
+         |
+    1 ms |*     *      *     *
+         +--------------------
+          10      13 positions
+"""
 
 
 def test_one_map_exactly() -> None:

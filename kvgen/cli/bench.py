@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
-from importlib.resources import files
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,6 @@ import click
 from kvgen.cli.bench_options import (
     FIGURES,
     FORMATS,
-    NEW_TOKENS,
-    PROMPT_TOKENS,
     REPETITIONS,
     ArmFlags,
     ReportFlags,
@@ -23,6 +20,7 @@ from kvgen.cli.bench_options import (
     report_options,
     work_options,
 )
+from kvgen.cli.bench_work import choose_work, chosen_head
 from kvgen.cli.options import (
     DisplayFlags,
     ModelFlags,
@@ -44,7 +42,7 @@ from kvgen.cli.prompt import PromptFlags, given_prompt
 from kvgen.errors import UsageError, VerificationError
 
 if TYPE_CHECKING:
-    from kvgen.bench.plan import BenchPlan, Cache, Workload
+    from kvgen.bench.plan import BenchPlan, Cache
     from kvgen.bench.report import BenchReport
     from kvgen.model import Model
 
@@ -106,7 +104,7 @@ def bench(
     text = given_prompt(PromptFlags(prompt, prompt_option))
     _check(text, model_flags, work_flags, arm_flags, report_flags)
     models = load_models(model_flags, quiet=quiet, verbose=verbose)
-    work = _choose_work(models[0], text, work_flags)
+    work = choose_work(models[0], text, work_flags)
 
     from kvgen.bench.plan import BenchPlan
     from kvgen.machine import environment
@@ -119,13 +117,14 @@ def bench(
         caches=tuple(caches),
         repetitions=work_flags.repetitions or REPETITIONS,
         warmup=work_flags.warmup,
-        head=_chosen_head(models[0], arm_flags),
+        head=chosen_head(models[0], arm_flags),
     )
     report = _run(models, plan, work_flags, quiet=quiet)
+    model = models[0]
     facts: dict[str, Any] = {
-        "model": models[0].name,
-        "family": models[0].family,
-        "parameters": models[0].params.n_parameters,
+        "model": model.name,
+        "family": model.family,
+        "parameters": model.params.n_parameters,
         "prompt": work.prompt,
         "seed": work.seed,
         "environment": environment(),
@@ -150,9 +149,9 @@ def _check(
         raise UsageError("a map is one of a layer and a head: give both -l and -H")
     for path, kinds in ((report.out, FORMATS), (report.plot, FIGURES)):
         if path is not None:
+            check_writable(path)
             if Path(path).suffix not in kinds:
                 raise UsageError(f"{path}: the name must end in {', '.join(kinds)}")
-            check_writable(path)
 
 
 def _run(models: list[Model], plan: BenchPlan, work: WorkFlags, *, quiet: bool) -> BenchReport:
@@ -237,10 +236,8 @@ def _judge(report: BenchReport) -> None:
                 f"{checked.n_equal} of {checked.n_steps} steps"
             )
     if not report.ledger.agrees:
-        raise VerificationError(
-            f"{report.ledger.n_different} of {report.ledger.n_compared} counts of rows differ from "
-            "what the model's shapes say"
-        )
+        wrong, total = report.ledger.n_different, report.ledger.n_compared
+        raise VerificationError(f"{wrong} of {total} counts of rows are not what they should be")
 
 
 def _compare(one: str, other: str, display: DisplayFlags) -> None:
@@ -248,75 +245,15 @@ def _compare(one: str, other: str, display: DisplayFlags) -> None:
     from kvgen.bench.compare import compare_reports
     from kvgen.render.compare import comparison_view
 
-    reports = []
-    for path in (one, other):
-        try:
-            reports.append(json.loads(Path(path).read_text(encoding="utf-8")))
-        except OSError as error:
-            raise UsageError(f"{path}: {error.strerror}") from None
-        except ValueError:
-            raise UsageError(f"{path}: this is not JSON as --out writes it") from None
+    comparison = compare_reports(_read_json(one), _read_json(other))
     canvas = make_canvas(**display._asdict())
-    show(comparison_view(compare_reports(*reports), names=(one, other)), canvas)
+    show(comparison_view(comparison, names=(one, other)), canvas)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Work:
-    workloads: tuple[Workload, ...]
-    prompt: str  # where the ids come from, in words
-    seed: int | None
-
-
-def _chosen_head(model: Model, arms: ArmFlags) -> tuple[int, int] | None:
-    if arms.layer is None or arms.head is None:
-        return None
-    config = model.config
-    if arms.layer >= config.n_layers or arms.head >= config.n_heads:
-        raise UsageError(
-            f"there is no layer {arms.layer} head {arms.head}: {config.n_layers} layers of "
-            f"{config.n_heads} heads, counted from 0"
-        )
-    return arms.layer, arms.head
-
-
-def _choose_work(model: Model, text: str | None, flags: WorkFlags) -> _Work:
-    """The ids to feed: the text's, those of a text of our own, or random ones."""
-    from kvgen.bench.plan import Workload
-    from kvgen.generate import check_lengths
-
-    context = model.config.max_context
-    # Defaults shrink with the context; what was asked for is taken or refused.
-    n_new = flags.n_gen if flags.n_gen is not None else min(NEW_TOKENS, max(1, context // 5))
-    if text is not None:
-        ids = tuple(model.encode(text))
-        check_lengths(model.config, len(ids), n_new)
-        only = Workload(ids=ids, n_prompt=len(ids), n_gen=n_new)
-        return _Work(workloads=(only,), prompt=f"{len(ids)} tokens", seed=None)
-    usual = max(1, min(PROMPT_TOKENS, context - n_new))
-    if flags.n_prompt is None and flags.depth is None and model.tokenizer is not None:
-        own = model.encode(files("kvgen.bench").joinpath("text.txt").read_text("utf-8"))
-        ids = tuple(own[:usual])
-        scaled = f", scaled to the context of {context}" if usual < PROMPT_TOKENS else ""
-        words = f"{len(ids)} tokens of the text that ships with the benchmark{scaled}"
-        only = Workload(ids=ids, n_prompt=len(ids), n_gen=n_new)
-        return _Work(workloads=(only,), prompt=words, seed=None)
-
-    import numpy as np
-
-    from kvgen.sampling import Sampler, SamplingOptions
-
-    seed = Sampler(SamplingOptions(), seed=flags.seed).seed
-    vocab_size = model.config.vocab_size
-    n_tokens = min(vocab_size, model.tokenizer.n_tokens if model.tokenizer else vocab_size)
-    workloads = []
-    for n_prompt in flags.n_prompt or (usual,):
-        for depth in flags.depth or (0,):
-            check_lengths(model.config, n_prompt + depth, n_new)
-            random_ids = np.random.default_rng(seed).integers(0, n_tokens, n_prompt + depth)
-            workloads.append(
-                Workload(
-                    ids=tuple(random_ids.tolist()), n_prompt=n_prompt, n_gen=n_new, depth=depth
-                )
-            )
-    lengths = ", ".join(f"{work.n_prompt}" for work in workloads)
-    return _Work(workloads=tuple(workloads), prompt=f"{lengths} random ids, seed {seed}", seed=seed)
+def _read_json(path: str) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    except ValueError:
+        raise UsageError(f"{path}: this is not JSON as --out writes it") from None

@@ -33,7 +33,7 @@ Examples:
   kvgen verify path/to/model --dtype f32,bf16,int8
 """,
 )
-@click.argument("model", required=False)
+@click.argument("model", required=False, metavar="[FOLDER_OR_ID]")
 @several_model_options
 @click.option(
     "-p",
@@ -52,12 +52,13 @@ def verify(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Check that cached, chunked and uncached runs of MODEL agree with the reference.
+    """Check that cached, chunked and uncached runs of a model agree with the reference.
 
     A line for each check of each --dtype, and one at the end.
     """
-    if model is not None and model_flags.model_name is not None:
-        raise UsageError("name the model once: as MODEL or with -m")
+    source = click.get_current_context().get_parameter_source("model_name")
+    if model is not None and source is click.core.ParameterSource.COMMANDLINE:
+        raise UsageError("name the model once: as an argument or with -m")
     if model_flags.prefill == "fast":
         raise UsageError("--prefill fast is inexact: there is nothing to verify")
     named = model_flags._replace(model_name=model or model_flags.model_name)
@@ -70,7 +71,7 @@ def verify(
     results: list[tuple[str, Check]] = []
     for one in models:
         engine = one.engine
-        name = f"{engine.dtype} weights, {engine.cache_dtype} cache, {engine.backend}"
+        name = f"{engine.dtype}, {engine.cache_dtype} cache, {engine.backend}"
         with working("verifying", quiet=quiet):
             reference = open_engine(one.params, backend="numpy", threads=engine.threads)
         for check in run_checks(engine, reference, ids):
@@ -111,9 +112,8 @@ def _describe(check: Check) -> str:
         return f"{check.name}: {state}{counts}"
     ties = f", {check.near_ties} near-ties" if check.near_ties else ""
     return (
-        f"{check.name}: {state}, logits differ by at most {check.max_abs_difference:.1e} "
-        f"(allowed {check.tolerance:.1e}), same token at {check.n_equal:,} of "
-        f"{check.n_positions:,} positions{ties}"
+        f"{check.name}: {state}, logits differ by {check.max_abs_difference:.1e} (at most "
+        f"{check.tolerance:.1e}), {check.n_equal:,} of {check.n_positions:,} tokens the same{ties}"
     )
 
 

@@ -10,16 +10,15 @@ from rich.table import Table
 from rich.text import Text
 
 from kvgen.bench.cost import first_length_above
-from kvgen.bench.ledger import Ledger, StepCount
 from kvgen.bench.plan import Cache
-from kvgen.bench.report import Arm, BenchReport, Run, StepMaps, spread
+from kvgen.bench.report import BenchReport, Run, StepMaps
 from kvgen.render.attention import thumbnail_lines
-from kvgen.render.bench_files import predicted_prefill, predicted_step, rows_of
+from kvgen.render.bench_files import predicted_step
+from kvgen.render.bench_tables import by_position, ledger_table, rates, traits, varying
 from kvgen.render.canvas import Canvas, causal, side_by_side
 from kvgen.render.chart import Curve, chart
 from kvgen.tensors import FloatArray
 
-_TABLE_ROWS = 8
 _GAP = 3  # columns between the table and the maps beside it
 _CHART_HEIGHT = 9
 _ARMS: dict[Cache, tuple[str, str, str]] = {  # mark, the same in ASCII, colour
@@ -34,7 +33,7 @@ def bench_view(
 ) -> RenderableType:  # facts as in bench_json
     """The whole report; of several runs the details of the first one.
 
-    `over_seconds` is the time per token whose crossing is told.
+    `over_seconds` is the time per token whose crossing is named.
     """
     run = report.runs[0]
     parts: list[RenderableType] = [
@@ -47,108 +46,26 @@ def bench_view(
         ),
         Text(f"prompt: {facts['prompt']} · medians of {report.plan.repetitions}"),
         Text(),
-        _rates(report),
+        rates(report, canvas.width),
     ]
     if run.workload.n_gen and len(report.runs) == 1:
         parts += [
             Text(),
-            _beside(_by_position(run), report, canvas),
+            _beside(by_position(run, canvas.width), report, canvas),
             Text(),
             *_curves(run, canvas),
             Text(),
-            _ledger(report.ledger, shown="off" in report.plan.caches),
+            ledger_table(report.ledger, canvas.width, shown="off" in report.plan.caches),
         ]
     parts.append(Text())
     for one in report.runs:
-        told = [f"{_told(one)[name]} {name}" for name in _varying(report)]
-        told += [f"{one.workload.length} positions"] if len(report.plan.workloads) > 1 else []
-        parts += map(Text, _verdict(one, name=", ".join(told)))
+        name = [f"{traits(one)[what]} {what}" for what in varying(report)]
+        name += [f"{one.workload.length} positions"] if len(report.plan.workloads) > 1 else []
+        parts += map(Text, _verdict(one, name=", ".join(name)))
     if len(report.runs) == 1:
         parts += map(Text, _cost(run, over_seconds))
     parts += map(Text, _lesson(report))
     return Group(*parts)
-
-
-def _table(*columns: str, title: str | None = None) -> Table:
-    """A plain table whose words stand left and whose numbers stand right."""
-    table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left")
-    for name in columns:
-        words = name in ("test", "cache", "dtype", "kv", "backend", "kept")
-        table.add_column(name, justify="left" if words else "right", no_wrap=True)
-    return table
-
-
-def _told(run: Run) -> dict[str, str]:
-    """What may differ from run to run."""
-    return {
-        "dtype": run.dtype,
-        "kv": run.cache_dtype,
-        "backend": run.backend,
-        "threads": f"{run.threads}",
-    }
-
-
-def _varying(report: BenchReport) -> list[str]:
-    """The names of what does differ."""
-    told = [_told(run) for run in report.runs]
-    return [name for name in told[0] if len({one[name] for one in told}) > 1]
-
-
-def _rates(report: BenchReport) -> Table:
-    """Tokens per second of every test, and how the prediction compares."""
-    varying = _varying(report)
-    table = _table(
-        "test", "cache", *varying, "tok/s", "min..max", "predicted", "positions run", "on/off"
-    )
-    for row in rows_of(report):
-        run, low, high = row.run, min(row.rates), max(row.rates)
-        on, ratio = run.arm("on"), ""
-        if row.arm.cache == "off" and on is not None:
-            fast = spread([run.workload.n_gen / sum(one) for one in on.step_seconds])["median"]
-            ratio = f"{fast / spread(row.rates)['median']:.1f}x"
-        table.add_row(
-            row.title,
-            row.arm.cache,
-            *(_told(run)[name] for name in varying),
-            f"{spread(row.rates)['median']:,.1f}",
-            f"{low:,.1f}..{high:,.1f}",
-            f"{_predicted_rate(run, row.arm, prefill=row.is_prefill):,.1f}",
-            f"{row.positions:,}",
-            ratio,
-        )
-    return table
-
-
-def _predicted_rate(run: Run, arm: Arm, *, prefill: bool) -> float:
-    work = run.workload
-    if prefill:
-        return work.n_prompt / predicted_prefill(run)
-    steps = range(work.n_gen)
-    return work.n_gen / sum(predicted_step(run, arm.cache, step) for step in steps)
-
-
-def _by_position(run: Run) -> Table:
-    """Milliseconds per token at some positions, measured and predicted, in every arm."""
-    on, off = run.arm("on"), run.arm("off")
-    headings = ["position"]
-    for arm in run.arms:
-        headings += [arm.cache, "pred."]
-    headings += ["off/on"] if on is not None and off is not None else []
-    table = Table(title="ms/token by position", title_justify="left", box=None, padding=(0, 1))
-    for name in headings:
-        table.add_column(name, justify="right", no_wrap=True)
-    work = run.workload
-    for step in np.unique(
-        np.linspace(0, work.n_gen - 1, min(work.n_gen, _TABLE_ROWS)).round().astype(int)
-    ):
-        cells = [f"{work.length + step:,}"]
-        for arm in run.arms:
-            predicted = predicted_step(run, arm.cache, step)
-            cells += [f"{1e3 * arm.median_step(step):.2f}", f"{1e3 * predicted:.2f}"]
-        if on is not None and off is not None:
-            cells.append(f"{off.median_step(step) / on.median_step(step):.0f}x")
-        table.add_row(*cells)
-    return table
 
 
 def _beside(table: Table, report: BenchReport, canvas: Canvas) -> RenderableType:
@@ -221,40 +138,16 @@ def _curves(run: Run, canvas: Canvas) -> list[Text]:
     ]
 
 
-def _ledger(ledger: Ledger, *, shown: bool) -> Table:
-    """Rows that the first counted step computed, kept and read, with and without the cache."""
-    title = f"rows of Q, K and V in layer {ledger.layer}, counted by the reference engine"
-    table = _table(
-        "cache", "step", "computed", "of them again", "kept", "K, V read", "old Q read", title=title
-    )
-    arms: list[tuple[str, tuple[StepCount, ...]]] = [("on", ledger.on)]
-    arms += [("off", ledger.off)] if shown else []
-    for cache, steps in arms:
-        for number, count in enumerate(steps):
-            again = f"{count.old_computed:,}" if cache == "off" else "0"
-            table.add_row(
-                cache,
-                f"{number + 1}",
-                f"{count.computed:,} each",
-                again,
-                "K, V" if cache == "on" else "nothing",
-                f"{count.keys_read:,}",
-                f"{count.old_queries_read}"
-                if cache == "on"
-                else f"{count.old_computed:,} (rebuilt)",
-            )
-    return table
-
-
 def _verdict(run: Run, *, name: str) -> list[str]:
     checked = run.verification
     if checked is None:
         return []
     verdict = "verified" if checked.passed else "NOT VERIFIED"
+    verdict += f" ({name})" if name else ""
     work = run.workload
     on, off = (work.positions(cache) for cache in ("on", "off"))
     return [
-        f"{verdict}{f' ({name})' if name else ''}: same tokens at {checked.n_equal} of {checked.n_steps} steps"
+        f"{verdict}: same tokens at {checked.n_equal} of {checked.n_steps} steps"
         + (f" ({checked.near_ties} near-ties)" if checked.near_ties else "")
         + f", logits differ by at most {checked.max_abs_logit_difference:.1e}; "
         f"{on:,} positions run with the cache, {off:,} without ({off / on:.1f}x)"

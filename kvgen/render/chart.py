@@ -72,6 +72,6 @@ def _rows_of_ticks(bottom: float, top: float, height: int) -> dict[int, str]:
         }
         if len(rows) >= 3 or steps == (1, 2, 5):
             for row, value in rows.items():
-                marked[row] = f"{1e3 * value:,.4g} ms"
+                marked[row] = f"{value:g} s" if value >= 1 else f"{1e3 * value:g} ms"
             break
     return marked

@@ -1,0 +1,139 @@
+"""The tables of a benchmark: rates, time by position, rows that were computed and read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from kvgen.bench.ledger import Ledger, StepCount
+from kvgen.bench.report import Arm, BenchReport, Run, spread
+from kvgen.render.bench_files import predicted_prefill, predicted_step, rows_of
+
+_TABLE_ROWS = 8
+_WORDS = ("test", "cache", "dtype", "kv", "backend", "kept")
+
+
+def _fitting(
+    headings: dict[str, str],
+    rows: list[dict[str, str]],
+    *,
+    width: int,
+    optional: Sequence[str] = (),
+    title: str | None = None,
+) -> Table:
+    """A plain table of rows by column; where it is too wide, without the optional ones.
+
+    Words stand left, numbers right.
+    """
+    dropped = list(optional)
+    shown = dict(headings)
+    while True:
+        table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left")
+        for name, heading in shown.items():
+            justify: Literal["left", "right"] = "left" if name in _WORDS else "right"
+            table.add_column(heading, justify=justify, no_wrap=True)
+        for row in rows:
+            table.add_row(*(row.get(name, "") for name in shown))
+        if not dropped or Console(width=1000).measure(table).maximum <= width:
+            return table
+        shown.pop(dropped.pop(0), None)
+
+
+def traits(run: Run) -> dict[str, str]:
+    """What may differ from run to run."""
+    return {
+        "dtype": run.dtype,
+        "kv": run.cache_dtype,
+        "backend": run.backend,
+        "threads": f"{run.threads}",
+    }
+
+
+def varying(report: BenchReport) -> list[str]:
+    """The names of what does differ."""
+    of_runs = [traits(run) for run in report.runs]
+    return [name for name in of_runs[0] if len({one[name] for one in of_runs}) > 1]
+
+
+def rates(report: BenchReport, width: int) -> Table:
+    """Tokens per second of every test, and how the prediction compares."""
+    differing = varying(report)
+    rows = []
+    for row in rows_of(report):
+        run = row.run
+        cells = {
+            "test": row.title,
+            "cache": row.arm.cache,
+            "tok/s": f"{spread(row.rates)['median']:,.1f}",
+            "min..max": f"{min(row.rates):,.1f}..{max(row.rates):,.1f}",
+            "predicted": f"{_predicted_rate(run, row.arm, prefill=row.is_prefill):,.1f}",
+            "positions run": f"{row.positions:,}",
+        }
+        on = run.arm("on")
+        if row.arm.cache == "off" and on is not None:
+            fast = spread([run.workload.n_gen / sum(one) for one in on.step_seconds])["median"]
+            cells["on/off"] = f"{fast / spread(row.rates)['median']:.1f}x"
+        rows.append(cells | {name: traits(run)[name] for name in differing})
+    names = ["test", "cache", *differing, "tok/s", "min..max", "predicted", "positions run"]
+    names += ["on/off"] if any("on/off" in row for row in rows) else []
+    optional = ("positions run", "min..max", "predicted")
+    return _fitting({name: name for name in names}, rows, width=width, optional=optional)
+
+
+def _predicted_rate(run: Run, arm: Arm, *, prefill: bool) -> float:
+    work = run.workload
+    if prefill:
+        return work.n_prompt / predicted_prefill(run)
+    steps = range(work.n_gen)
+    return work.n_gen / sum(predicted_step(run, arm.cache, step) for step in steps)
+
+
+def by_position(run: Run, width: int) -> Table:
+    """Milliseconds per token at some positions, measured and predicted, in every arm."""
+    on, off = run.arm("on"), run.arm("off")
+    headings = {"position": "position"}
+    for arm in run.arms:
+        headings |= {arm.cache: arm.cache, f"{arm.cache} predicted": "pred."}
+    headings |= {"ratio": "off/on"} if on is not None and off is not None else {}
+    work, rows = run.workload, []
+    for step in np.unique(
+        np.linspace(0, work.n_gen - 1, min(work.n_gen, _TABLE_ROWS)).round().astype(int)
+    ):
+        cells = {"position": f"{work.length + step:,}"}
+        for arm in run.arms:
+            cells[arm.cache] = f"{1e3 * arm.median_step(step):.2f}"
+            predicted = predicted_step(run, arm.cache, step)
+            cells[f"{arm.cache} predicted"] = f"{1e3 * predicted:.2f}"
+        if on is not None and off is not None:
+            cells["ratio"] = f"{off.median_step(step) / on.median_step(step):.0f}x"
+        rows.append(cells)
+    optional = [f"{arm.cache} predicted" for arm in run.arms]
+    title = "ms/token by position"
+    return _fitting(headings, rows, width=width, optional=optional, title=title)
+
+
+def ledger_table(ledger: Ledger, width: int, *, shown: bool) -> Table:
+    """Rows that the counted steps computed, kept and read, with and without the cache."""
+    rows = []
+    arms: list[tuple[str, tuple[StepCount, ...]]] = [("on", ledger.on)]
+    arms += [("off", ledger.off)] if shown else []
+    for cache, steps in arms:
+        for number, count in enumerate(steps):
+            rows.append(
+                {
+                    "cache": cache,
+                    "step": f"{number + 1}",
+                    "computed": f"{count.computed:,} each",
+                    "again": f"{count.old_computed:,}",
+                    "kept": "K, V" if cache == "on" else "nothing",
+                    "K, V read": f"{count.keys_read:,}",
+                    "old Q read": f"{count.old_queries_read + count.old_computed:,}",
+                }
+            )
+    headings = {name: name for name in rows[0]} if rows else {}
+    title = f"rows of Q, K and V in layer {ledger.layer}, counted by the reference engine"
+    return _fitting(headings, rows, width=width, optional=("step",), title=title)
