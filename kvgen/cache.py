@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
-
 import numpy as np
 import numpy.typing as npt
 
 from kvgen.config import ModelConfig
-from kvgen.engine import KVCache
 from kvgen.errors import KvgenError, UsageError
-from kvgen.rope import RopeTables, rope_tables
+from kvgen.rope import rope_tables
 from kvgen.tensors import CACHE_ITEM_BYTES, Array, CacheDTypeName, FloatArray
 
 _TYPES: dict[CacheDTypeName, type] = {"f32": np.float32, "f16": np.float16}
-
-
-@runtime_checkable
-class RowCache(KVCache, Protocol):
-    """What the reference engine asks of a cache: rows to write, and rows to read."""
-
-    @property
-    def rope(self) -> RopeTables: ...
-    def extend(self, n_positions: int) -> None: ...
-    def write(self, layer: int, k: FloatArray, v: FloatArray) -> None: ...
-    def read(self, layer: int, mask: npt.NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]: ...
 
 
 class KeyValueCache:

@@ -52,13 +52,16 @@ def masked(output: str, command: str) -> str:
     for line in output.splitlines():
         timed = r"load|prefill +\d|decode +\d|cache +o"
         if " bench" in command:
-            timed += r"|pp\d|tg\d| +[\d,]+ +[\d.]+ "
+            timed += r"|pp\d|tg\d| +[\d,]+ +[\d.]+ |this machine|last step|without the cache, dec"
+            if re.match(r"[ \d.]*( m?s)? [│└]", line):  # a curve
+                continue
         if re.match(timed, line):
             line = re.sub(r" +", " ", re.sub(r"[\d.,]+( m?s\b)?", "#", line))
         if " bench" in command:  # columns move with the width of the figures in them
             line = re.sub(r" +", " ", line)
-        line = re.sub(r"\d\.\de[-+]\d\d", "#", line)
+        line = re.sub(r"\d(\.\d)?e[-+]\d\d", "#", line)
         line = re.sub(r"(threads?) · .*", r"\1", line)
+        line = re.sub(r"passes 100 ms/token .*|stays below .*", "#", line)
         lines.append(line.rstrip())
     return "\n".join(lines)
 

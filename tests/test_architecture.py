@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "engine": {"config", "fast", "machine", "params", "reference", "tensors", "trace"},
     "cache": {"config", "rope", "tensors"},
     "reference": {
-        "cache", "config", "engine", "params", "reference", "tensors", "trace",
+        "cache", "config", "engine", "params", "reference", "rope", "tensors", "trace",
     },
     "fast": {"cache", "config", "engine", "fast", "machine", "params", "tensors", "trace"},
     "sampling": {"tensors"},
@@ -46,7 +46,10 @@ MAY_IMPORT = {
         "tokenizer",
     },
     "attention": {"attention", "engine", "generate", "tensors", "trace"},
-    "bench": {"attention", "bench", "engine", "generate", "tensors", "trace"},
+    "bench": {
+        "attention", "bench", "cache", "config", "engine", "generate", "params", "rope", "tensors",
+        "trace",
+    },
     "machine": set(),
     "calibration": {"engine", "machine"},
     "render": {"attention", "bench", "config", "facts", "render", "tensors", "trace"},

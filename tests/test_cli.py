@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -301,11 +302,60 @@ def test_bench_compares_both_arms() -> None:
     text = run.stdout.decode()
     assert run.returncode == 0, run.stderr
     assert "prompt: 12 random ids, seed 1 · medians of 2" in text
-    for line in ("pp12   on", "tg4    on", "tg4    off"):
+    for line in ("pp12 on", "tg4 @ d12 on", "tg4 @ d12 off"):
         assert line.replace(" ", "") in text.replace(" ", "")
-    assert "positions run through the model: 16 with the cache, 70 without (4.4x)" in text
     assert "\nverified: same tokens at 4 of 4 steps, logits differ by at most" in text
+    assert "16 positions run with the cache, 70 without (4.4x)" in " ".join(text.split())
     assert "what each step computed" in text and "91 scores" in text
+    assert "time per token, logarithmic" in text
+    assert "counts of the engine that was timed and of the reference agree: 64 totals" in text
+
+
+def test_bench_runs_lists_and_other_arms() -> None:
+    run = kvgen(
+        "bench", "--no-cache", "--q-cache", "-p", "5,9", "-d", "3", "-n", "2", "-r", "1", "-s", "1",
+        "--dtype", "f32,int8", "-o", "jsonl",
+    )  # fmt: skip
+    lines = [json.loads(line) for line in run.stdout.splitlines()]
+    assert run.returncode == 0, run.stderr
+    assert len(lines) == 2 * 2 * 4
+    assert {(line["test"], line["cache"]) for line in lines[:4]} == {
+        ("pp5 @ d3", "on"), ("tg2 @ d8", "on"), ("tg2 @ d8", "off"), ("tg2 @ d8", "on+q"),
+    }  # fmt: skip
+    assert {line["model_type"] for line in lines} == {"llama f32", "llama int8"}
+
+
+def test_bench_leaves_the_cached_arm_out() -> None:
+    run = kvgen("bench", "--no-cache", "--no-baseline", "-p", "5", "-n", "2", "-r", "1", "-o", "md")
+    text = run.stdout.decode()
+    assert "| off | tg2 @ d5 |" in text and "| on | tg2" not in text
+    table = kvgen("bench", "--no-cache", "--no-baseline", "-p", "5", "-n", "2", "-r", "1")
+    assert table.returncode == 0 and b"verified: same tokens at 2 of 2" in table.stdout
+
+
+def test_bench_draws_a_figure_and_compares_reports(tmp_path: Path) -> None:
+    names = [str(tmp_path / f"{name}.json") for name in "ab"]
+    for name in names:
+        run = kvgen("bench", "-p", "5", "-n", "2", "-r", "2", "--out", name)
+        assert run.returncode == 0, run.stderr
+    run = kvgen("bench", "--compare", *names)
+    assert run.returncode == 0 and run.stdout.count(b"the spread") == 2
+    figure = tmp_path / "curve.svg"
+    run = kvgen("bench", "-p", "5", "-n", "2", "-r", "1", "--plot", str(figure))
+    if importlib.util.find_spec("matplotlib") is None:
+        assert run.returncode == 2 and b"install kvgen with its extra `plot`" in run.stderr
+    else:
+        assert run.returncode == 0 and figure.read_text().startswith("<?xml")
+
+
+def test_verify_says_so_in_a_line_each() -> None:
+    run = kvgen("verify", "--dtype", "f32,int8", "-p", "70")
+    lines = run.stdout.decode().splitlines()
+    assert run.returncode == 0 and len(lines) == 11
+    assert all(": ok" in line for line in lines[:-1])
+    assert lines[-1] == "verified: 10 checks over 70 positions agree"
+    content = json.loads(kvgen("verify", "-p", "20", "--json").stdout)
+    assert content["passed"] and len(content["checks"]) == 5
 
 
 def test_bench_as_json_and_file(tmp_path: Path) -> None:
@@ -336,10 +386,21 @@ def test_bench_fits_a_small_context_and_needs_no_tokenizer(
     [
         (["-p", "0"], "'-p' / '--n-prompt': 0 is not in the range"),
         (["-p", "1000", "-n", "100"], "exceed the context of 1024"),
-        (["some text", "-p", "5"], "give a text or -p, not both"),
+        (["some text", "-p", "5"], "give a text or them, not both"),
         (["--out", "no/such/folder.json"], "there is no folder no/such"),
         (["--out", "."], "'.' is not the name of a file"),
         (["-n", "0", "--no-cache"], "leaves no step to compare"),
+        (["--no-baseline"], "--no-baseline leaves nothing to measure"),
+        (["-p", "5,x"], "'x' is not a valid integer"),
+        (["-d", "5", "a text"], "give a text or them"),
+        (["--no-cache", "--prefill", "fast"], "--prefill fast is inexact"),
+        (["-l", "1"], "give both -l and -H"),
+        (["-p", "5", "-l", "9", "-H", "0"], "there is no layer 9 head 0"),
+        (["--out", "report.txt"], "the name must end in .json, .jsonl, .csv, .md"),
+        (["--plot", "curve.gif"], "the name must end in .png, .svg, .pdf"),
+        (["--no-cache", "-p", "900", "-n", "100", "--limit", "1"], "more than --limit 1"),
+        (["--compare", "no.json", "other.json"], "no.json: No such file"),
+        (["--compare", "README.md", "README.md"], "README.md: this is not JSON"),
     ],
 )
 def test_a_benchmark_that_cannot_be_run_is_refused(arguments: list[str], message: str) -> None:

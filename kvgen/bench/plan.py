@@ -33,12 +33,14 @@ class Workload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchPlan:
-    """Texts, arms and repetitions. Every arm feeds the ids that the first engine's cached arm
-    chooses greedily, so that a near-tie cannot send them different ways.
+    """Texts, arms and repetitions.
+
+    Every arm feeds the ids that the first engine's cached arm chooses greedily, so that a near-tie
+    cannot send them different ways.
     """
 
     workloads: tuple[Workload, ...]
-    caches: tuple[Cache, ...] = ("on",)  # "on" is always among them: it chooses the ids
+    caches: tuple[Cache, ...] = ("on",)  # what is timed
     repetitions: int = 5
     warmup: int = 1  # passes of each arm before the clock counts; the first compares the logits
     head: tuple[int, int] | None = None  # layer and head to draw; None: the one least on its sink

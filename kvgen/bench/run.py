@@ -113,7 +113,7 @@ class _Lane:
             engine.config, range(engine.config.n_layers if "on+q" in plan.caches else 0), capacity
         )
         self.ids = list(workload.ids) if ids is None else ids
-        self.totals: dict[Cache, list[Counts]] = {cache: [] for cache in plan.caches}
+        self.totals: dict[Cache, list[Counts]] = {cache: [] for cache in ("on", *plan.caches)}
         reference = self._decode()
         self.verification = self._compare(reference) if "off" in plan.caches else None
         if "on+q" in plan.caches:

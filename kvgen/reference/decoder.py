@@ -5,13 +5,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
-from kvgen.cache import KeyValueCache, RowCache
+from kvgen.cache import KeyValueCache
 from kvgen.config import ModelConfig
 from kvgen.engine import Calibration, KVCache, check_request
 from kvgen.params import LayerParams, Linear, Norm, Params
@@ -26,8 +26,20 @@ from kvgen.reference.ops import (
     rotate,
     soft_cap,
 )
+from kvgen.rope import RopeTables
 from kvgen.tensors import DTypeName, FloatArray
 from kvgen.trace import Recorder
+
+
+@runtime_checkable
+class RowCache(KVCache, Protocol):
+    """What the reference engine asks of a cache: see `KeyValueCache`, the usual one."""
+
+    @property
+    def rope(self) -> RopeTables: ...
+    def extend(self, n_positions: int) -> None: ...
+    def write(self, layer: int, k: FloatArray, v: FloatArray) -> None: ...
+    def read(self, layer: int, mask: npt.NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]: ...
 
 
 class _Layer(NamedTuple):
