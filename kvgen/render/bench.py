@@ -14,13 +14,20 @@ from kvgen.bench.plan import Cache
 from kvgen.bench.report import BenchReport, Run, StepMaps
 from kvgen.render.attention import thumbnail_lines
 from kvgen.render.bench_files import predicted_step
-from kvgen.render.bench_tables import by_position, ledger_table, rates, traits, varying
+from kvgen.render.bench_tables import (
+    by_position,
+    ledger_picture,
+    ledger_table,
+    rates,
+    traits,
+    varying,
+)
 from kvgen.render.canvas import Canvas, causal, side_by_side
 from kvgen.render.chart import Curve, chart
 from kvgen.tensors import FloatArray
 
 _GAP = 3  # columns between the table and the maps beside it
-_CHART_HEIGHT = 9
+_CHART_HEIGHT = 11
 _ARMS: dict[Cache, tuple[str, str, str]] = {  # mark, the same in ASCII, colour
     "on": ("●", "*", "green"),
     "off": ("○", "o", "red"),
@@ -56,6 +63,7 @@ def bench_view(
             *_curves(run, canvas),
             Text(),
             ledger_table(report.ledger, canvas.width, shown="off" in report.plan.caches),
+            *ledger_picture(report.ledger, canvas, shown="off" in report.plan.caches),
         ]
     parts.append(Text())
     for one in report.runs:

@@ -8,12 +8,15 @@ from typing import Literal
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from kvgen.bench.ledger import Ledger, StepCount
 from kvgen.bench.report import Arm, BenchReport, Run, spread
 from kvgen.render.bench_files import predicted_prefill, predicted_step, rows_of
+from kvgen.render.canvas import Canvas, draw_level
 
 _TABLE_ROWS = 8
+_PICTURE, _PICTURE_TEXT = 50, 58  # columns of a picture at most, and of the words beside it
 _WORDS = ("test", "cache", "dtype", "kv", "backend", "kept")
 
 
@@ -114,6 +117,28 @@ def by_position(run: Run, width: int) -> Table:
     optional = [f"{arm.cache} predicted" for arm in run.arms]
     title = "ms/token by position"
     return _fitting(headings, rows, width=width, optional=optional, title=title)
+
+
+def ledger_picture(ledger: Ledger, canvas: Canvas, *, shown: bool) -> list[Text]:
+    """How often each position's row has been read, or computed, as bars from left to right."""
+    greatest = int(ledger.reads_of_keys.max())
+    counts = [
+        ("K, V read", ledger.reads_of_keys, greatest, "by its own and each later query"),
+        ("Q read", ledger.reads_of_queries, greatest, "by its own step only"),
+    ]
+    if shown:
+        times = int(ledger.recomputed.max())
+        counts.append(("computed", ledger.recomputed, times, "without the cache, so far"))
+    columns = min(len(ledger.reads_of_keys), _PICTURE, max(2, canvas.width - _PICTURE_TEXT))
+    lines = []
+    for name, of_rows, scale, words in counts:
+        line = Text(f"{name:<10} ")
+        for part in np.array_split(of_rows, columns):
+            line.append_text(draw_level(float(part.max()) / (scale + 1), canvas))
+        most, fewest = int(of_rows.max()), int(of_rows.min())
+        times_each = f"{most:,}" if most == fewest else f"{most:,} to {fewest:,}"
+        lines.append(line.append(f"  {times_each}: {words}"))
+    return lines
 
 
 def ledger_table(ledger: Ledger, width: int, *, shown: bool) -> Table:

@@ -45,7 +45,7 @@ def chart(curves: Sequence[Curve], *, width: int, height: int, ascii_only: bool)
     marked = _rows_of_ticks(bottom, top, height)
     lines = []
     for number, row in enumerate(cells):
-        line = Text(f"{marked.get(number, ''):>{margin - 2}} {rule}", "dim")
+        line = Text().append(f"{marked.get(number, ''):>{margin - 2}} {rule}", "dim")
         for mark, style in row:
             line.append(mark, style or None)
         line.rstrip()
