@@ -17,13 +17,22 @@ from kvgen.cli.options import (
     model_options,
     sampling_options,
 )
-from kvgen.cli.output import check_writable, counting, make_canvas, note, show, write_file
+from kvgen.cli.output import (
+    check_writable,
+    counting,
+    make_canvas,
+    note,
+    show,
+    working,
+    write_file,
+)
 from kvgen.cli.prompt import PromptFlags, encode_prompt, prompt_options, read_prompt
 from kvgen.errors import UsageError
 
 if TYPE_CHECKING:
     from kvgen.attention.diagnostics import Diagnostics
     from kvgen.attention.record import Recording
+    from kvgen.model import Model
     from kvgen.render.canvas import Canvas
 
 
@@ -41,6 +50,8 @@ Examples:
   kvgen inspect-attention "The cat sat on the mat" -l 2 -H 3
   kvgen inspect-attention "The cat sat on the mat" -l 2 -H 3 --explain last
   kvgen inspect-attention "Once upon a time" -n 8 -o attention.npz
+  kvgen inspect-attention "The cat sat on the mat" --what-if ablate=2.3
+  kvgen inspect-attention --example
 """,
 )
 @prompt_options
@@ -64,6 +75,18 @@ Examples:
     help="With -l and -H: walk one query (an index or last) through the formula.",
 )
 @click.option("-o", "--output", metavar="FILE.npz", help="Write the maps to a NumPy archive.")
+@click.option(
+    "--what-if",
+    "what_ifs",
+    multiple=True,
+    metavar="EDIT",
+    help="Run with one thing changed: kq, unscaled, unmasked, drop-sink, ablate=L.H[:mean], "
+    "ablate=kvL.G. Repeatable.",
+)
+@click.option(
+    "--at", default="all", show_default=True, metavar="PLACE", help="Where: all, a layer, or L.H."
+)
+@click.option("--example", is_flag=True, help="The formula on small numbers; needs no model.")
 @sampling_options(default="0")
 @display_options
 @click.option("-q", "--quiet", is_flag=True, help="No notes or progress.")
@@ -76,6 +99,9 @@ def inspect_attention(
     head_spec: str | None,
     query_spec: str | None,
     output: str | None,
+    what_ifs: tuple[str, ...],
+    at: str,
+    example: bool,
     sampling_flags: SamplingFlags,
     display_flags: DisplayFlags,
     quiet: bool,
@@ -86,10 +112,18 @@ def inspect_attention(
     Without an index: all layers and heads at a glance. With -l: a layer's heads. With -l and -H:
     one head's map. With --explain: one query with the numbers of every step.
     """
+    if example:
+        from kvgen.render.example import worked_examples
+
+        canvas = make_canvas(**display_flags._asdict())
+        show(worked_examples(canvas), canvas)
+        return
     if head_spec is not None and layer_spec is None and output is None:
         raise UsageError("-H needs -l: which layer's head?")
     if query_spec is not None and (layer_spec is None or head_spec is None):
         raise UsageError("--explain needs one head: add -l and -H")
+    if what_ifs and (query_spec is not None or output is not None or max_new_tokens):
+        raise UsageError("--what-if compares runs of the prompt: leave out --explain, -o and -n")
     if query_spec is not None and output is not None:
         raise UsageError("--explain draws and -o writes: leave one of them out")
     if output is not None and not output.endswith(".npz"):
@@ -104,6 +138,10 @@ def inspect_attention(
     heads = _indices("all" if head_spec is None else head_spec, model.config.n_heads, "head")
     tokenizer = model.require_tokenizer()
     prompt_ids = encode_prompt(model, text, prompt_flags, quiet=quiet).ids
+
+    if what_ifs:
+        _show_what_ifs(model, prompt_ids, what_ifs, at, display_flags, layers, heads, quiet=quiet)
+        return
 
     from kvgen.attention.diagnostics import diagnose
     from kvgen.attention.record import record
@@ -153,6 +191,48 @@ def inspect_attention(
     )
     if sampling.temperature > 0 and not quiet:
         note(f"sampled {sampling.describe()} · seed {sampler.seed}")
+
+
+def _show_what_ifs(
+    model: Model,
+    ids: list[int],
+    specs: tuple[str, ...],
+    at: str,
+    display: DisplayFlags,
+    layers: list[int],
+    heads: list[int],
+    *,
+    quiet: bool,
+) -> None:
+    """Each edit's report; with one layer and one head their maps too."""
+    from kvgen.attention.what_if import what_if
+    from kvgen.edits import parse_edit
+    from kvgen.reference.decoder import ReferenceEngine
+    from kvgen.render.canvas import token_label
+    from kvgen.render.what_if import what_if_view
+
+    config, tokenizer = model.config, model.require_tokenizer()
+    canvas = make_canvas(**display._asdict())
+    edits = [
+        parse_edit(
+            spec,
+            n_layers=config.n_layers,
+            n_heads=config.n_heads,
+            n_kv_heads=config.n_kv_heads,
+            at=at,
+        )
+        for spec in specs
+    ]
+    engine = ReferenceEngine(model.params)  # the only one that edits
+
+    def token_text(token: int) -> str:
+        return token_label(tokenizer.token_bytes(token), canvas, 10).strip()
+
+    map_of = (layers[0], heads[0]) if len(layers) == len(heads) == 1 else None
+    for edit in edits:
+        with working("running the edited model", quiet=quiet):
+            found = what_if(engine, ids, edit)
+        show(what_if_view(found, token_text, ids, canvas, map_of=map_of), canvas)
 
 
 def _draw(

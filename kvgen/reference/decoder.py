@@ -13,6 +13,7 @@ from threadpoolctl import ThreadpoolController
 
 from kvgen.cache import KeyValueCache
 from kvgen.config import ModelConfig
+from kvgen.edits import Edit, edited_output, edited_weights
 from kvgen.engine import Calibration, KVCache, check_request
 from kvgen.params import LayerParams, Linear, Norm, Params
 from kvgen.reference.ops import (
@@ -114,8 +115,14 @@ class ReferenceEngine:
         *,
         capture: Recorder | None = None,
         all_logits: bool = False,
+        edit: Edit | None = None,
     ) -> FloatArray:  # T ids -> logits [V] or [T, V]
-        """Run T new positions through the model; see `kvgen.engine.Engine.forward`."""
+        """Run T new positions through the model; see `kvgen.engine.Engine.forward`.
+
+        `edit` changes attention, for a whole sequence at once: an edited row may need what comes
+        later, which a cache does not know yet.
+        """
+        assert edit is None or cache.length == 0
         assert isinstance(cache, RowCache)
         check_request(self.config, ids, cache)
         self.rows_read[:] = 0
@@ -123,7 +130,7 @@ class ReferenceEngine:
         with self._blas.limit(limits=self.threads), np.errstate(all="ignore"):
             x = self._embed(np.asarray(ids, np.int64), cache.length)
             for layer in range(self.config.n_layers):
-                x = self._block(x, layer, cache, capture)
+                x = self._block(x, layer, cache, capture, edit)
             cache.extend(len(ids))
             x = self._norm(x if all_logits else x[-1:], self._params.final_norm)
             logits = linear(x, self._head) * np.float32(self.config.logit_scale)
@@ -137,7 +144,12 @@ class ReferenceEngine:
         return x
 
     def _block(
-        self, x: FloatArray, layer: int, cache: RowCache, capture: Recorder | None
+        self,
+        x: FloatArray,
+        layer: int,
+        cache: RowCache,
+        capture: Recorder | None,
+        edit: Edit | None,
     ) -> FloatArray:  # [T, C] -> [T, C]
         """One decoder layer; a norm that a model does not have changes nothing.
 
@@ -151,7 +163,7 @@ class ReferenceEngine:
         scale = np.float32(self.config.residual_scale)
         normed = self._norm(x, weights.attn_norm)
         attended = self._norm(
-            self._attention(normed, layer, cache, capture), weights.post_attn_norm
+            self._attention(normed, layer, cache, capture, edit), weights.post_attn_norm
         )
         if not self.config.parallel_residual:
             normed = self._norm(x + scale * attended, weights.mlp_norm)
@@ -162,7 +174,12 @@ class ReferenceEngine:
         return y
 
     def _attention(
-        self, x: FloatArray, layer: int, cache: RowCache, capture: Recorder | None
+        self,
+        x: FloatArray,
+        layer: int,
+        cache: RowCache,
+        capture: Recorder | None,
+        edit: Edit | None,
     ) -> FloatArray:  # [T, C] -> [T, C]
         T, H, G, D = len(x), self.config.n_heads, self.config.n_kv_heads, self.config.head_dim
         weights = self._layers[layer]
@@ -176,13 +193,34 @@ class ReferenceEngine:
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         # K and V of these positions are kept for every later step; q is used here and dropped.
         cache.write(layer, k, v)
-        mask = causal_mask(T, end, self.config.window(layer))
-        k, v = cache.read(layer, mask)
-        self.rows_read[layer] += mask.sum()
-        z = attend(q, k, v, self.config.attn_scales[layer], mask, softcap=self.config.attn_softcap)
+        z = self._attend(layer, q, k, v, cache, edit)
         if capture is not None:
             capture.write(layer, start, q, z)
         return linear(z.reshape(T, H * D), weights.o)
+
+    def _attend(
+        self,
+        layer: int,
+        q: FloatArray,
+        k: FloatArray,
+        v: FloatArray,
+        cache: RowCache,
+        edit: Edit | None,
+    ) -> FloatArray:  # q [T, H, D], k and v [T, G, D] -> [T, H, D]
+        """What each query gathers from the cache; from these very rows where there is an edit."""
+        config, T = self.config, len(q)
+        scale, window, softcap = (
+            config.attn_scales[layer],
+            config.window(layer),
+            config.attn_softcap,
+        )
+        if edit is not None:
+            weights = edited_weights(edit, layer, q, k, scale=scale, window=window, softcap=softcap)
+            return edited_output(edit, layer, weights, v)
+        mask = causal_mask(T, cache.length + T, window)
+        keys, values = cache.read(layer, mask)
+        self.rows_read[layer] += mask.sum()
+        return attend(q, keys, values, scale, mask, softcap=softcap)
 
     def _mlp(self, x: FloatArray, weights: _Layer) -> FloatArray:  # [T, C] -> [T, C]
         inner = linear(x, weights.up)  # [T, F]

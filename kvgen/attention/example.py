@@ -1,0 +1,110 @@
+"""The formula on numbers small enough to follow with a pencil; no model is needed.
+
+Every row is walked by `explain_row`, the function that walks a real model's rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from kvgen.attention.steps import RowExplanation, explain_row
+from kvgen.tensors import FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Walk:
+    """Softmax(Q K^T / sqrt(d_k)) V with every step, for T queries and keys.
+
+    A causal walk sees only the keys up to its own: what it does not see is NaN.
+    """
+
+    q: FloatArray  # [T, d_k]
+    k: FloatArray  # [T, d_k]
+    v: FloatArray  # [T, d_v]
+    scores: FloatArray  # [T, T]
+    scaled: FloatArray
+    weights: FloatArray
+    output: FloatArray  # [T, d_v]
+
+
+def walk(q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, *, causal: bool) -> Walk:
+    """Every row's walk, of all T positions."""
+    q, k, v = (np.asarray(array, np.float32) for array in (q, k, v))
+    T = len(q)
+    rows = [
+        explain_row(q[i], k[: i + 1] if causal else k, v[: i + 1] if causal else v)
+        for i in range(T)
+    ]
+
+    def table(name: str) -> FloatArray:
+        cells = np.full((T, T), np.nan, np.float32)
+        for i, row in enumerate(rows):
+            numbers: FloatArray = getattr(row, name)
+            cells[i, : len(numbers)] = numbers
+        return cells
+
+    return Walk(
+        q=q,
+        k=k,
+        v=v,
+        scores=table("products"),
+        scaled=table("scaled"),
+        weights=table("weights"),
+        output=np.stack([row.output for row in rows]),
+    )
+
+
+# T = 3, d_k = 4, d_v = 5.
+QUERIES = ((1, 0, 2, 1), (0, 1, 1, 0), (2, 1, 0, 1))
+KEYS = ((1, 1, 0, 1), (0, 2, 1, 0), (1, 0, 1, 2))
+VALUES = ((1, 0, 0, 2, 1), (0, 3, 1, 0, 1), (2, 1, 0, 1, 0))
+
+KING = (1, 2, 3)
+WORDS = {"queen": (1, 2, 3), "car": (-1, -2, -3), "crown": (1, 1, 1)}
+
+SENTENCE = ("The", "cat", "sat", "on", "the", "mat")
+# Two features: how much a word is a thing, and how much it is a deed.
+MEANINGS = ((0.1, 0.1), (2.0, 0.5), (0.5, 2.0), (0.2, 0.3), (0.1, 0.1), (1.5, 0.5))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Likeness:
+    """How alike two vectors are, by three measures."""
+
+    word: str
+    vector: tuple[int, ...]
+    product: float
+    distance: float
+    cosine: float
+    length: float
+
+
+def likenesses() -> tuple[Likeness, ...]:
+    """King against queen, car and crown.
+
+    >>> [(one.word, one.product, round(one.cosine, 3)) for one in likenesses()]
+    [('queen', 14.0, 1.0), ('car', -14.0, -1.0), ('crown', 6.0, 0.926)]
+    """
+    keys = list(WORDS.values())
+    row = explain_row(KING, keys, np.ones((len(keys), 1)))
+    return tuple(
+        Likeness(
+            word=word,
+            vector=vector,
+            product=float(row.products[j]),
+            distance=float(np.linalg.norm(np.subtract(KING, vector))),
+            cosine=float(row.cosines[j]),
+            length=float(row.key_lengths[j]),
+        )
+        for j, (word, vector) in enumerate(WORDS.items())
+    )
+
+
+def cat_reads(*, causal: bool) -> RowExplanation:
+    """What "cat" reads in "The cat sat on the mat", as a query among meanings made up for it."""
+    cat = SENTENCE.index("cat")
+    n_keys = cat + 1 if causal else len(SENTENCE)
+    return explain_row(MEANINGS[cat], MEANINGS[:n_keys], MEANINGS[:n_keys])

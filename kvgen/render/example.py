@@ -1,0 +1,174 @@
+"""The worked examples of `kvgen inspect-attention --example`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from kvgen.attention.example import (
+    KEYS,
+    KING,
+    QUERIES,
+    SENTENCE,
+    VALUES,
+    Walk,
+    cat_reads,
+    likenesses,
+    walk,
+)
+from kvgen.render.canvas import Canvas, side_by_side
+from kvgen.tensors import FloatArray
+
+
+def worked_examples(canvas: Canvas) -> RenderableType:
+    """Shapes and steps, similarity, the order of Q and K, the mask, and why K and V are kept."""
+    masked, unmasked = (
+        walk(QUERIES, KEYS, VALUES, causal=True),
+        walk(QUERIES, KEYS, VALUES, causal=False),
+    )
+    return Group(
+        *_steps(unmasked, canvas),
+        Text(),
+        *_similarity(),
+        Text(),
+        *_order(canvas),
+        Text(),
+        *_mask(masked, unmasked, canvas),
+        Text(),
+        *_sentence(),
+    )
+
+
+def _matrix(
+    numbers: Sequence[Sequence[float]] | FloatArray, name: str, form: str = "g"
+) -> list[Text]:
+    """A matrix with its name and shape above it; NaN is a cell that is not seen."""
+    array = np.asarray(numbers, np.float64)
+    cells = [["." if np.isnan(x) else format(x + 0.0, form) for x in row] for row in array]
+    width = max(len(cell) for row in cells for cell in row)
+    rows = [Text(" ".join(cell.rjust(width) for cell in row)) for row in cells]
+    return [Text(f"{name} {array.shape[0]}x{array.shape[1]}", "bold"), *rows]
+
+
+def _blocks(blocks: Sequence[list[Text]], canvas: Canvas) -> list[Text]:
+    """Matrices next to each other, in as many rows as they need."""
+    lines: list[Text] = []
+    begin = 0
+    while begin < len(blocks):
+        end = begin + 1
+        while end < len(blocks) and _width(blocks[begin : end + 1]) <= canvas.width:
+            end += 1
+        lines += side_by_side(blocks[begin:end], gap=4)
+        begin = end
+    for line in lines:
+        line.rstrip()
+    return lines
+
+
+def _width(blocks: Sequence[list[Text]]) -> int:
+    return sum(max(line.cell_len for line in block) + 4 for block in blocks) - 4
+
+
+def _steps(unmasked: Walk, canvas: Canvas) -> list[Text]:
+    blocks = [
+        _matrix(unmasked.q, "Q"),
+        _matrix(unmasked.k, "K"),
+        _matrix(unmasked.v, "V"),
+        _matrix(unmasked.scores, "1) QK^T"),
+        _matrix(unmasked.scaled, "2) / sqrt(4)"),
+        _matrix(unmasked.weights, "3) softmax of rows", ".3f"),
+        _matrix(unmasked.output, "4) times V", ".3f"),
+    ]
+    sums = ", ".join(f"{total:.3f}" for total in unmasked.weights.sum(axis=1))
+    return [
+        Text("The four steps, T = 3, d_k = 4, d_v = 5: values may have another size", "bold"),
+        *_blocks(blocks, canvas),
+        Text(f"each row of weights sums to 1: {sums}"),
+    ]
+
+
+def _similarity() -> list[RenderableType]:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("key", "vector", "q·k", "|k|", "cos", "distance"):
+        table.add_column(name, justify="left" if name in ("key", "vector") else "right")
+    found = likenesses()
+    for one in found:
+        table.add_row(
+            one.word,
+            str(list(one.vector)),
+            f"{one.product:g}",
+            f"{one.length:.3f}",
+            f"{one.cosine:+.3f}",
+            f"{one.distance:.3f}",
+        )
+    crown = found[-1]
+    return [
+        Text(f"Similarity: king q = {list(KING)}, |q| = {np.linalg.norm(KING):.3f}", "bold"),
+        table,
+        Text(
+            f"q·k = |q||k|cos: crown's {crown.product:g} against queen's 14 is mostly its length "
+            f"({crown.length:.3f}); its direction is close (cos {crown.cosine:.3f})"
+        ),
+    ]
+
+
+def _order(canvas: Canvas) -> list[Text]:
+    forward = walk(QUERIES, KEYS, VALUES, causal=False)
+    swapped = walk(KEYS, QUERIES, VALUES, causal=False)
+    same = walk(QUERIES, QUERIES, VALUES, causal=False)
+    blocks = [
+        _matrix(forward.scores, "QK^T"),
+        _matrix(swapped.scores, "KQ^T"),
+        _matrix(forward.weights, "softmax rows of QK^T", ".3f"),
+        _matrix(swapped.weights, "of KQ^T", ".3f"),
+    ]
+    difference = np.abs(forward.output - swapped.output).max()
+    symmetric = np.abs(same.scores - same.scores.T).max()
+    return [
+        Text(
+            "May QK^T be swapped for KQ^T? Then keys look for queries",
+            "bold",
+        ),
+        *_blocks(blocks, canvas),
+        Text(f"the outputs differ by up to {difference:.3f}: rows of one are columns of the other"),
+        Text(
+            f"only where Q = K the scores are symmetric (here |S - S^T| = {symmetric:g}) and both "
+            "orders are equal"
+        ),
+    ]
+
+
+def _mask(masked: Walk, unmasked: Walk, canvas: Canvas) -> list[Text]:
+    blocks = [
+        _matrix(masked.weights, "causal weights", ".3f"),
+        _matrix(masked.output, "o_t, sum over j <= t", ".3f"),
+        _matrix(unmasked.output, "o_t, sum over all j", ".3f"),
+    ]
+    return [
+        Text("With the causal mask row t is a sum to t, without it a sum to T", "bold"),
+        *_blocks(blocks, canvas),
+        Text(
+            "row t needs one q, its own, and every k and v up to t; the next row needs all those "
+            "again, and a new q: K and V are cached, Q is not"
+        ),
+    ]
+
+
+def _sentence() -> list[RenderableType]:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("cat reads")
+    for word in SENTENCE:
+        table.add_column(word, justify="right")
+    for name, causal in (("without a mask", False), ("in a decoder", True)):
+        weights = cat_reads(causal=causal).weights
+        hidden = ["." for _ in range(len(SENTENCE) - len(weights))]
+        table.add_row(name, *(f"{weight:.3f}" for weight in weights), *hidden)
+    return [
+        Text("The cat sat on the mat, with meanings of two numbers made up for it", "bold"),
+        table,
+        Text('in a causal decoder "cat" cannot see "sat": it comes later, and is not there yet'),
+    ]
