@@ -25,11 +25,12 @@ MAY_IMPORT = {
     "params": {"config", "tensors"},
     "bind": {"checkpoint", "config", "families", "params", "tensors"},
     "rope": {"config", "tensors"},
+    "edits": {"tensors"},
     "trace": {"config", "tensors"},
     "engine": {"config", "fast", "machine", "params", "reference", "tensors", "trace"},
     "cache": {"config", "rope", "tensors"},
     "reference": {
-        "cache", "config", "engine", "params", "reference", "rope", "tensors", "trace",
+        "cache", "config", "edits", "engine", "params", "reference", "rope", "tensors", "trace",
     },
     "fast": {"cache", "config", "engine", "fast", "machine", "params", "tensors", "trace"},
     "sampling": {"tensors"},
@@ -45,14 +46,16 @@ MAY_IMPORT = {
         "bind", "chat", "checkpoint", "config", "families", "model", "sampling", "tensors",
         "tokenizer",
     },
-    "attention": {"attention", "engine", "generate", "tensors", "trace"},
+    "attention": {"attention", "edits", "engine", "generate", "tensors", "trace"},
     "bench": {
         "attention", "bench", "cache", "config", "engine", "generate", "params", "rope", "tensors",
         "trace",
     },
     "machine": set(),
     "calibration": {"engine", "machine"},
-    "render": {"attention", "bench", "config", "facts", "render", "tensors", "trace"},
+    "render": {
+        "attention", "bench", "config", "edits", "facts", "render", "tensors", "trace",
+    },
 }  # fmt: skip
 
 # The one home of each dependency.
