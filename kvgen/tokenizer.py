@@ -103,6 +103,13 @@ class Tokenizer:
             return bytes([int(match[1], 16)])
         return piece.replace("\u2581", " ").encode()
 
+    def ordinary_ids(self) -> list[int]:
+        """Ids whose text gives that id again: no special tokens, no parts of characters."""
+        ids = range(self.n_tokens)
+        texts = self._tokenizer.decode_batch([[token] for token in ids], skip_special_tokens=True)
+        encoded = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [token for token, one in zip(ids, encoded, strict=True) if one.ids == [token]]
+
     def stream(self, prompt_ids: Sequence[int], *, stops: Sequence[str] = ()) -> TextStream:
         """A stream for the text that continues the prompt."""
         return TextStream(self._tokenizer, prompt_ids, stops=stops)

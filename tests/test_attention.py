@@ -11,14 +11,15 @@ import pytest
 
 from kvgen.attention import diagnostics
 from kvgen.attention.diagnostics import diagnose
-from kvgen.attention.export import to_npz
-from kvgen.attention.record import Recording, record
+from kvgen.attention.export import METRICS, to_npz
+from kvgen.attention.record import Recording, probe_ids, record
 from kvgen.attention.steps import (
     attention_weights,
     explain_row,
     recomputation_error,
     weighted_values,
 )
+from kvgen.errors import UsageError
 from kvgen.sampling import Sampler, SamplingOptions
 from kvgen.trace import LayerTrace
 from tests import tiny
@@ -161,9 +162,9 @@ def test_one_token_has_a_sink_and_nothing_else() -> None:
 
 def test_labels_need_enough_rows() -> None:
     def label(n_rows: int, **scores: float) -> str:
-        values = {"sink": 0.0, "previous": 0.0, "induction": 0.0, "entropy": 0.0} | scores
+        values = dict.fromkeys(METRICS, 0.0) | scores
         arrays = {name: np.float32([[value]]) for name, value in values.items()}
-        found = diagnostics.Diagnostics(**arrays, n_induction_rows=n_rows)
+        found = diagnostics.Diagnostics(**arrays, n_induction_rows=n_rows, n_duplicate_rows=n_rows)
         return found.label(0, 0, n_rows=n_rows)
 
     assert label(10, previous=0.9, sink=0.5) == "previous 0.90"
@@ -171,7 +172,34 @@ def test_labels_need_enough_rows() -> None:
     assert label(10, sink=0.31) == "sink 0.31"
     assert label(10, entropy=0.85) == "broad 0.85"
     assert label(10, previous=0.39) == ""
+    assert label(10, duplicate=0.5) == "duplicate 0.50"
     assert label(3, sink=0.9) == ""
+
+
+def test_duplicate_tokens_by_hand() -> None:
+    weights = np.tril(np.full((1, 4, 4), 0.1, np.float32))
+    weights[0, 2, 0] = 0.7  # ids 5 6 5 5: row 2 matches key 0, row 3 keys 0 and 2
+    assert diagnostics.duplicate_token(weights, [5, 6, 5, 5])[0] == pytest.approx((0.7 + 0.2) / 2)
+    assert np.isnan(diagnostics.duplicate_token(weights, [1, 2, 3, 4])).all()
+
+
+def test_mean_distance_by_hand() -> None:
+    weights = np.zeros((2, 4, 4), np.float32)
+    weights[0, 1:, 0] = 1  # all on the sink: nothing is counted
+    weights[1, 1, 1], weights[1, 2, 1], weights[1, 3, 1] = 0.5, 1, 0.5
+    assert diagnostics.mean_distance(weights).tolist() == [0, 1.0]
+
+
+def test_a_probe_finds_a_perfect_induction_head() -> None:
+    ids = probe_ids(range(100, 200), n_tokens=50, seed=0, first=[7])
+    assert len(ids) == 101 and ids[1:51] == ids[51:] and len(set(ids)) == 51
+    assert ids == probe_ids(range(100, 200), n_tokens=50, seed=0, first=[7])
+    weights = np.eye(101, dtype=np.float32)[None].repeat(2, axis=0)
+    for i in range(51, 101):  # the key behind where this token stood before
+        weights[1, i] = np.eye(101)[i - 49]
+    assert diagnostics.probed_induction(weights, 50).tolist() == [0, 1]
+    with pytest.raises(UsageError, match="needs 50 ordinary tokens; there are 3"):
+        probe_ids([1, 2, 3], n_tokens=50, seed=0, first=[])
 
 
 def test_diagnosing_does_not_write_to_its_input(tiny_model: Loader) -> None:
@@ -198,7 +226,7 @@ def test_an_archive_holds_what_its_schema_says(tiny_model: Loader) -> None:
         offsets = archive["token_offsets"]
         assert archive["token_bytes"][offsets[3] : offsets[4]].tobytes() == tokens[3]
         assert archive["step_of_row"].tolist() == [0] * 30 + [1, 2, 3, 4, 5]
-        assert archive["metrics"].shape == (2, 2, 4)
+        assert archive["metrics"].shape == (2, 2, 6)
         meta = json.loads(str(archive["meta"]))
     assert (meta["format"], meta["version"], meta["prompt_len"]) == ("kvgen.attention", 1, 30)
     assert meta["sampled_last"] == recording.sampled_last and meta["model"] == "tiny"

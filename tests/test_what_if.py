@@ -148,6 +148,13 @@ def test_what_is_no_edit_is_refused(spec: str, at: str) -> None:
         parse_edit(spec, n_layers=4, n_heads=8, n_kv_heads=2, at=at)
 
 
+def test_a_probe_takes_the_place_of_a_prompt() -> None:
+    run = command("inspect-attention", "--probe", "--backend", "numpy", "--width", "100")
+    text = run.stdout.decode()
+    assert run.returncode == 0 and "101 tokens (101 prompt + 0 decode)" in text
+    assert_fails(inside("inspect-attention", "a text", "--probe"), 2, "leave the text out")
+
+
 # --- The worked examples ----------------------------------------------------------------------
 
 

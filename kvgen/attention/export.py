@@ -6,7 +6,7 @@ token_ids      i32 [T]            the tokens that went through the model
 token_bytes    u8  [..]           their bytes, one after another
 token_offsets  i32 [T + 1]        where each one's bytes begin
 step_of_row    i32 [T]            0 = prefill, n = decode step n
-metrics        f32 [L, H, 4]      sink mass, previous token, induction, entropy
+metrics        f32 [L, H, 6]      sink mass, previous token, induction, duplicate, entropy, distance
 meta           JSON text          what else there is to know
 """
 
@@ -25,7 +25,7 @@ from kvgen.attention.record import Recording
 from kvgen.attention.steps import attention_weights
 
 FORMAT, VERSION = "kvgen.attention", 1
-METRICS = ("sink", "previous", "induction", "entropy")
+METRICS = ("sink", "previous", "induction", "duplicate", "entropy", "distance")
 
 
 def to_npz(

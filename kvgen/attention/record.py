@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from kvgen.attention.steps import decode_error, recomputation_error
 from kvgen.engine import Engine, KVCache
+from kvgen.errors import UsageError
 from kvgen.generate import ChooseToken, generate, prefill
 from kvgen.trace import AttentionTrace, Capture, LayerTrace
 
@@ -68,6 +71,19 @@ def record(
         recomputed=recomputation_error(trace),
         decode_rows=decode_rows,
     )
+
+
+def probe_ids(
+    candidates: Sequence[int], *, n_tokens: int, seed: int, first: Sequence[int]
+) -> list[int]:
+    """The start tokens, then so many different random tokens twice: nothing to know but the order.
+
+    Raises UsageError where there are too few to choose from.
+    """
+    if len(candidates) < n_tokens:
+        raise UsageError(f"a probe needs {n_tokens} ordinary tokens; there are {len(candidates)}")
+    drawn = np.random.default_rng(seed).choice(np.asarray(candidates), n_tokens, replace=False)
+    return [*first, *drawn.tolist(), *drawn.tolist()]
 
 
 def gather(

@@ -23,10 +23,10 @@ from kvgen.cli.output import (
     make_canvas,
     note,
     show,
-    working,
     write_file,
 )
 from kvgen.cli.prompt import PromptFlags, encode_prompt, prompt_options, read_prompt
+from kvgen.cli.what_ifs import show_what_ifs
 from kvgen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from kvgen.attention.record import Recording
     from kvgen.model import Model
     from kvgen.render.canvas import Canvas
+
+
+_PROBE_TOKENS = 50
 
 
 @click.command(
@@ -51,6 +54,7 @@ Examples:
   kvgen inspect-attention "The cat sat on the mat" -l 2 -H 3 --explain last
   kvgen inspect-attention "Once upon a time" -n 8 -o attention.npz
   kvgen inspect-attention "The cat sat on the mat" --what-if ablate=2.3
+  kvgen inspect-attention --probe
   kvgen inspect-attention --example
 """,
 )
@@ -86,6 +90,12 @@ Examples:
 @click.option(
     "--at", default="all", show_default=True, metavar="PLACE", help="Where: all, a layer, or L.H."
 )
+@click.option(
+    "--probe",
+    is_flag=True,
+    help=f"In place of a prompt: {_PROBE_TOKENS} random tokens twice (--seed, default 0), for "
+    "which induction is defined exactly.",
+)
 @click.option("--example", is_flag=True, help="The formula on small numbers; needs no model.")
 @sampling_options(default="0")
 @display_options
@@ -101,6 +111,7 @@ def inspect_attention(
     output: str | None,
     what_ifs: tuple[str, ...],
     at: str,
+    probe: bool,
     example: bool,
     sampling_flags: SamplingFlags,
     display_flags: DisplayFlags,
@@ -130,17 +141,22 @@ def inspect_attention(
         raise UsageError(f"{output}: the file's name must end in .npz")
     if output is not None:
         check_writable(output)
-    text = read_prompt(prompt_flags)
+    if probe and any(given for given in prompt_flags if given):
+        raise UsageError("--probe makes its own prompt: leave the text out")
+    text = "" if probe else read_prompt(prompt_flags)
     if model_flags.prefill == "fast":
         raise UsageError("--prefill fast is inexact, and attention is looked at as it is")
     model = load_model(model_flags, cache_dtype="f32", quiet=quiet, verbose=verbose)
     layers = _indices("all" if layer_spec is None else layer_spec, model.config.n_layers, "layer")
     heads = _indices("all" if head_spec is None else head_spec, model.config.n_heads, "head")
     tokenizer = model.require_tokenizer()
-    prompt_ids = encode_prompt(model, text, prompt_flags, quiet=quiet).ids
+    if probe:
+        prompt_ids = _probe_ids(model, sampling_flags.seed or 0)
+    else:
+        prompt_ids = encode_prompt(model, text, prompt_flags, quiet=quiet).ids
 
     if what_ifs:
-        _show_what_ifs(model, prompt_ids, what_ifs, at, display_flags, layers, heads, quiet=quiet)
+        show_what_ifs(model, prompt_ids, what_ifs, at, display_flags, layers, heads, quiet=quiet)
         return
 
     from kvgen.attention.diagnostics import diagnose
@@ -160,7 +176,7 @@ def inspect_attention(
             stop_ids=model.stop_ids,
             on_progress=advance,
         )
-    found = diagnose(recording.trace)
+    found = diagnose(recording.trace, probe=_PROBE_TOKENS if probe else None)
     tokens = [tokenizer.token_bytes(token) for token in recording.trace.token_ids]
     if output is not None:
         from kvgen.attention.export import to_npz
@@ -193,46 +209,13 @@ def inspect_attention(
         note(f"sampled {sampling.describe()} · seed {sampler.seed}")
 
 
-def _show_what_ifs(
-    model: Model,
-    ids: list[int],
-    specs: tuple[str, ...],
-    at: str,
-    display: DisplayFlags,
-    layers: list[int],
-    heads: list[int],
-    *,
-    quiet: bool,
-) -> None:
-    """Each edit's report; with one layer and one head their maps too."""
-    from kvgen.attention.what_if import what_if
-    from kvgen.edits import parse_edit
-    from kvgen.reference.decoder import ReferenceEngine
-    from kvgen.render.canvas import token_label
-    from kvgen.render.what_if import what_if_view
+def _probe_ids(model: Model, seed: int) -> list[int]:
+    from kvgen.attention.record import probe_ids
 
-    config, tokenizer = model.config, model.require_tokenizer()
-    canvas = make_canvas(**display._asdict())
-    edits = [
-        parse_edit(
-            spec,
-            n_layers=config.n_layers,
-            n_heads=config.n_heads,
-            n_kv_heads=config.n_kv_heads,
-            at=at,
-        )
-        for spec in specs
-    ]
-    engine = ReferenceEngine(model.params)  # the only one that edits
-
-    def token_text(token: int) -> str:
-        return token_label(tokenizer.token_bytes(token), canvas, 10).strip()
-
-    map_of = (layers[0], heads[0]) if len(layers) == len(heads) == 1 else None
-    for edit in edits:
-        with working("running the edited model", quiet=quiet):
-            found = what_if(engine, ids, edit)
-        show(what_if_view(found, token_text, ids, canvas, map_of=map_of), canvas)
+    tokenizer = model.require_tokenizer()
+    return probe_ids(
+        tokenizer.ordinary_ids(), n_tokens=_PROBE_TOKENS, seed=seed, first=model.encode("")
+    )
 
 
 def _draw(

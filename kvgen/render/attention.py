@@ -91,6 +91,7 @@ def _strongest(trace: AttentionTrace, found: Diagnostics) -> str:
     for name, values in (
         ("previous", found.previous),
         ("induction", found.induction),
+        ("duplicate", found.duplicate),
         ("sink", found.sink),
     ):
         if not np.isnan(values).all():
