@@ -62,7 +62,7 @@ MAY_IMPORT = {
 HOMES = {
     "numba": {"fast"},
     "llvmlite": {"fast"},
-    "safetensors": {"checkpoint"},
+    "safetensors": {"attention", "checkpoint"},
     "huggingface_hub": {"hub"},
     "jinja2": {"chat"},
     "tokenizers": {"tokenizer"},

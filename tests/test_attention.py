@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from kvgen.attention import diagnostics
 from kvgen.attention.diagnostics import diagnose
-from kvgen.attention.export import METRICS, to_npz
+from kvgen.attention.export import METRICS, export, read_export
 from kvgen.attention.record import Recording, probe_ids, record
 from kvgen.attention.steps import (
     attention_weights,
@@ -19,7 +20,7 @@ from kvgen.attention.steps import (
     recomputation_error,
     weighted_values,
 )
-from kvgen.errors import UsageError
+from kvgen.errors import KvgenError, UsageError
 from kvgen.sampling import Sampler, SamplingOptions
 from kvgen.trace import LayerTrace
 from tests import tiny
@@ -211,22 +212,80 @@ def test_diagnosing_does_not_write_to_its_input(tiny_model: Loader) -> None:
         np.testing.assert_array_equal(layer.q, q)
 
 
-def test_an_archive_holds_what_its_schema_says(tiny_model: Loader) -> None:
-    recording = recorded(tiny_model, "llama_gqa")
+def saved(tiny_model: Loader, name: str, kind: str, path: Path) -> tuple[Recording, Path]:
+    recording = recorded(tiny_model, name)
     tokens = [f"t{token}".encode() for token in recording.trace.token_ids]
-    content = to_npz(
-        recording, diagnose(recording.trace), tokens, heads=[1, 4], facts={"model": "tiny"}
-    )
-    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+    content = export(
+        recording, diagnose(recording.trace), tokens, heads=[1, 4], facts={"model": "tiny"},
+        kind=kind,
+    )  # fmt: skip
+    file = path / f"saved.{kind}"
+    file.write_bytes(content)
+    return recording, file
+
+
+def test_an_archive_holds_what_its_schema_says(tiny_model: Loader, tmp_path: Path) -> None:
+    recording, file = saved(tiny_model, "llama_gqa", "npz", tmp_path)
+    with np.load(file, allow_pickle=False) as archive:
         whole = attention_weights(recording.trace.layers[1])
         np.testing.assert_array_equal(archive["weights"][1], whole[[1, 4]])
         assert archive["layer_index"].tolist() == [0, 2]
         assert archive["head_index"].tolist() == [1, 4]
         assert archive["token_ids"].tolist() == list(recording.trace.token_ids)
         offsets = archive["token_offsets"]
-        assert archive["token_bytes"][offsets[3] : offsets[4]].tobytes() == tokens[3]
+        name = f"t{recording.trace.token_ids[3]}".encode()
+        assert archive["token_bytes"][offsets[3] : offsets[4]].tobytes() == name
         assert archive["step_of_row"].tolist() == [0] * 30 + [1, 2, 3, 4, 5]
         assert archive["metrics"].shape == (2, 2, 6)
         meta = json.loads(str(archive["meta"]))
-    assert (meta["format"], meta["version"], meta["prompt_len"]) == ("kvgen.attention", 1, 30)
+    assert (meta["format"], meta["version"], meta["prompt_len"]) == ("kvgen.attention", 2, 30)
     assert meta["sampled_last"] == recording.sampled_last and meta["model"] == "tiny"
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+@pytest.mark.parametrize("name", ["llama_gqa", "gemma2"])
+def test_what_is_saved_can_be_read_again(
+    name: str, kind: str, tiny_model: Loader, tmp_path: Path
+) -> None:
+    recording, file = saved(tiny_model, name, kind, tmp_path)
+    again = read_export(file)
+    assert again.heads == [1, 4] and again.meta["model"] == "tiny"
+    assert again.tokens == [f"t{token}".encode() for token in recording.trace.token_ids]
+    assert again.recording.recomputed == recording.recomputed
+    assert again.recording.trace.n_prompt == recording.trace.n_prompt
+    for one, other in zip(again.recording.trace.layers, recording.trace.layers, strict=True):
+        np.testing.assert_array_equal(attention_weights(one), attention_weights(other))
+        np.testing.assert_array_equal(one.z, other.z)
+
+
+def test_json_holds_the_strongest_keys(tiny_model: Loader, tmp_path: Path) -> None:
+    recording, file = saved(tiny_model, "llama_gqa", "json", tmp_path)
+    content = json.loads(file.read_text())
+    first = content["maps"][0]
+    assert (first["layer"], first["head"], len(first["rows"])) == (0, 1, 35)
+    assert first["rows"][0] == [[0, 1.0]] and len(first["rows"][20]) == 8
+    weights = attention_weights(recording.trace.layers[0])[1]
+    key, weight = first["rows"][20][0]
+    assert key == weights[20].argmax() and weight == pytest.approx(weights[20].max(), abs=1e-6)
+    assert set(content["metrics"][0]) == {"layer", "head", *METRICS}
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+def test_what_is_no_recording_is_refused(
+    kind: str, tiny_model: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, file = saved(tiny_model, "llama_gqa", kind, tmp_path)
+    whole = file.read_bytes()
+    for content in (b"", b"text", whole[: len(whole) // 2], whole[:-3]):
+        file.write_bytes(content)
+        with pytest.raises(KvgenError, match=r"saved\.(npz|safetensors): "):
+            read_export(file)
+    file.write_bytes(whole)
+    monkeypatch.setattr("kvgen.attention.export.VERSION", 9)
+    with pytest.raises(KvgenError, match=r"is kvgen.attention version 2, .* write it again"):
+        read_export(file)
+    other = tmp_path / f"other.{kind}"
+    arrays = {"a": np.zeros(3, np.float32)}
+    np.savez(other, **arrays) if kind == "npz" else save_file(arrays, other)
+    with pytest.raises(KvgenError, match="no recording"):
+        read_export(other)

@@ -343,9 +343,54 @@ def test_bench_draws_a_figure_and_compares_reports(tmp_path: Path) -> None:
     figure = tmp_path / "curve.svg"
     run = kvgen("bench", "-p", "5", "-n", "2", "-r", "1", "--plot", str(figure))
     if importlib.util.find_spec("matplotlib") is None:
-        assert run.returncode == 2 and b"install kvgen with its extra `plot`" in run.stderr
+        assert run.returncode == 2 and b"with its extra `plot`" in run.stderr
     else:
         assert run.returncode == 0 and figure.read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+def test_a_saved_recording_is_shown_without_a_model(kind: str, tmp_path: Path) -> None:
+    file = str(tmp_path / f"saved.{kind}")
+    prompt = ["inspect-attention", "The cat sat on the mat", "-n", "2", "--backend", "numpy"]
+    assert kvgen(*prompt, "-o", file).returncode == 0
+    for view in (
+        [],
+        ["-l", "2"],
+        ["-l", "2", "-H", "3"],
+        ["-l", "2", "-H", "3", "--explain", "last"],
+    ):
+        live, again = kvgen(*prompt, *view), kvgen("inspect-attention", file, *view, "-m", "none")
+        assert again.returncode == 0, again.stderr
+        # The last line is the verification: of what was recorded, and that was all layers.
+        assert again.stdout.splitlines()[:-1] == live.stdout.splitlines()[:-1]
+    assert_fails(kvgen("inspect-attention", file, "--probe"), 2, "a saved file holds no model")
+    Path(file).write_bytes(b"broken")
+    assert_fails(kvgen("inspect-attention", file), 1, "is no recording of attention")
+
+
+def test_decode_steps_are_shown_one_after_another() -> None:
+    prompt = ["inspect-attention", "The cat sat on", "--backend", "numpy", "-l", "2", "-H", "3"]
+    for width in ("60", "100", "160"):
+        run = kvgen(*prompt, "-n", "5", "--steps", "--width", width)
+        lines = run.stdout.decode().splitlines()
+        assert run.returncode == 0 and max(map(len, lines)) <= int(width)
+    steps = [line for line in lines if " reads 0.." in line]
+    assert [line.split()[0] for line in steps] == ["q_5", "q_6", "q_7", "q_8"]
+    assert "prefill: 5 queries; k_0..4 and v_0..4 are kept" in lines[1]
+    assert_fails(kvgen(*prompt, "--steps"), 2, "there are no decode steps")
+    assert_fails(inside("inspect-attention", "The cat", "--steps"), 2, "--steps is of one head")
+
+
+def test_an_inspection_is_written_as_text_json_and_figure(tmp_path: Path) -> None:
+    prompt = ["inspect-attention", "The cat sat", "--backend", "numpy", "-l", "2", "-H", "3"]
+    for kind in ("txt", "json", "svg"):
+        run = kvgen(*prompt, "-o", str(tmp_path / f"map.{kind}"))
+        if kind == "svg" and importlib.util.find_spec("matplotlib") is None:
+            assert run.returncode == 2 and b"with its extra `plot`" in run.stderr
+            continue
+        assert run.returncode == 0 and run.stdout == b"", run.stderr
+    assert (tmp_path / "map.txt").read_bytes() == kvgen(*prompt).stdout
+    assert len(json.loads((tmp_path / "map.json").read_text())["maps"]) == 1
 
 
 def test_verify_says_so_in_a_line_each() -> None:
@@ -454,7 +499,7 @@ def test_maps_can_be_saved(tmp_path: Path) -> None:
         (["-H", "1"], "-H needs -l"),
         (["-l", "1", "--explain", "last"], "--explain needs one head"),
         (["-l", "1", "-H", "1", "--explain", "3"], "query 3: this run has queries 0-2, or last"),
-        (["-o", "maps.csv"], "must end in .npz"),
+        (["-o", "maps.csv"], "must end in .npz, .safetensors, .json, .txt"),
         (["-o", "no/folder/maps.npz"], "there is no folder no/folder"),
     ],
 )

@@ -1,46 +1,148 @@
-"""A recording as a NumPy archive: format `kvgen.attention`, version 1.
+"""A recording as a file: format `kvgen.attention`, version 2.
+
+.npz and .safetensors hold the same arrays, so that every view can be drawn again:
 
 weights        f32 [L, H, T, T]   chosen layers and heads; 0 above the diagonal
 layer_index    i32 [L]            head_index  i32 [H]
+q, z           f32 [L, T, H', D]  all heads: queries after RoPE, and the kernel's output before W_O
+k, v           f32 [L, T, G, D]   keys after RoPE, and values, as the cache holds them
 token_ids      i32 [T]            the tokens that went through the model
 token_bytes    u8  [..]           their bytes, one after another
 token_offsets  i32 [T + 1]        where each one's bytes begin
 step_of_row    i32 [T]            0 = prefill, n = decode step n
 metrics        f32 [L, H, 6]      sink mass, previous token, induction, duplicate, entropy, distance
-meta           JSON text          what else there is to know
+meta           JSON text          what else there is to know; in .safetensors its metadata
+
+.json holds meta, metrics and the strongest keys of each row.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import zipfile
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 import kvgen
 from kvgen.attention.diagnostics import Diagnostics
 from kvgen.attention.record import Recording
 from kvgen.attention.steps import attention_weights
+from kvgen.errors import KvgenError
+from kvgen.tensors import Array
+from kvgen.trace import AttentionTrace, LayerTrace
 
-FORMAT, VERSION = "kvgen.attention", 1
+FORMAT, VERSION = "kvgen.attention", 2
 METRICS = ("sink", "previous", "induction", "duplicate", "entropy", "distance")
+_JSON_KEYS = 8  # of each row
+_BROKEN = (
+    KeyError, ValueError, TypeError, IndexError, EOFError, AttributeError, zipfile.BadZipFile,
+    SafetensorError,
+)  # fmt: skip
 
 
-def to_npz(
+class SavedRecording(NamedTuple):
+    """What a file holds: the recording, its tokens' bytes, the chosen heads, and the rest."""
+
+    recording: Recording
+    tokens: list[bytes]
+    heads: list[int]
+    meta: dict[str, Any]
+
+
+def export(
     recording: Recording,
     found: Diagnostics,
     tokens: Sequence[bytes],
     *,
     heads: Sequence[int],
     facts: dict[str, Any],
+    kind: str,
 ) -> bytes:
-    """The archive's bytes, for `numpy.load(..., allow_pickle=False)`; `facts` go into meta."""
+    """The bytes of a file of that kind: npz, safetensors or json. `facts` go into meta."""
+    meta = json.dumps(_meta(recording, facts))
+    if kind == "json":
+        return (json.dumps(_as_json(recording, found, tokens, heads, meta)) + "\n").encode()
+    arrays = _arrays(recording, found, tokens, heads)
+    if kind == "safetensors":
+        return save(arrays, metadata={"meta": meta})
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays, meta=np.array(meta))
+    return buffer.getvalue()
+
+
+def read_export(path: Path) -> SavedRecording:
+    """What `export` has written as npz or safetensors. Raises KvgenError for anything else."""
+    try:
+        arrays, meta = _read_arrays(path)
+        if (meta["format"], meta["version"]) != (FORMAT, VERSION):
+            raise KvgenError(
+                f"{path}: is {meta['format']} version {meta['version']}, and this is kvgen "
+                f"{kvgen.__version__} for {FORMAT} version {VERSION}: write it again"
+            )
+        return _from_arrays(arrays, meta)
+    except OSError as error:
+        raise KvgenError(f"{path}: {error.strerror or error}") from None
+    except _BROKEN as error:
+        raise KvgenError(f"{path}: is no recording of attention ({error})") from None
+
+
+def _read_arrays(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return arrays, json.loads((file.metadata() or {})["meta"])
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    return arrays, json.loads(str(arrays.pop("meta")))
+
+
+def _from_arrays(arrays: dict[str, Array], meta: dict[str, Any]) -> SavedRecording:
+    T, L = len(arrays["token_ids"]), len(arrays["layer_index"])
+    q, k, v, z = (arrays[name] for name in "qkvz")
+    alike = q.shape == z.shape and k.shape == v.shape and q.shape[:2] == k.shape[:2] == (L, T)
+    if not (alike and q.ndim == k.ndim == 4 and q.shape[2] % k.shape[2] == 0):
+        raise ValueError("its arrays do not belong together")
+    offsets = arrays["token_offsets"]
+    trace = AttentionTrace(
+        token_ids=tuple(arrays["token_ids"].tolist()),
+        n_prompt=int(meta["prompt_len"]),
+        layers=tuple(
+            LayerTrace(
+                layer=int(layer),
+                scale=meta["attn_scale"][row],
+                softcap=meta["softcap"][row],
+                window=meta["window"][row],
+                q=q[row],
+                k=k[row],
+                v=v[row],
+                z=z[row],
+            )
+            for row, layer in enumerate(arrays["layer_index"])
+        ),
+    )
+    recording = Recording(
+        trace=trace,
+        sampled_last=meta["sampled_last"],
+        recomputed=float(meta["verify_max_abs"]),
+        decode_rows=meta["verify_decode_rows_max_abs"],
+    )
+    tokens = [
+        arrays["token_bytes"][begin:end].tobytes()
+        for begin, end in itertools.pairwise(offsets.tolist())
+    ]
+    return SavedRecording(recording, tokens, arrays["head_index"].tolist(), meta)
+
+
+def _meta(recording: Recording, facts: dict[str, Any]) -> dict[str, Any]:
     trace = recording.trace
-    layers = [layer.layer for layer in trace.layers]
-    chosen = list(heads)
-    meta = {
+    return {
         "format": FORMAT,
         "version": VERSION,
         "kvgen": kvgen.__version__,
@@ -55,19 +157,70 @@ def to_npz(
         "verify_decode_rows_max_abs": recording.decode_rows,
         **facts,
     }
-    metrics = np.stack([getattr(found, name)[:, chosen] for name in METRICS], axis=-1)
-    offsets = np.cumsum([0, *map(len, tokens)])
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        weights=np.stack([attention_weights(layer)[chosen] for layer in trace.layers]),
-        layer_index=np.array(layers, np.int32),
-        head_index=np.array(chosen, np.int32),
-        token_ids=np.array(trace.token_ids, np.int32),
-        token_bytes=np.frombuffer(b"".join(tokens), np.uint8),
-        token_offsets=offsets.astype(np.int32),
-        step_of_row=np.maximum(np.arange(trace.length) - trace.n_prompt + 1, 0).astype(np.int32),
-        metrics=metrics.astype(np.float32),
-        meta=np.array(json.dumps(meta)),
+
+
+def _metrics(found: Diagnostics, heads: Sequence[int]) -> Array:
+    return np.stack([getattr(found, name)[:, list(heads)] for name in METRICS], axis=-1).astype(
+        np.float32
     )
-    return buffer.getvalue()
+
+
+def _arrays(
+    recording: Recording, found: Diagnostics, tokens: Sequence[bytes], heads: Sequence[int]
+) -> dict[str, Array]:
+    trace, chosen = recording.trace, list(heads)
+    steps = np.maximum(np.arange(trace.length) - trace.n_prompt + 1, 0)
+    arrays: dict[str, Array] = {
+        "weights": np.stack([attention_weights(layer)[chosen] for layer in trace.layers]),
+        "layer_index": np.array([layer.layer for layer in trace.layers], np.int32),
+        "head_index": np.array(chosen, np.int32),
+        "token_ids": np.array(trace.token_ids, np.int32),
+        "token_bytes": np.frombuffer(b"".join(tokens), np.uint8),
+        "token_offsets": np.cumsum([0, *map(len, tokens)]).astype(np.int32),
+        "step_of_row": steps.astype(np.int32),
+        "metrics": _metrics(found, chosen),
+    }
+    for name in "qkvz":
+        rows = np.stack([getattr(layer, name) for layer in trace.layers])
+        arrays[name] = np.ascontiguousarray(rows)
+    return arrays
+
+
+def _as_json(
+    recording: Recording,
+    found: Diagnostics,
+    tokens: Sequence[bytes],
+    heads: Sequence[int],
+    meta: str,
+) -> dict[str, Any]:
+    """Meta, metrics, and for each head and row the strongest keys as [key, weight]."""
+    trace = recording.trace
+    maps = []
+    for layer in trace.layers:
+        weights = attention_weights(layer)
+        for head in heads:
+            rows = []
+            for i, row in enumerate(weights[head]):
+                best = np.argsort(-row[: i + 1], kind="stable")[:_JSON_KEYS]
+                rows.append([[int(j), round(float(row[j]), 6)] for j in best])
+            maps.append({"layer": layer.layer, "head": head, "rows": rows})
+    metrics = [
+        {
+            "layer": layer.layer,
+            "head": head,
+            **{name: _number(getattr(found, name)[row, head]) for name in METRICS},
+        }
+        for row, layer in enumerate(trace.layers)
+        for head in heads
+    ]
+    return {
+        "meta": json.loads(meta),
+        "token_ids": list(trace.token_ids),
+        "tokens": [token.decode("utf-8", "backslashreplace") for token in tokens],
+        "metrics": metrics,
+        "maps": maps,
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 6)

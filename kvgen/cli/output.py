@@ -117,8 +117,8 @@ def make_canvas(
     return Canvas(width, mode)
 
 
-def show(view: RenderableType, canvas: Canvas) -> None:
-    """Draw a view on stdout."""
+def draw(view: RenderableType, canvas: Canvas) -> str:
+    """A view as text, with colours where the canvas has them."""
     from rich.console import Console
 
     buffer = io.StringIO()
@@ -141,6 +141,12 @@ def show(view: RenderableType, canvas: Canvas) -> None:
     if canvas.mode == "ascii":
         text = text.replace(" · ", " - ").replace("·", ".").replace("…", "~")
         text = text.encode("ascii", "backslashreplace").decode()
+    return text
+
+
+def show(view: RenderableType, canvas: Canvas) -> None:
+    """Draw a view on stdout."""
+    text = draw(view, canvas)
     if sys.stdout is not None:
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # a token may hold anything
         sys.stdout.write(text.encode(encoding, "replace").decode(encoding))

@@ -1,0 +1,65 @@
+"""Decoding step by step: the live query, the rows that it reads, the row that is appended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from kvgen.attention.steps import attention_weights
+from kvgen.render.canvas import TOKEN_CELLS, Canvas, draw_map, token_label
+from kvgen.tensors import FloatArray
+from kvgen.trace import AttentionTrace
+
+
+def decode_steps(
+    trace: AttentionTrace, tokens: Sequence[bytes], *, layer: int, head: int, canvas: Canvas
+) -> RenderableType:
+    """One head's decode rows, a step each: where its query reads, and what is kept."""
+    weights = attention_weights(trace.layer(layer))[head]
+    P, T = trace.n_prompt, trace.length
+    digits = len(str(T))
+    n_strongest = 2 if canvas.width >= 90 else 1 if canvas.width >= 70 else 0
+    aside = digits + TOKEN_CELLS + digits + 19  # the words before the row
+    room = max(10, canvas.width - aside - n_strongest * (digits + TOKEN_CELLS + 7))
+    factor = -(-T // room)
+    edge = "|" if canvas.mode == "ascii" else "│"
+    pooled = f" · columns of {factor} (greatest weight)" if factor > 1 else ""
+    lines: list[Text] = [
+        Text(
+            f"layer {layer} head {head} (kv head {trace.layer(layer).kv_head(head)}) · decode "
+            f"steps{pooled}"
+        ),
+        Text(
+            f"prefill: {P} queries; k_0..{P - 1} and v_0..{P - 1} are kept, the queries are not",
+            "dim",
+        ),
+    ]
+    for query in range(P, T):
+        row = weights[query]
+        shown = np.full((1, T), np.nan, np.float32)
+        shown[0, : query + 1] = row[: query + 1]
+        line = Text(f"q_{query:<{digits}} {token_label(tokens[query], canvas, TOKEN_CELLS)}")
+        line.append(f" reads 0..{query - 1:<{digits}} +1 ")
+        line += Text(edge) + draw_map(_pool(shown, factor), canvas, cell_width=1)[0]
+        line.append(edge)
+        for key in np.argsort(-row, kind="stable")[:n_strongest]:
+            label = token_label(tokens[key], canvas, TOKEN_CELLS)
+            line.append(f" {key:>{digits}} {label} {row[key]:.2f}")
+        lines.append(line)
+    lines.append(
+        Text(
+            "+1: the step's own k and v are appended to the cache and read at every later step; "
+            "its q lives in this step only",
+            "dim",
+        )
+    )
+    return Group(*lines)
+
+
+def _pool(row: FloatArray, factor: int) -> FloatArray:
+    """Neighbouring columns by their greatest weight; NaN where nothing is seen."""
+    pooled: FloatArray = np.fmax.reduceat(row, np.arange(0, row.shape[1], factor), axis=1)
+    return pooled
