@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kvgen.attention.record import gather
+from kvgen.attention.steps import attention_weights
+from kvgen.trace import Capture
 from tests import tiny
 from tests.configs import CONFIGS
 from tests.conftest import Loader
@@ -15,6 +18,7 @@ from tests.test_golden import TOLERANCE
 
 torch = pytest.importorskip("torch", reason="needs the extra `parity`")
 transformers = pytest.importorskip("transformers", reason="needs the extra `parity`")
+WEIGHT_TOLERANCE = 1e-5
 
 
 @pytest.mark.parity
@@ -33,3 +37,32 @@ def test_logits_equal_transformers(
     for backend in ("numpy", "numba"):
         logits = tiny_model(name, kind=kind, backend=backend, cache_dtype="f32").logits(ids)
         np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name", ["llama_gqa", "gpt2", "gpt_neox", "mistral", "qwen3", "gemma2", "gemma3"]
+)
+def test_attention_weights_equal_transformers(
+    name: str, tiny_folder: Callable[..., Path], tiny_model: Loader
+) -> None:
+    # Grouped heads, learned positions, windows, norms of queries and keys, soft caps.
+    ids = tiny.make_ids(100, seed=7)
+    reference = transformers.AutoModelForCausalLM.from_pretrained(
+        tiny_folder(name), dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    with torch.no_grad():
+        expected = reference(torch.tensor([ids]), output_attentions=True).attentions
+    for backend in ("numpy", "numba"):
+        engine = tiny_model(name, backend=backend, cache_dtype="f32").engine
+        cache = engine.new_cache(len(ids))
+        capture = Capture(engine.config, range(engine.config.n_layers), len(ids))
+        engine.forward(ids[:80], cache, capture=capture)
+        for token in ids[80:]:
+            engine.forward([token], cache, capture=capture)
+        trace = gather(engine, ids, cache, capture, n_prompt=80)
+        for layer, theirs in zip(trace.layers, expected, strict=True):
+            np.testing.assert_allclose(
+                attention_weights(layer), theirs[0].numpy(), rtol=0, atol=WEIGHT_TOLERANCE
+            )
