@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -88,6 +89,20 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         )
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from None
+
+
+def fingerprint(folder: Path) -> str:
+    """A short name for a model's configuration and weights, by their sizes and headers.
+
+    SHA-256 over config.json and, of each .safetensors file, its name, size and header; the numbers
+    themselves are not read.
+    """
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(length))
+    return digest.hexdigest()[:16]
 
 
 def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:

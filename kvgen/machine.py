@@ -25,11 +25,11 @@ def peak_rss_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def environment() -> dict[str, str | int | None]:
-    """CPU, threads, BLAS and versions: what a timing depends on besides the code."""
+def environment() -> dict[str, str | int | float | None]:
+    """CPU, BLAS, versions, and how busy the machine is: what timings depend on besides the code."""
     pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
     blas: dict[str, Any] = pools[0] if pools else {}
-    facts: dict[str, str | int | None] = {
+    facts: dict[str, str | int | float | None] = {
         "cpu": cpu_name(),
         "cores": usable_cores(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -38,7 +38,9 @@ def environment() -> dict[str, str | int | None]:
         "numpy": _version("numpy"),
         "numba": _version("numba"),
         "blas": f"{blas.get('internal_api', 'unknown')} {blas.get('version') or ''}".strip(),
+        "blas_threads": blas.get("num_threads"),
         "blas_architecture": blas.get("architecture"),
+        "load_average": _load_average(),
     }
     # An old core type in this variable makes NumPy's products run at half speed.
     if core_type := os.environ.get("OPENBLAS_CORETYPE"):
@@ -83,6 +85,14 @@ def _cpu_quota() -> int:
         return math.ceil(int(quota) / int(period))
     except (OSError, ValueError):  # no such file, or the word "max"
         return 10**6
+
+
+def _load_average() -> float | None:
+    """Processes that wanted to run, on average over the last minute; None where nobody counts."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (AttributeError, OSError):  # Windows
+        return None
 
 
 def _version(package: str) -> str | None:

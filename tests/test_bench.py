@@ -41,7 +41,8 @@ SPEED = Calibration(
     read_bytes_per_second=1e10, flops_per_second=1e11, attention_flops_per_second=1e10
 )
 FACTS: dict[str, Any] = {
-    "model": "tiny", "family": "llama", "parameters": 1000, "prompt": "9 tokens", "seed": None,
+    "model": "tiny", "model_hash": "0123", "family": "llama", "parameters": 1000,
+    "prompt": "9 tokens", "seed": None,
     "environment": {"cpu": "x", "cores": 2},
 }  # fmt: skip
 

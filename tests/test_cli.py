@@ -410,6 +410,7 @@ def test_bench_as_json_and_file(tmp_path: Path) -> None:
     assert content == json.loads(file.read_text())
     assert [result["test"] for result in content["results"]] == ["pp4", "tg3"]
     assert content["verification"] is None and content["environment"]["kvgen"]
+    assert len(content["model_hash"]) == 16 and content["environment"]["load_average"] >= 0
     assert oct(file.stat().st_mode)[-3:] != "600"
 
 

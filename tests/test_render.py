@@ -231,7 +231,8 @@ def make_report(n_prompt: int, dtypes: tuple[DTypeName, ...] = ("f32",)) -> Benc
 
 
 BENCH_FACTS = {
-    "model": "tiny", "family": "llama", "parameters": 1000, "prompt": "some tokens",
+    "model": "tiny", "model_hash": "0123", "family": "llama", "parameters": 1000,
+    "prompt": "some tokens",
     "environment": {"cpu": "CPU", "cores": 2},
 }  # fmt: skip
 

@@ -68,7 +68,7 @@ def compare_reports(one: Any, other: Any) -> ReportComparison:
         differences=tuple(
             f"{name}: {facts[0].get(name)} -> {facts[1].get(name)}"
             for name in names
-            if facts[0].get(name) != facts[1].get(name)
+            if name != "load_average" and facts[0].get(name) != facts[1].get(name)
         ),
     )
 

@@ -150,9 +150,10 @@ def count_rows(
     cut = _first_layers(params)
     engine = open_engine(cut, backend="numpy", threads=None)
     n_steps = min(COUNTED_STEPS, len(ids) - n_before)
+    layer = next((x for x in range(cut.config.n_layers) if cut.config.window(x) is None), 0)
     counts = {}
     for cache in ("on", "off"):
-        counting = _Counting(engine, n_before + n_steps)
+        counting = _Counting(engine, n_before + n_steps, layer)
         counting.feed(ids[:n_before])
         counts[cache] = counting
         counting.steps = [
@@ -171,7 +172,6 @@ def count_rows(
             compared += len(expected)
             if step < len(counted):
                 different += int((counted[step].pairs != expected).sum())
-    layer = next((x for x in range(cut.config.n_layers) if cut.config.window(x) is None), 0)
     on, off = counts["on"].cache, counts["off"].cache
     return Ledger(
         n_layers=cut.config.n_layers,
@@ -189,8 +189,9 @@ def count_rows(
 class _Counting:
     """The reference engine with a counting cache, fed step by step."""
 
-    def __init__(self, engine: Engine, capacity: int) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, capacity: int, layer: int) -> None:
+        """`layer` is the one that steps are told of."""
+        self._engine, self._layer = engine, layer
         own = engine.new_cache(capacity)
         assert isinstance(own, KeyValueCache)
         self.cache = CountingCache(own, engine.config.n_layers)
@@ -203,8 +204,7 @@ class _Counting:
 
     def step(self, ids: Sequence[int], *, keep: bool) -> StepCount:
         """Run the last of the ids, behind what is kept or with everything again."""
-        cache, before = self.cache, len(ids) - 1
-        layer = 0
+        cache, before, layer = self.cache, len(ids) - 1, self._layer
         computed, pairs = cache.computed_q.copy(), cache.keys_read.sum(axis=1)
         queries, changed = cache.queries_read.copy(), cache.max_abs_change
         cache.max_abs_change = 0.0

@@ -107,6 +107,7 @@ def bench(
     work = choose_work(models[0], text, work_flags)
 
     from kvgen.bench.plan import BenchPlan
+    from kvgen.checkpoint import fingerprint
     from kvgen.machine import environment
 
     caches: list[Cache] = [] if arm_flags.no_baseline else ["on"]
@@ -119,16 +120,17 @@ def bench(
         warmup=work_flags.warmup,
         head=chosen_head(models[0], arm_flags),
     )
-    report = _run(models, plan, work_flags, quiet=quiet)
     model = models[0]
     facts: dict[str, Any] = {
         "model": model.name,
+        "model_hash": fingerprint(model.folder),
         "family": model.family,
         "parameters": model.params.n_parameters,
         "prompt": work.prompt,
         "seed": work.seed,
         "environment": environment(),
     }
+    report = _run(models, plan, work_flags, quiet=quiet)
     _deliver(report, facts, report_flags, display_flags, over_seconds=arm_flags.over / 1e3)
     _judge(report)
 

@@ -71,6 +71,7 @@ def bench_json(report: BenchReport, facts: dict[str, Any]) -> dict[str, Any]:
     checks = [run.verification for run in report.runs if run.verification is not None]
     return {
         "model": facts["model"],
+        "model_hash": facts["model_hash"],
         "parameters": facts["parameters"],
         "prompt": facts["prompt"],
         "prompt_ids": [work.ids for work in report.plan.workloads],
@@ -173,6 +174,7 @@ def bench_lines(report: BenchReport, facts: dict[str, Any]) -> str:
         rates = spread(test.rates)
         line = {
             "model_filename": facts["model"],
+            "model_hash": facts["model_hash"],
             "model_type": f"{facts['family']} {test.run.dtype}",
             "model_size": test.run.weight_bytes,
             "model_n_params": facts["parameters"],
@@ -190,6 +192,7 @@ def bench_lines(report: BenchReport, facts: dict[str, Any]) -> str:
             "stddev_ts": rates["stdev"],
             "samples_ts": test.rates,
             "median_ts": rates["median"],
+            "environment": facts["environment"],
         }
         lines.append(json.dumps(line) + "\n")
     return "".join(lines)
@@ -210,8 +213,9 @@ def bench_markdown(report: BenchReport, facts: dict[str, Any]) -> str:
         )
     environment = facts["environment"]
     return "\n".join(lines) + (
-        f"\n\n{facts['model']} · {environment['cpu']} · {environment['cores']} cores · "
-        f"kvgen {kvgen.__version__}\n"
+        f"\n\n{facts['model']} ({facts['model_hash']}) · "
+        + " · ".join(f"{name} {value}" for name, value in environment.items() if value is not None)
+        + "\n"
     )
 
 
