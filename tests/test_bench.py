@@ -220,6 +220,9 @@ def test_windows_are_counted(name: str, backend: str, tiny_model: Loader) -> Non
     totals = report.ledger.on[0].pairs
     windows = [model.config.window(layer) or 1000 for layer in range(model.config.n_layers)]
     np.testing.assert_array_equal(totals, [min(41, window) for window in windows])
+    ledger = report.ledger
+    assert ledger.on[0].keys_read == min(41, windows[ledger.layer])
+    assert ledger.off[0].keys_read == 41  # each row by the queries near it
 
 
 def test_a_large_model_is_counted_by_its_first_layers(

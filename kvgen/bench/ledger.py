@@ -72,7 +72,7 @@ class CountingCache:
         self.computed_q: Counts = np.zeros(shape, np.int64)
         self.keys_read: Counts = np.zeros(shape, np.int64)  # by queries that see them
         self.queries_read: Counts = np.zeros(shape, np.int64)
-        self.touched: Counts = np.zeros(n_layers, np.int64)  # rows of K seen by any query, last
+        self.touched = np.zeros(shape, np.bool_)  # rows of K seen by any query since the last look
         self.max_abs_change = 0.0
 
     @property
@@ -121,7 +121,7 @@ class CountingCache:
     def read(self, layer: int, mask: npt.NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
         """Count each row once for every query that sees it."""
         self.keys_read[layer, : mask.shape[1]] += mask.sum(axis=0)
-        self.touched[layer] = mask.any(axis=0).sum()
+        self.touched[layer, : mask.shape[1]] |= mask.any(axis=0)
         return self._cache.read(layer, mask)
 
 
@@ -166,7 +166,7 @@ def count_rows(
             end = n_before + step + 1
             start = 0 if cache == "off" else end - 1
             expected = np.array(
-                [cost.visible_in(layer, start, end - start) for layer in range(len(cut.layers))]
+                [cost.visible_in(number, start, end - start) for number in range(len(cut.layers))]
             )
             different += int((total[: len(expected)] != expected).sum())
             compared += len(expected)
@@ -207,7 +207,7 @@ class _Counting:
         cache, before, layer = self.cache, len(ids) - 1, self._layer
         computed, pairs = cache.computed_q.copy(), cache.keys_read.sum(axis=1)
         queries, changed = cache.queries_read.copy(), cache.max_abs_change
-        cache.max_abs_change = 0.0
+        cache.max_abs_change, cache.touched[:] = 0.0, False
         if not keep:
             cache.clear()
         self.feed(ids[before:] if keep else ids)
@@ -219,8 +219,8 @@ class _Counting:
             length=before,
             computed=n_computed,
             old_computed=int(fresh[layer, :before].sum()),
-            keys_read=int(cache.touched[layer]),
-            old_keys_read=int(cache.touched[layer]) - 1 if keep else 0,
+            keys_read=int(cache.touched[layer].sum()),
+            old_keys_read=int(cache.touched[layer, :before].sum()) if keep else 0,
             old_queries_read=int(asked[layer].sum()),
             pairs=cache.keys_read.sum(axis=1) - pairs,
             max_abs_change=change,
