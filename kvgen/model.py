@@ -15,7 +15,7 @@ from kvgen.bind import bind
 from kvgen.chat import Message, find_template, render, special_tokens
 from kvgen.checkpoint import Checkpoint, open_checkpoint
 from kvgen.config import ModelConfig
-from kvgen.engine import Engine, check_ids, open_engine
+from kvgen.engine import Engine, KVCache, check_ids, open_engine
 from kvgen.errors import CheckpointError, UsageError
 from kvgen.families import Keys, find
 from kvgen.generate import check_lengths, generate, require_finite
@@ -24,6 +24,7 @@ from kvgen.params import Params
 from kvgen.sampling import Sampler, SamplingOptions
 from kvgen.tensors import DTypeName, FloatArray, PrefillName
 from kvgen.tokenizer import Tokenizer, missing_tokenizer, open_tokenizer
+from kvgen.trace import Recorder
 
 _BACKENDS = ("auto", "numpy", "numba")
 _CACHE_DTYPES = ("auto", "f32", "f16")
@@ -139,13 +140,16 @@ class Model:
         sampler: Sampler | None = None,
         stop: str | Sequence[str] = (),
         cache: bool = True,
+        kv: KVCache | None = None,
+        capture: Recorder | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> Iterator[Piece]:
         """Continue a text or token ids, one record per token.
 
         Without `sampling` it follows generation_config.json where that asks for sampling, else it
         is greedy. The run ends at a stop id of the checkpoint, before the first `stop` text, or
-        after `max_new_tokens`. A ready `sampler` takes the place of `sampling` and `seed`.
+        after `max_new_tokens`. A ready `sampler` takes the place of `sampling` and `seed`. A cache
+        (`kv`) and a `capture` of queries that are given can be looked at between the records.
         """
         ids = self.encode(prompt) if isinstance(prompt, str) else self._as_ids(prompt)
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int):
@@ -159,6 +163,8 @@ class Model:
             max_new_tokens=max_new_tokens,
             stop_ids=self.stop_ids,
             reuse_cache=cache,
+            cache=kv,
+            capture=capture,
             on_progress=on_progress,
         )
         stream = self.tokenizer.stream(ids, stops=stops) if self.tokenizer is not None else None

@@ -368,6 +368,37 @@ def test_a_saved_recording_is_shown_without_a_model(kind: str, tmp_path: Path) -
     assert_fails(kvgen("inspect-attention", file), 1, "is no recording of attention")
 
 
+def test_watching_needs_a_terminal_and_the_cache() -> None:
+    assert_fails(kvgen("generate", "hi", "--watch", "2.3"), 2, "--watch draws on a terminal")
+    assert_fails(inside("generate", "hi", "--watch", "2.3", "--no-cache"), 2, "leave out --json")
+
+
+def test_a_head_is_watched_while_the_text_is_made() -> None:
+    inner, outer = pty.openpty()
+    command = [sys.executable, "-m", "kvgen", "generate", "Once upon a time", "-n", "6"]
+    command += ["--greedy", "--backend", "numpy"]
+    plain = subprocess.run(command, capture_output=True, check=True, timeout=120)
+    run = subprocess.Popen(
+        [*command, "--watch", "2.3"], stdout=outer, stderr=subprocess.DEVNULL,
+        env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"},
+    )  # fmt: skip
+    os.close(outer)
+    shown = b""
+    while True:
+        try:
+            part = os.read(inner, 4096)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    assert run.wait(timeout=60) == 0
+    text = shown.decode()
+    assert "q_4 is live" in text and "q_9 is live" in text
+    assert "4 rows from the cache" not in text and "9 rows from the cache, 1 new" in text
+    assert text.rstrip().endswith(plain.stdout.decode().strip())
+
+
 def test_decode_steps_are_shown_one_after_another() -> None:
     prompt = ["inspect-attention", "The cat sat on", "--backend", "numpy", "-l", "2", "-H", "3"]
     for width in ("60", "100", "160"):

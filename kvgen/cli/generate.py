@@ -6,6 +6,7 @@ import itertools
 import json
 import sys
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,7 +21,8 @@ from kvgen.cli.options import (
 )
 from kvgen.cli.output import counting, note, write_text
 from kvgen.cli.prompt import PromptFlags, encode_prompt, prompt_options, read_prompt
-from kvgen.errors import TerminatedError
+from kvgen.cli.watch import Watch
+from kvgen.errors import TerminatedError, UsageError
 
 if TYPE_CHECKING:
     from kvgen.model import Model, Piece
@@ -63,6 +65,11 @@ Examples:
     default=True,
     help="Without the KV cache every step runs all positions again.",
 )
+@click.option(
+    "--watch",
+    metavar="LAYER.HEAD",
+    help="On a terminal: the live row of one head's weights under the text.",
+)
 @click.option("--echo", is_flag=True, help="Print the prompt before the new text.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 @click.option("-q", "--quiet", is_flag=True, help="No timings, notes or progress.")
@@ -74,6 +81,7 @@ def generate(
     sampling_flags: SamplingFlags,
     stop: tuple[str, ...],
     use_cache: bool,
+    watch: str | None,
     echo: bool,
     as_json: bool,
     quiet: bool,
@@ -92,6 +100,11 @@ def generate(
         note(f"sampling: {sampling.describe()}")
     prompt = encode_prompt(model, text, prompt_flags, quiet=quiet)
     run = _Run(model, prompt.ids, use_cache=use_cache)
+    watched = None
+    if watch is not None:
+        if as_json or not use_cache:
+            raise UsageError("--watch shows the cache at work: leave out --json and --no-cache")
+        watched = Watch(model, watch, n_positions=len(prompt.ids) + max_new_tokens)
     if echo and not as_json:
         write_text(prompt.text)
     began = time.perf_counter()
@@ -103,11 +116,16 @@ def generate(
                 sampler=sampler,
                 stop=stop,
                 cache=use_cache,
+                kv=watched.cache if watched is not None else None,
+                capture=watched.capture if watched is not None else None,
                 on_progress=advance,
             )
             first = next(pieces, None)
         run.empty_seconds = time.perf_counter() - began
-        for piece in itertools.chain([] if first is None else [first], pieces):
+        pieces = itertools.chain([] if first is None else [first], pieces)
+        if watched is not None:
+            _collect(run, watched.shown(pieces, prompt.ids))
+        for piece in pieces:
             run.pieces.append(piece)
             if not as_json:
                 write_text(piece.text)
@@ -131,6 +149,15 @@ class _Run:
         self.pieces: list[Piece] = []
         self.finish_reason: str | None = None
         self.empty_seconds = 0.0  # a prefill that was to yield nothing
+
+
+def _collect(run: _Run, pieces: Iterator[Piece]) -> None:
+    """Take all pieces, and print their text once nothing else is drawn, however it ends."""
+    try:
+        for piece in pieces:
+            run.pieces.append(piece)
+    finally:
+        write_text("".join(piece.text for piece in run.pieces))
 
 
 def _report(run: _Run, sampler: Sampler, *, as_json: bool, quiet: bool, verbose: bool) -> None:

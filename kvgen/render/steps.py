@@ -59,6 +59,41 @@ def decode_steps(
     return Group(*lines)
 
 
+def live_row(
+    weights: FloatArray,
+    tokens: Sequence[bytes],
+    *,
+    layer: int,
+    head: int,
+    n_prompt: int,
+    canvas: Canvas,
+) -> RenderableType:
+    """The row of the query that is live, over S positions, and the cache that it reads."""
+    S = len(weights)
+    factor = -(-S // max(10, canvas.width - 4))
+    edge = "|" if canvas.mode == "ascii" else "│"
+    strongest = "  ".join(
+        f"{key} {token_label(tokens[key], canvas, TOKEN_CELLS).strip()} {weights[key]:.2f}"
+        for key in np.argsort(-weights, kind="stable")[:3]
+    )
+    kept, new = ("#", "+") if canvas.mode == "ascii" else ("█", "░")
+    columns = -(-S // factor)
+    old = (S - 1) // factor if n_prompt < S else 0
+    cache = Text(f"{edge}{kept * old}{new * (columns - old)}{edge}", "dim")
+    row = Text(edge) + draw_map(_pool(weights[None], factor), canvas, cell_width=1)[0] + Text(edge)
+    appended = S - 1 if n_prompt < S else 0
+    return Group(
+        Text(f"layer {layer} head {head} · q_{S - 1} is live · reads {strongest}"),
+        row,
+        cache,
+        Text(
+            f"K and V: {appended} rows from the cache, {S - appended} new · Q: q_{S - 1} only, "
+            "and it is not kept",
+            "dim",
+        ),
+    )
+
+
 def _pool(row: FloatArray, factor: int) -> FloatArray:
     """Neighbouring columns by their greatest weight; NaN where nothing is seen."""
     pooled: FloatArray = np.fmax.reduceat(row, np.arange(0, row.shape[1], factor), axis=1)

@@ -1,0 +1,76 @@
+"""`kvgen generate --watch`: one live row of attention under the text while it is made."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from kvgen.cli.attention_views import indices_of
+from kvgen.errors import UsageError
+
+if TYPE_CHECKING:
+    from kvgen.model import Model, Piece
+
+_ROW_LINES = 8
+
+
+class Watch:
+    """What is looked at while a text is made: a layer's queries, and the cache that they read."""
+
+    def __init__(self, model: Model, place: str, *, n_positions: int) -> None:
+        """`place` is LAYER.HEAD. Raises UsageError for another, and where stdout is no terminal."""
+        from kvgen.trace import Capture
+
+        if sys.stdout is None or not sys.stdout.isatty():
+            raise UsageError("--watch draws on a terminal, and stdout is none")
+        layer, _, head = place.partition(".")
+        if not head:
+            raise UsageError(f"--watch {place}: give a layer and a head, such as 2.3")
+        self.layer = indices_of(layer, model.config.n_layers, "layer")[0]
+        self.head = indices_of(head, model.config.n_heads, "head")[0]
+        self._model = model
+        self.cache = model.engine.new_cache(n_positions)
+        self.capture = Capture(model.config, [self.layer], n_positions)
+
+    def shown(self, pieces: Iterator[Piece], prompt_ids: list[int]) -> Iterator[Piece]:
+        """The same pieces; each is drawn, with the row that chose it, before it is passed on."""
+        from rich.console import Console, Group
+        from rich.live import Live
+        from rich.text import Text
+
+        from kvgen.attention.steps import explain_row
+        from kvgen.cli.output import make_canvas
+        from kvgen.render.steps import live_row
+
+        config, layer = self._model.config, self.layer
+        tokenizer = self._model.require_tokenizer()
+        group = self.head // (config.n_heads // config.n_kv_heads)
+        ids, text = list(prompt_ids), ""
+        console = Console(file=sys.stdout)
+        canvas = make_canvas(color="auto", width=None, ascii_only=False)
+        with Live(
+            console=console, auto_refresh=False, transient=True, redirect_stdout=False,
+            redirect_stderr=False,
+        ) as live:  # fmt: skip
+            for piece in pieces:
+                S = self.cache.length
+                row = explain_row(
+                    self.capture.q[0, S - 1, self.head],
+                    self.cache.keys(layer)[:, group],
+                    self.cache.values(layer)[:, group],
+                    scale=config.attn_scales[layer],
+                    softcap=config.attn_softcap,
+                    window=config.window(layer),
+                )
+                text += piece.text
+                tokens = [tokenizer.token_bytes(token) for token in ids[:S]]
+                view = live_row(
+                    row.weights, tokens, layer=layer, head=self.head, n_prompt=len(prompt_ids),
+                    canvas=canvas,
+                )  # fmt: skip
+                room = max(1, console.height - _ROW_LINES)  # the end of a text longer than that
+                lines = Text(text).wrap(console, console.width)[-room:]
+                live.update(Group(*lines, Text(), view), refresh=True)
+                ids.append(piece.token)
+                yield piece
