@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "generate": {"config", "engine", "sampling", "tensors", "trace"},
     "model": {
         "bind", "chat", "checkpoint", "config", "engine", "families", "generate", "hub", "params",
-        "sampling", "tensors", "tokenizer",
+        "sampling", "tensors", "tokenizer", "trace",
     },
     "facts": {
         "bind", "chat", "checkpoint", "config", "families", "model", "sampling", "tensors",
