@@ -46,7 +46,7 @@ MAY_IMPORT = {
         "bind", "chat", "checkpoint", "config", "families", "model", "sampling", "tensors",
         "tokenizer",
     },
-    "attention": {"attention", "edits", "engine", "generate", "tensors", "trace"},
+    "attention": {"attention", "config", "edits", "engine", "generate", "tensors", "trace"},
     "bench": {
         "attention", "bench", "cache", "config", "engine", "generate", "params", "rope", "tensors",
         "trace",

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from kvgen.attention import diagnostics
 from kvgen.attention.diagnostics import diagnose
 from kvgen.attention.export import METRICS, export, read_export
-from kvgen.attention.record import Recording, probe_ids, record
+from kvgen.attention.record import Recording, probe_ids, record, recording_bytes
 from kvgen.attention.steps import (
     attention_weights,
     explain_row,
@@ -189,6 +189,16 @@ def test_mean_distance_by_hand() -> None:
     weights[0, 1:, 0] = 1  # all on the sink: nothing is counted
     weights[1, 1, 1], weights[1, 2, 1], weights[1, 3, 1] = 0.5, 1, 0.5
     assert diagnostics.mean_distance(weights).tolist() == [0, 1.0]
+
+
+def test_memory_is_counted_before_it_is_taken(tiny_model: Loader) -> None:
+    config = tiny_model("llama_gqa").config
+    H, D = config.n_heads, config.head_dim
+    one = recording_bytes(config, n_layers=2, n_prompt=10, n_new=0)
+    assert one == 4 * (2 * 2 * 10 * H * D + 5 * H * 100)
+    assert recording_bytes(config, n_layers=2, n_prompt=10, n_new=5) == 4 * (
+        2 * 2 * 2 * 14 * H * D + 5 * H * 14 * 14
+    )
 
 
 def test_a_probe_finds_a_perfect_induction_head() -> None:

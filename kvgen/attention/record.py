@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvgen.attention.steps import decode_error, recomputation_error
+from kvgen.config import ModelConfig
 from kvgen.engine import Engine, KVCache
 from kvgen.errors import UsageError
 from kvgen.generate import ChooseToken, generate, prefill
@@ -71,6 +72,18 @@ def record(
         recomputed=recomputation_error(trace),
         decode_rows=decode_rows,
     )
+
+
+def recording_bytes(config: ModelConfig, *, n_layers: int, n_prompt: int, n_new: int) -> int:
+    """Roughly what looking takes beside the model: q and z of some layers, and one layer's maps.
+
+    Decode rows are held against one full pass, which keeps q and z once more.
+    """
+    T = n_prompt + max(n_new - 1, 0)
+    captured = 2 * n_layers * T * config.n_heads * config.head_dim
+    copies = 2 if n_new > 1 else 1
+    maps = 5 * config.n_heads * T * T  # scores, weights, and what is made of them
+    return 4 * (copies * captured + maps)
 
 
 def probe_ids(

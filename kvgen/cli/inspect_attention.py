@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 
 _PROBE_TOKENS = 50
+_MUCH_MEMORY = 100 * 2**20
 
 
 @click.command(
@@ -177,11 +178,21 @@ def inspect_attention(
         return
 
     from kvgen.attention.diagnostics import diagnose
-    from kvgen.attention.record import record
+    from kvgen.attention.record import record, recording_bytes
+    from kvgen.generate import check_lengths
     from kvgen.sampling import SamplingOptions
 
     sampling = choose_sampling(SamplingOptions(), sampling_flags, quiet=quiet)
     sampler = model.sampler(sampling, seed=sampling_flags.seed)
+    check_lengths(model.config, len(prompt_ids), max_new_tokens)
+    taken = recording_bytes(
+        model.config, n_layers=len(layers), n_prompt=len(prompt_ids), n_new=max_new_tokens
+    )
+    if verbose or (taken > _MUCH_MEMORY and not quiet):
+        note(
+            f"looking takes about {taken / 2**20:,.0f} MiB: q and z of {len(layers)} layers, and "
+            "the maps of one at a time; -l chooses fewer"
+        )
     with counting("prefill", len(prompt_ids), quiet=quiet) as advance:
         recording = record(
             model.engine,
