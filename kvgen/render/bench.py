@@ -43,13 +43,14 @@ def bench_view(
     `over_seconds` is the time per token whose crossing is named.
     """
     run = report.runs[0]
+    rounded = " · fast prefill, with rounded activations" if run.prefill == "fast" else ""
     parts: list[RenderableType] = [
         Text(
             f"{facts['model']} · {run.dtype} weights, {run.cache_dtype} cache · {run.backend} · "
             f"{run.threads} thread{'s' if run.threads != 1 else ''} · "
-            f"{facts['environment']['cpu']}"
+            f"{facts['environment']['cpu']}{rounded}"
             if len(report.runs) == 1
-            else f"{facts['model']} · {facts['environment']['cpu']}"
+            else f"{facts['model']} · {facts['environment']['cpu']}{rounded}"
         ),
         Text(f"prompt: {facts['prompt']} · medians of {report.plan.repetitions}"),
         Text(),

@@ -188,6 +188,7 @@ def bench_lines(report: BenchReport, facts: dict[str, Any]) -> str:
             "n_depth": test.depth,
             "test": test.title,
             "cache": test.arm.cache,
+            "prefill": test.run.prefill,
             "avg_ts": rates["mean"],
             "stddev_ts": rates["stdev"],
             "samples_ts": test.rates,
@@ -206,8 +207,9 @@ def bench_markdown(report: BenchReport, facts: dict[str, Any]) -> str:
     ]
     for test in rows_of(report):
         run, rates = test.run, spread(test.rates)
+        kind = f"{facts['family']} {run.dtype}" + " fast prefill" * (run.prefill == "fast")
         lines.append(
-            f"| {facts['family']} {run.dtype} | {run.weight_bytes / 2**20:.2f} MiB | "
+            f"| {kind} | {run.weight_bytes / 2**20:.2f} MiB | "
             f"{facts['parameters'] / 1e6:.2f} M | {run.backend} | {run.threads} | "
             f"{test.arm.cache} | {test.title} | {rates['mean']:.2f} ± {rates['stdev']:.2f} |"
         )
