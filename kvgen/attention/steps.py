@@ -78,6 +78,19 @@ class RowExplanation:
     shares: FloatArray  # 5) w_j <v_j, o> / |o|^2: signed, sum to 1
 
 
+def explain_query(trace: LayerTrace, head: int, query: int) -> RowExplanation:
+    """One query of a captured head, walked through the keys up to its own."""
+    group = trace.kv_head(head)
+    return explain_row(
+        trace.q[query, head],
+        trace.k[: query + 1, group],
+        trace.v[: query + 1, group],
+        scale=trace.scale,
+        softcap=trace.softcap,
+        window=trace.window,
+    )
+
+
 def explain_row(
     q: npt.ArrayLike,
     keys: npt.ArrayLike,

@@ -54,7 +54,10 @@ class WhatIf:
 
 
 def what_if(engine: EditingEngine, ids: Sequence[int], edit: Edit) -> WhatIf:
-    """Run the ids twice. Raises UsageError for fewer than two, which have nothing to compare."""
+    """Run the ids as they are, edited, and edited without the last one.
+
+    Raises UsageError for fewer than two, which have nothing to compare.
+    """
     if len(ids) < 2:
         raise UsageError("a what-if needs a prompt of at least two tokens")
     base_logits, base = _run(engine, ids, None)

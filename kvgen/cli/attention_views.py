@@ -75,12 +75,14 @@ def deliver(
     heads = seen.heads if head_spec is None else indices_of(head_spec, max(seen.heads) + 1, "head")
     kind = Path(output or "").suffix.removeprefix(".")
     canvas = make_canvas(**display._asdict())
+    if kind == "txt":
+        canvas = Canvas(canvas.width, "glyphs")
     if output is not None and kind != "txt":
         write_file(output, _file(seen, layers, heads, canvas, kind=kind))
     else:
         views = _views(
             seen,
-            canvas if output is None else Canvas(canvas.width, "glyphs"),
+            canvas,
             layers=layers if layer_spec is not None else [],
             heads=heads,
             one_map=head_spec is not None,
@@ -91,8 +93,7 @@ def deliver(
             for view in views:
                 show(view, canvas)
             return
-        plain = Canvas(canvas.width, "glyphs")
-        write_file(output, draw(Group(*views), plain).encode())
+        write_file(output, draw(Group(*views), canvas).encode())
     note(f"{output}: {len(layers)} layers x {len(heads)} heads x {len(seen.tokens)} tokens")
     note(verify_line(seen.recording))
 
@@ -123,7 +124,7 @@ def _views(
     """What the indices ask for: the summary, a layer's heads, one map, or one query."""
     from rich.text import Text
 
-    from kvgen.attention.steps import explain_row
+    from kvgen.attention.steps import explain_query
     from kvgen.render.attention import head_map, layer_grid, summary, verify_line
     from kvgen.render.explain import explanation
     from kvgen.render.steps import decode_steps
@@ -142,16 +143,7 @@ def _views(
             if query is None:
                 views.append(head_map(trace, tokens, found, layer=layer, head=head, canvas=canvas))
                 continue
-            of_layer = trace.layer(layer)
-            group = of_layer.kv_head(head)
-            row = explain_row(
-                of_layer.q[query, head],
-                of_layer.k[: query + 1, group],
-                of_layer.v[: query + 1, group],
-                scale=of_layer.scale,
-                softcap=of_layer.softcap,
-                window=of_layer.window,
-            )
+            row = explain_query(trace.layer(layer), head, query)
             views.append(
                 explanation(trace, tokens, row, layer=layer, head=head, query=query, canvas=canvas)
             )

@@ -39,14 +39,14 @@ class Watch:
         from rich.live import Live
         from rich.text import Text
 
-        from kvgen.attention.steps import explain_row
+        from kvgen.attention.record import gather
+        from kvgen.attention.steps import explain_query
         from kvgen.cli.output import make_canvas
         from kvgen.render.steps import live_row
 
-        config, layer = self._model.config, self.layer
-        tokenizer = self._model.require_tokenizer()
-        group = self.head // (config.n_heads // config.n_kv_heads)
-        ids, text = list(prompt_ids), ""
+        engine, tokenizer = self._model.engine, self._model.require_tokenizer()
+        ids, text, n_prompt = list(prompt_ids), "", len(prompt_ids)
+        tokens = [tokenizer.token_bytes(token) for token in ids]
         console = Console(file=sys.stdout)
         canvas = make_canvas(color="auto", width=None, ascii_only=False)
         with Live(
@@ -54,23 +54,16 @@ class Watch:
             redirect_stderr=False,
         ) as live:  # fmt: skip
             for piece in pieces:
-                S = self.cache.length
-                row = explain_row(
-                    self.capture.q[0, S - 1, self.head],
-                    self.cache.keys(layer)[:, group],
-                    self.cache.values(layer)[:, group],
-                    scale=config.attn_scales[layer],
-                    softcap=config.attn_softcap,
-                    window=config.window(layer),
-                )
+                trace = gather(engine, ids, self.cache, self.capture, n_prompt=n_prompt)
+                row = explain_query(trace.layers[0], self.head, len(ids) - 1)
                 text += piece.text
-                tokens = [tokenizer.token_bytes(token) for token in ids[:S]]
                 view = live_row(
-                    row.weights, tokens, layer=layer, head=self.head, n_prompt=len(prompt_ids),
+                    row.weights, tokens, layer=self.layer, head=self.head, n_prompt=n_prompt,
                     canvas=canvas,
                 )  # fmt: skip
                 room = max(1, console.height - _ROW_LINES)  # the end of a text longer than that
                 lines = Text(text).wrap(console, console.width)[-room:]
                 live.update(Group(*lines, Text(), view), refresh=True)
                 ids.append(piece.token)
+                tokens.append(tokenizer.token_bytes(piece.token))
                 yield piece
