@@ -24,6 +24,9 @@ _AT_A_PLACE: dict[str, Kind] = {
 }
 
 
+_PLACE = r"[Ll]?([0-9]{1,5})(?:[.Hh]([0-9]{1,5}))?"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edit:
     """One change, and where it is made."""
@@ -45,10 +48,12 @@ class Edit:
 def parse_edit(spec: str, *, n_layers: int, n_heads: int, n_kv_heads: int, at: str) -> Edit:
     """`kq`, `unscaled`, `unmasked`, `drop-sink` at a place, `ablate=L.H[:mean]` or `ablate=kvL.G`.
 
-    A place is `all`, a layer `L` or a head `L.H`. Raises UsageError for what is neither, or is not
-    in the model.
+    A place is `all`, a layer `L` or a head `L.H`, see `parse_place`. Raises UsageError for what is
+    neither, or is not in the model.
     """
-    if match := re.fullmatch(r"ablate=(kv)?([0-9]{1,5})\.([0-9]{1,5})(:mean)?", spec):
+    if match := re.fullmatch(rf"ablate=(kv)?{_PLACE}(:mean)?", spec):
+        if match[3] is None:
+            raise UsageError(f"what-if {spec}: give a layer and a head, such as ablate=2.3")
         layer, head = int(match[2]), int(match[3])
         n_here = n_kv_heads if match[1] else n_heads
         _check_place(layer, head, n_layers, n_here)
@@ -59,17 +64,24 @@ def parse_edit(spec: str, *, n_layers: int, n_heads: int, n_kv_heads: int, at: s
         kind = _AT_A_PLACE[spec]
         if at == "all":
             return Edit(kind=kind)
-        place = re.fullmatch(r"([0-9]{1,5})(?:\.([0-9]{1,5}))?", at)
-        if place is None:
-            raise UsageError(f"--at {at}: give all, a layer such as 5, or a head such as 5.1")
-        layer, one_head = int(place[1]), place[2] is not None
-        head = int(place[2]) if one_head else 0
-        _check_place(layer, head, n_layers, n_heads)
-        return Edit(kind=kind, layer=layer, heads=(head,) if one_head else None)
+        layer, one_head = parse_place(at)
+        _check_place(layer, one_head or 0, n_layers, n_heads)
+        return Edit(kind=kind, layer=layer, heads=None if one_head is None else (one_head,))
     raise UsageError(
         f"what-if {spec!r} is not one of kq, unscaled, unmasked, drop-sink, ablate=L.H, "
         "ablate=L.H:mean and ablate=kvL.G"
     )
+
+
+def parse_place(text: str) -> tuple[int, int | None]:
+    """The layer, and the head if there is one, of `5`, `5.1` or `L5H1`.
+
+    Raises UsageError for what is none of them.
+    """
+    match = re.fullmatch(_PLACE, text)
+    if match is None:
+        raise UsageError(f"{text!r} is no place: give a layer such as 5, or a head such as 5.1")
+    return int(match[1]), None if match[2] is None else int(match[2])
 
 
 def _check_place(layer: int, head: int, n_layers: int, n_heads: int) -> None:
@@ -81,7 +93,7 @@ def _check_place(layer: int, head: int, n_layers: int, n_heads: int) -> None:
 
 
 def edited_weights(
-    edit: Edit | None,
+    edit: Edit,
     layer: int,
     q: FloatArray,
     k: FloatArray,
@@ -90,14 +102,14 @@ def edited_weights(
     window: int | None = None,
     softcap: float | None = None,
 ) -> FloatArray:  # q [T, H, D], k [T, G, D] -> [H, T, T]
-    """The weights of a whole sequence; rows sum to 1. None is no edit."""
+    """The weights of a whole sequence; rows sum to 1."""
     T, H, _ = q.shape
     keys = np.repeat(k, H // k.shape[1], axis=1).transpose(1, 0, 2)  # [H, T, D]
     scores = q.transpose(1, 0, 2) @ keys.swapaxes(1, 2)
     behind = np.arange(T)[:, None] - np.arange(T)  # how far key j lies behind query i
     seen = np.repeat(((behind >= 0) & (behind < (window or T + 1)))[None], H, axis=0)
     factors = np.full((H, 1, 1), scale, np.float32)
-    if edit is not None and edit.touches(layer):
+    if edit.touches(layer):
         chosen = edit.chosen(H)
         if edit.kind == "kq":
             scores[chosen] = scores[chosen].swapaxes(1, 2)

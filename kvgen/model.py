@@ -109,6 +109,10 @@ class Model:
         check_ids(self.config, numbers)
         return numbers
 
+    def output_weights(self, layer: int) -> FloatArray:
+        """W_O of a layer, which brings the heads' outputs back to the model's width [C, H * D]."""
+        return self.params.layers[layer].o.weight.dequantize()
+
     def sampler(self, options: SamplingOptions, *, seed: int | None = None) -> Sampler:
         """A sampler that keeps to the ids that the tokenizer knows."""
         n_tokens = self.tokenizer.n_tokens if self.tokenizer is not None else None

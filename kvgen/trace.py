@@ -7,7 +7,7 @@ when the run is over: q, k, v and z of some layers, from which every map can be 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -68,6 +68,21 @@ class LayerTrace:
     def kv_head(self, head: int) -> int:
         """The key/value head that a query head reads."""
         return head // (self.n_heads // self.n_kv_heads)
+
+    def group(self, kv_head: int) -> LayerTrace:
+        """The query heads of one key/value head alone, as views."""
+        share = self.n_heads // self.n_kv_heads
+        return self._only(slice(kv_head * share, (kv_head + 1) * share), kv_head)
+
+    def alone(self, head: int) -> LayerTrace:
+        """One query head with the key/value head that it reads, as views."""
+        return self._only(slice(head, head + 1), self.kv_head(head))
+
+    def _only(self, heads: slice, kv_head: int) -> LayerTrace:
+        one = slice(kv_head, kv_head + 1)
+        return replace(
+            self, q=self.q[:, heads], z=self.z[:, heads], k=self.k[:, one], v=self.v[:, one]
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,7 +46,9 @@ MAY_IMPORT = {
         "bind", "chat", "checkpoint", "config", "families", "model", "sampling", "tensors",
         "tokenizer",
     },
-    "attention": {"attention", "config", "edits", "engine", "generate", "tensors", "trace"},
+    "attention": {
+        "attention", "config", "edits", "engine", "generate", "machine", "tensors", "trace",
+    },
     "bench": {
         "attention", "bench", "cache", "config", "engine", "generate", "params", "rope", "tensors",
         "trace",

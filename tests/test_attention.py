@@ -11,13 +11,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from kvgen.attention import diagnostics
-from kvgen.attention.diagnostics import diagnose
-from kvgen.attention.export import METRICS, export, read_export
+from kvgen.attention.diagnostics import METRICS, diagnose
+from kvgen.attention.export import export, read_export
 from kvgen.attention.record import Recording, probe_ids, record, recording_bytes
 from kvgen.attention.steps import (
     attention_weights,
     explain_row,
-    recomputation_error,
     weighted_values,
 )
 from kvgen.errors import KvgenError, UsageError
@@ -32,12 +31,14 @@ every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
 def recorded(tiny_model: Loader, name: str, backend: str = "numpy", n_new: int = 6) -> Recording:
+    model = tiny_model(name, backend=backend)
     return record(
-        tiny_model(name, backend=backend).engine,
+        model.engine,
         PROMPT,
         layers=[0, 2],
         sampler=Sampler(SamplingOptions()),
         max_new_tokens=n_new,
+        output_weights=model.output_weights,
     )
 
 
@@ -45,7 +46,7 @@ def recorded(tiny_model: Loader, name: str, backend: str = "numpy", n_new: int =
 @pytest.mark.parametrize("name", CONFIGS)
 def test_maps_are_those_that_the_kernel_used(name: str, backend: str, tiny_model: Loader) -> None:
     recording = recorded(tiny_model, name, backend)
-    assert recording.recomputed < 1e-5
+    assert recording.found.recomputed < 1e-5
     assert recording.decode_rows is not None and recording.decode_rows < 1e-5
     assert (recording.trace.length, recording.trace.n_prompt) == (35, 30)
     assert recording.sampled_last is not None
@@ -80,7 +81,7 @@ def test_a_run_across_a_scaling_boundary_is_verified_as_it_was_planned(tiny_mode
 def test_a_damaged_map_would_be_noticed(tiny_model: Loader) -> None:
     trace = recorded(tiny_model, "llama_gqa").trace
     damaged = replace(trace.layers[0], k=trace.layers[0].k[::-1])
-    assert recomputation_error(replace(trace, layers=(damaged,))) > 1e-2
+    assert diagnose(replace(trace, layers=(damaged,))).recomputed > 1e-2
 
 
 def test_a_prefill_alone_has_no_decode_rows(tiny_model: Loader) -> None:
@@ -150,23 +151,44 @@ def test_induction_by_hand() -> None:
 def test_normalised_entropy_by_hand() -> None:
     uniform = np.tril(np.ones((1, 5, 5), np.float32))
     uniform /= uniform.sum(axis=-1, keepdims=True)
-    assert diagnostics.normalised_entropy(uniform)[0] == pytest.approx(1)
-    assert diagnostics.normalised_entropy(np.eye(5, dtype=np.float32)[None])[0] == 0
+    entropies = diagnostics.row_entropy(uniform)
+    assert diagnostics.normalised_entropy(entropies)[0] == pytest.approx(1)
+    one_key = diagnostics.row_entropy(np.eye(5, dtype=np.float32)[None])
+    assert diagnostics.normalised_entropy(one_key)[0] == 0
+
+
+def test_entropy_of_the_rest_by_hand() -> None:
+    # Row 2: keys 1, 2 alike; row 3: all on key 1; row 4: .95 on the sink, not counted.
+    weights = np.zeros((1, 5, 5), np.float32)
+    weights[0, [0, 1], 0] = 1
+    weights[0, 2, :3] = 0.5, 0.25, 0.25
+    weights[0, 3, :2] = 0.6, 0.4
+    weights[0, 4, :2] = 0.95, 0.05
+    entropies = diagnostics.row_entropy(weights)
+    mean, rows = diagnostics.entropy_of_the_rest(entropies, weights[:, :, 0])
+    assert rows.tolist() == [2]
+    assert mean[0] == pytest.approx((1 + 0) / 2, abs=1e-6)
 
 
 def test_one_token_has_a_sink_and_nothing_else() -> None:
     one = np.ones((2, 1, 1), np.float32)
     assert diagnostics.sink_mass(one).tolist() == [1, 1]
     assert np.isnan(diagnostics.previous_token(one)).all()
-    assert np.isnan(diagnostics.normalised_entropy(one)).all()
+    assert np.isnan(diagnostics.normalised_entropy(one[:, :, 0])).all()
+    assert np.isnan(diagnostics.sink_mass(one[:, 1:])).all()
+    assert np.isnan(diagnostics.mean_distance(one)).all()
 
 
 def test_labels_need_enough_rows() -> None:
     def label(n_rows: int, **scores: float) -> str:
         values = dict.fromkeys(METRICS, 0.0) | scores
-        arrays = {name: np.float32([[value]]) for name, value in values.items()}
-        found = diagnostics.Diagnostics(**arrays, n_induction_rows=n_rows, n_duplicate_rows=n_rows)
-        return found.label(0, 0, n_rows=n_rows)
+        found = diagnostics.Diagnostics(
+            scores={name: np.float32([[value]]) for name, value in values.items()},
+            rows=dict.fromkeys(METRICS, np.float32([[n_rows]])),
+            first=np.zeros((1, n_rows, 1), np.float32),
+            recomputed=0.0,
+        )
+        return found.label(0, 0)
 
     assert label(10, previous=0.9, sink=0.5) == "previous 0.90"
     assert label(10, induction=0.5) == "induction 0.50"
@@ -189,15 +211,20 @@ def test_mean_distance_by_hand() -> None:
     weights[0, 1:, 0] = 1  # all on the sink: nothing is counted
     weights[1, 1, 1], weights[1, 2, 1], weights[1, 3, 1] = 0.5, 1, 0.5
     assert diagnostics.mean_distance(weights).tolist() == [0, 1.0]
+    assert diagnostics.mean_distance(weights, with_first=True).tolist() == [2, 1.0]
 
 
-def test_memory_is_counted_before_it_is_taken(tiny_model: Loader) -> None:
+def test_memory_is_counted_before_it_is_taken(
+    tiny_model: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny_model("llama_gqa").config
     H, D = config.n_heads, config.head_dim
+    monkeypatch.setattr("kvgen.attention.record.usable_cores", lambda: 2)
+    maps = 2 * 2 * H // config.n_kv_heads + 3
     one = recording_bytes(config, n_layers=2, n_prompt=10, n_new=0)
-    assert one == 4 * (2 * 2 * 10 * H * D + 5 * H * 100)
+    assert one == 4 * (2 * 2 * 10 * H * D + maps * 100)
     assert recording_bytes(config, n_layers=2, n_prompt=10, n_new=5) == 4 * (
-        2 * 2 * 2 * 14 * H * D + 5 * H * 14 * 14
+        2 * 2 * 2 * 14 * H * D + maps * 14 * 14
     )
 
 
@@ -217,7 +244,7 @@ def test_diagnosing_does_not_write_to_its_input(tiny_model: Loader) -> None:
     trace = recorded(tiny_model, "gpt2").trace
     before = [layer.q.copy() for layer in trace.layers]
     found = diagnose(trace)
-    assert found.sink.shape == (2, 5)
+    assert found.scores["sink"].shape == (2, 5)
     for layer, q in zip(trace.layers, before, strict=True):
         np.testing.assert_array_equal(layer.q, q)
 
@@ -225,10 +252,7 @@ def test_diagnosing_does_not_write_to_its_input(tiny_model: Loader) -> None:
 def saved(tiny_model: Loader, name: str, kind: str, path: Path) -> tuple[Recording, Path]:
     recording = recorded(tiny_model, name)
     tokens = [f"t{token}".encode() for token in recording.trace.token_ids]
-    content = export(
-        recording, diagnose(recording.trace), tokens, heads=[1, 4], facts={"model": "tiny"},
-        kind=kind,
-    )  # fmt: skip
+    content = export(recording, tokens, heads=[1, 4], facts={"model": "tiny"}, kind=kind)
     file = path / f"saved.{kind}"
     file.write_bytes(content)
     return recording, file
@@ -246,9 +270,13 @@ def test_an_archive_holds_what_its_schema_says(tiny_model: Loader, tmp_path: Pat
         name = f"t{recording.trace.token_ids[3]}".encode()
         assert archive["token_bytes"][offsets[3] : offsets[4]].tobytes() == name
         assert archive["step_of_row"].tolist() == [0] * 30 + [1, 2, 3, 4, 5]
-        assert archive["metrics"].shape == (2, 2, 6)
+        assert archive["metrics"].shape == archive["metric_rows"].shape == (2, 2, len(METRICS))
+        previous = recording.found.scores["previous"][:, [1, 4]]
+        np.testing.assert_array_equal(archive["metrics"][:, :, 1], previous)
+        assert archive["metric_rows"][0, 0, :2].tolist() == [35, 34]
+        assert archive["output_norms"].shape == archive["value_norms"].shape == (2, 35, 6)
         meta = json.loads(str(archive["meta"]))
-    assert (meta["format"], meta["version"], meta["prompt_len"]) == ("kvgen.attention", 2, 30)
+    assert (meta["format"], meta["version"], meta["prompt_len"]) == ("kvgen.attention", 3, 30)
     assert meta["sampled_last"] == recording.sampled_last and meta["model"] == "tiny"
 
 
@@ -261,7 +289,10 @@ def test_what_is_saved_can_be_read_again(
     again = read_export(file)
     assert again.heads == [1, 4] and again.meta["model"] == "tiny"
     assert again.tokens == [f"t{token}".encode() for token in recording.trace.token_ids]
-    assert again.recording.recomputed == recording.recomputed
+    assert again.recording.found.recomputed == recording.found.recomputed
+    assert again.recording.written is not None and recording.written is not None
+    for one, other in zip(again.recording.written, recording.written, strict=True):
+        np.testing.assert_array_equal(one, other)
     assert again.recording.trace.n_prompt == recording.trace.n_prompt
     for one, other in zip(again.recording.trace.layers, recording.trace.layers, strict=True):
         np.testing.assert_array_equal(attention_weights(one), attention_weights(other))
@@ -292,7 +323,7 @@ def test_what_is_no_recording_is_refused(
             read_export(file)
     file.write_bytes(whole)
     monkeypatch.setattr("kvgen.attention.export.VERSION", 9)
-    with pytest.raises(KvgenError, match=r"is kvgen.attention version 2, .* write it again"):
+    with pytest.raises(KvgenError, match=r"is kvgen.attention version 3, .* write it again"):
         read_export(file)
     other = tmp_path / f"other.{kind}"
     arrays = {"a": np.zeros(3, np.float32)}

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -504,6 +505,20 @@ def test_inspection_gets_closer_index_by_index() -> None:
         assert "|decode rows - one full pass| <= " in text
 
 
+def test_the_head_that_writes_most_is_explained_unless_another_is_named() -> None:
+    base = ["inspect-attention", "The cat sat on the mat"]
+    chosen = kvgen(*base, "--explain").stdout.decode()
+    assert "the head that writes most for this query" in chosen and " · query 7 at · " in chosen
+    place = re.match(r"layer (\d+) head (\d+) ", chosen)
+    assert place is not None
+    named = kvgen(*base, "--at", f"L{place[1]}H{place[2]}", "--explain", "last").stdout.decode()
+    assert named == chosen.replace(chosen.splitlines()[1] + "\n", "").replace(
+        chosen.splitlines()[-1], named.splitlines()[-1]
+    )
+    of_layer = kvgen(*base, "-l", "4", "--explain").stdout.decode()
+    assert of_layer.startswith("layer 4 head ")
+
+
 def test_maps_can_be_saved(tmp_path: Path) -> None:
     file = tmp_path / "maps.npz"
     run = kvgen(
@@ -529,7 +544,18 @@ def test_maps_can_be_saved(tmp_path: Path) -> None:
         (["-l", "one"], "layer 'one' is not a number, a range like 0-3, or all"),
         (["-l", "1", "-H", "8"], "head 8: this model has heads 0-7"),
         (["-H", "1"], "-H needs -l"),
-        (["-l", "1", "--explain", "last"], "--explain needs one head"),
+        (["--at", "5,1"], "'5,1' is no place"),
+        (["--at", "2.9"], "head 9: this model has heads 0-7"),
+        (["--at", "L2H3", "-l", "1"], "--at names a layer and a head, and so do -l and -H"),
+        (["--show", "cos"], "the summary is no map"),
+        (["--queries", "0:2"], "the summary is no map"),
+        (["--show", "rollout", "-H", "1", "-l", "2"], "leave out -H"),
+        (["-l", "2", "--metric", "sink"], "--metric is of the summary"),
+        (["--metric", "warmth"], "'warmth' is not one of 'sink'"),
+        (["-l", "2", "--keys", "a:b"], "'a:b' is not like 200:"),
+        (["-l", "2", "--keys", "7:"], "--keys: none of 0-2 are chosen"),
+        (["-l", "2", "--range", "0"], "0.0 is not in the range x>0"),
+        (["--ablate-all", "-n", "3"], "leave out --explain, -o and -n"),
         (["-l", "1", "-H", "1", "--explain", "3"], "query 3: this run has queries 0-2, or last"),
         (["-o", "maps.csv"], "must end in .npz, .safetensors, .json, .txt"),
         (["-o", "no/folder/maps.npz"], "there is no folder no/folder"),

@@ -12,6 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
 from kvgen.attention.diagnostics import diagnose
+from kvgen.attention.record import Recording
 from kvgen.attention.steps import explain_row
 from kvgen.bench.cost import ModelCost
 from kvgen.bench.ledger import Ledger, StepCount
@@ -19,7 +20,7 @@ from kvgen.bench.plan import BenchPlan, Workload
 from kvgen.bench.report import Arm, BenchReport, Run, StepMaps, Verification
 from kvgen.config import ModelConfig
 from kvgen.engine import Calibration
-from kvgen.render.attention import head_map, layer_grid, summary
+from kvgen.render.attention import layer_grid, summary
 from kvgen.render.bench import bench_view
 from kvgen.render.canvas import (
     Canvas,
@@ -33,6 +34,7 @@ from kvgen.render.canvas import (
 )
 from kvgen.render.chart import Curve, chart
 from kvgen.render.explain import explanation
+from kvgen.render.head_map import MapView, head_map
 from kvgen.render.timing import RunTimings, timing_block
 from kvgen.tensors import DTypeName
 from kvgen.trace import AttentionTrace, LayerTrace
@@ -60,7 +62,13 @@ def make_trace(T: int, *, H: int = 4, G: int = 2, D: int = 6, layers: int = 2) -
     )
 
 
-PROSE = re.compile(r" · |^(next|verified|strongest|rows|shapes|o_|weight)")
+def make_recording(trace: AttentionTrace) -> Recording:
+    return Recording(
+        trace=trace, sampled_last=None, found=diagnose(trace), decode_rows=None, written=None
+    )
+
+
+PROSE = re.compile(r" · |^(!|next|verified|strongest|rows|shapes|o_|weight)")
 
 
 def without_colors(line: str) -> str:
@@ -157,14 +165,14 @@ def test_every_view_keeps_to_its_width(T: int, width: int, mode: Mode) -> None:
     trace = make_trace(T)
     tokens = [list(HOSTILE)[token] for token in trace.token_ids]
     canvas = Canvas(width, mode)
-    found = diagnose(trace)
+    recording = make_recording(trace)
     row = explain_row(
         trace.layers[1].q[-1, 3], trace.layers[1].k[:, 1], trace.layers[1].v[:, 1], scale=0.4
     )
     views = [
-        summary(trace, found, canvas),
-        layer_grid(trace, found, layer=1, heads=[0, 1, 2, 3], canvas=canvas),
-        head_map(trace, tokens, found, layer=1, head=3, canvas=canvas),
+        summary(recording, canvas),
+        layer_grid(recording, layer=1, heads=[0, 1, 2, 3], canvas=canvas, view=MapView()),
+        head_map(recording, tokens, layer=1, head=3, canvas=canvas, view=MapView()),
         explanation(trace, tokens, row, layer=1, head=3, query=T - 1, canvas=canvas),
     ]
     for view in views:
@@ -287,7 +295,8 @@ CURVE = """\
 def test_one_map_exactly() -> None:
     trace = make_trace(5)
     tokens = [b"<s>", b"The", b" cat", b" sat", b"."]
-    view = head_map(trace, tokens, diagnose(trace), layer=1, head=2, canvas=GLYPHS)
+    recording = make_recording(trace)
+    view = head_map(recording, tokens, layer=1, head=2, canvas=GLYPHS, view=MapView())
     assert "\n".join(line.rstrip() for line in lines_of(view, GLYPHS)) == MAP
 
 

@@ -12,7 +12,7 @@ import pytest
 import kvgen
 from kvgen.attention import example
 from kvgen.attention.steps import attention_weights
-from kvgen.attention.what_if import local_weights, what_if
+from kvgen.attention.what_if import WhatIf, ablation_losses, local_weights, what_ifs
 from kvgen.edits import Edit, edited_output, edited_weights, parse_edit
 from kvgen.errors import UsageError
 from kvgen.reference.decoder import ReferenceEngine
@@ -26,6 +26,10 @@ NOTHING = Edit(kind="unscaled", layer=99)
 ROUNDING = 3e-5
 
 
+def what_if(engine: ReferenceEngine, ids: list[int], edit: Edit) -> WhatIf:
+    return next(what_ifs(engine, ids, [edit]))
+
+
 def logits(engine: ReferenceEngine, edit: Edit | None = None) -> np.ndarray:
     return engine.forward(IDS, engine.new_cache(len(IDS)), all_logits=True, edit=edit)
 
@@ -37,7 +41,10 @@ def test_an_edit_elsewhere_changes_nothing(name: str, tiny_model: Loader) -> Non
     found = what_if(engine, IDS, NOTHING)
     assert found.distances.max() == 0
     for layer in found.base:
-        np.testing.assert_allclose(local_weights(layer, None), attention_weights(layer), atol=1e-6)
+        elsewhere = Edit(kind="kq", layer=layer.layer + 1)
+        np.testing.assert_allclose(
+            local_weights(layer, elsewhere), attention_weights(layer), atol=1e-6
+        )
 
 
 def test_unscaled_is_a_model_with_that_scale(tiny_model: Loader) -> None:
@@ -93,7 +100,7 @@ def test_edited_maps_by_hand(window: int | None) -> None:
     no_sink = causal.copy()
     no_sink[1:, 0] = False
     for edit, expected in (
-        (None, rows(S / 2, causal)),
+        (NOTHING, rows(S / 2, causal)),
         (Edit(kind="kq"), rows(S.T / 2, causal)),
         (Edit(kind="unscaled"), rows(S, causal)),
         (Edit(kind="unmasked"), rows(S / 2, np.ones((6, 6)))),
@@ -114,11 +121,26 @@ def test_an_edit_touches_its_layer_and_heads_only(tiny_model: Loader) -> None:
 
 def test_without_a_mask_what_a_cache_keeps_is_not_true(tiny_model: Loader) -> None:
     engine = ReferenceEngine(tiny_model("llama_gqa").params)
-    assert what_if(engine, IDS, Edit(kind="unmasked")).kept_rows_change > 1e-2
-    assert what_if(engine, IDS, Edit(kind="unscaled")).kept_rows_change < ROUNDING
+    change = what_if(engine, IDS, Edit(kind="unmasked")).kept_rows_change
+    assert change is not None and change > 1e-2
     # Only the next layer's rows are made of what the edited one gives.
     last = Edit(kind="unmasked", layer=engine.config.n_layers - 1)
-    assert what_if(engine, IDS, last).kept_rows_change < ROUNDING
+    change = what_if(engine, IDS, last).kept_rows_change
+    assert change is not None and change < ROUNDING
+
+
+def test_all_ablations_are_each_one(tiny_model: Loader) -> None:
+    engine = ReferenceEngine(tiny_model("llama_gqa").params)
+    told: list[int] = []
+    base, without = ablation_losses(
+        engine, IDS, layers=[0, 2], heads=[1, 3, 4], on_progress=told.append
+    )
+    assert without.shape == (2, 3) and sum(told) == 6
+    one = what_if(engine, IDS, Edit(kind="ablate", layer=2, heads=(3,)))
+    assert base == pytest.approx(float(one.base_losses.mean()), abs=1e-6)
+    assert without[1, 1] == pytest.approx(float(one.edited_losses.mean()), abs=1e-6)
+    with pytest.raises(UsageError, match="at least two tokens"):
+        ablation_losses(engine, IDS[:1], layers=[0], heads=[0], on_progress=told.append)
 
 
 @pytest.mark.parametrize(

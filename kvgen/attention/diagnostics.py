@@ -1,99 +1,132 @@
-"""What a head does, as numbers between 0 and 1 from its weights A [H, T, T].
+"""What a head does, as numbers from its weights A [H, T, T].
 
 A_ij is the weight of query i on key j. Rows that cannot match are not counted; a number that no
-row counts for is NaN.
+row counts for is NaN. The first key is where attention rests that has nothing to read: the sink.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
-from kvgen.attention.steps import attention_weights
+from kvgen.attention.steps import attention_weights, weighted_values
+from kvgen.machine import usable_cores
 from kvgen.tensors import FloatArray
-from kvgen.trace import AttentionTrace
+from kvgen.trace import AttentionTrace, LayerTrace
 
+# Each diagnostic with what stands above its panel; all lie in 0..1 but the distances.
+METRICS = {
+    "sink": "sink mass",
+    "previous": "previous token",
+    "induction": "induction",
+    "duplicate": "duplicate",
+    "entropy": "entropy",
+    "distance": "distance",
+    "sink-later": "sink, rows 1..",
+    "entropy-rest": "entropy, rest",
+    "distance-all": "distance, all",
+}
+# From which score on a head is called by a name: the first three as in ARENA's exercises, sinks
+# as in arXiv:2410.10781 section 3.2, broad by our own judgement.
+_LABELS = {
+    "previous": ("previous", 0.4),
+    "induction": ("induction", 0.4),
+    "duplicate": ("duplicate", 0.4),
+    "sink": ("sink", 0.3),
+    "entropy": ("broad", 0.8),
+}
 _FEWEST_ROWS = 4  # a label needs at least so many counted rows
+_ALL_ON_THE_SINK = 0.9  # rows beyond it have no rest to speak of (Vig and Belinkov, footnote 4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnostics:
-    """One number per layer and head, float32 [N, H], for the layers of a trace."""
+    """A number per metric, layer and head, for the layers of a trace."""
 
-    sink: FloatArray
-    previous: FloatArray
-    induction: FloatArray
-    duplicate: FloatArray
-    entropy: FloatArray
-    distance: FloatArray  # in positions, the sink left out
-    n_induction_rows: int
-    n_duplicate_rows: int
+    scores: Mapping[str, FloatArray]  # by the names of METRICS, float32 [N, H]
+    rows: Mapping[str, FloatArray]  # how many queries each number was made of, [N, H]
+    first: FloatArray  # [N, T, H] each query's weight on the first key
+    recomputed: float  # greatest |sum_j w_ij v_j - what the kernel put out|
 
-    def label(self, row: int, head: int, *, n_rows: int) -> str:
-        """The strongest thing to say of a head with its score, or nothing. `n_rows` is T.
-
-        Thresholds: previous-token, induction and duplicate-token above .4 (as in ARENA's
-        exercises), sink above .3 (arXiv:2410.10781), broad from .8 of the greatest entropy.
-        """
-        named = [
-            ("previous", float(self.previous[row, head]), 0.4, n_rows - 1),
-            ("induction", float(self.induction[row, head]), 0.4, self.n_induction_rows),
-            ("duplicate", float(self.duplicate[row, head]), 0.4, self.n_duplicate_rows),
-            ("sink", float(self.sink[row, head]), 0.3, n_rows),
-            ("broad", float(self.entropy[row, head]), 0.8, n_rows - 1),
-        ]
-        for name, score, threshold, counted in named:
-            if counted >= _FEWEST_ROWS and score > threshold:
-                return f"{name} {score:.2f}"
+    def label(self, row: int, head: int) -> str:
+        """The first of the names that fit a head, with its score, or nothing."""
+        for name, (label, threshold) in _LABELS.items():
+            score = float(self.scores[name][row, head])
+            if self.rows[name][row, head] >= _FEWEST_ROWS and score > threshold:
+                return f"{label} {score:.2f}"
         return ""
 
 
 def diagnose(trace: AttentionTrace, *, probe: int | None = None) -> Diagnostics:
-    """Every diagnostic of every captured head; one layer's maps are in memory at a time.
+    """Every diagnostic of every captured head, and whether the maps are the kernel's.
 
-    With `probe` the trace is of so many random tokens twice, and induction is `probed_induction`.
+    Each map is made once; one key/value head's maps per core are in memory at a time. With `probe`
+    the trace is of so many random tokens twice, and induction is `probed_induction`.
     """
-    rows = []
-    for layer in trace.layers:
-        weights = attention_weights(layer)
-        rows.append(
-            [
-                sink_mass(weights),
-                previous_token(weights),
-                induction(weights, trace.token_ids)
-                if probe is None
-                else probed_induction(weights, probe),
-                duplicate_token(weights, trace.token_ids),
-                normalised_entropy(weights),
-                mean_distance(weights),
-            ]
-        )
-    sink, previous, inducing, duplicate, entropy, distance = np.array(rows, np.float32).swapaxes(
-        0, 1
-    )
+    matches, follows = _matches(trace.token_ids), _follows_a_match(trace.token_ids)
+
+    def examine(group: LayerTrace) -> tuple[_Numbers, FloatArray, float]:
+        weights = attention_weights(group)
+        error = float(np.abs(weighted_values(weights, group) - group.z).max())
+        return _numbers(weights, matches, follows, probe), weights[:, :, 0], error
+
+    groups = [layer.group(kv_head) for layer in trace.layers for kv_head in range(layer.n_kv_heads)]
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        examined = list(pool.map(examine, groups))
+    n_layers = len(trace.layers)
+
+    def of_layers(name: str, part: int) -> FloatArray:
+        values = [np.broadcast_to(numbers[name][part], len(seen)) for numbers, seen, _ in examined]
+        return np.concatenate(values).reshape(n_layers, -1).astype(np.float32)
+
+    first = np.concatenate([seen for _, seen, _ in examined])  # [N * H, T]
     return Diagnostics(
-        sink=sink,
-        previous=previous,
-        induction=inducing,
-        duplicate=duplicate,
-        entropy=entropy,
-        distance=distance,
-        n_induction_rows=int(_follows_a_match(trace.token_ids).any(axis=1).sum()),
-        n_duplicate_rows=int(_matches(trace.token_ids).any(axis=1).sum()),
+        scores={name: of_layers(name, 0) for name in METRICS},
+        rows={name: of_layers(name, 1) for name in METRICS},
+        first=first.reshape(n_layers, -1, trace.length).swapaxes(1, 2),
+        recomputed=max(error for _, _, error in examined),
     )
+
+
+_Numbers = dict[str, tuple[FloatArray, FloatArray | int]]  # scores [H], rows that were counted
+
+
+def _numbers(
+    weights: FloatArray, matches: FloatArray, follows: FloatArray, probe: int | None
+) -> _Numbers:
+    later = weights.shape[1] - 1
+    if probe is None:
+        inducing, n_inducing = _mass_on(weights, follows)
+    else:
+        inducing, n_inducing = probed_induction(weights, probe), probe
+    entropies = row_entropy(weights)
+    return {
+        "sink": (sink_mass(weights), later + 1),
+        "sink-later": (sink_mass(weights[:, 1:]), later),
+        "previous": (previous_token(weights), later),
+        "induction": (inducing, n_inducing),
+        "duplicate": _mass_on(weights, matches),
+        "entropy": (normalised_entropy(entropies), later),
+        "entropy-rest": entropy_of_the_rest(entropies, weights[:, :, 0]),
+        "distance": (mean_distance(weights), later),
+        "distance-all": (mean_distance(weights, with_first=True), later + 1),
+    }
 
 
 def sink_mass(weights: FloatArray) -> FloatArray:
     """Mean weight on the first token over all rows (Gu et al., arXiv:2410.10781, section 3.2)."""
+    if not weights.shape[1]:
+        return _nothing(weights)
     return np.asarray(weights[:, :, 0].mean(axis=1))
 
 
 def previous_token(weights: FloatArray) -> FloatArray:
     """Mean over i >= 1 of A_{i,i-1} (Olsson et al., arXiv:2209.11895)."""
     if weights.shape[1] < 2:
-        return np.full(len(weights), np.nan, np.float32)
+        return _nothing(weights)
     return np.asarray(np.diagonal(weights, -1, axis1=1, axis2=2).mean(axis=1))
 
 
@@ -103,12 +136,7 @@ def induction(weights: FloatArray, token_ids: Sequence[int]) -> FloatArray:
     Over rows with a match, the sum of A_ij over 1 <= j <= i with x_{j-1} = x_i (TransformerLens,
     head_detector.py, without its division by T).
     """
-    follows = _follows_a_match(token_ids)
-    counted = follows.any(axis=1)
-    if not counted.any():
-        return np.full(len(weights), np.nan, np.float32)
-    mass = (weights * follows).sum(axis=2)
-    return np.asarray(mass[:, counted].mean(axis=1))
+    return _mass_on(weights, _follows_a_match(token_ids))[0]
 
 
 def probed_induction(weights: FloatArray, n_tokens: int) -> FloatArray:
@@ -127,52 +155,83 @@ def duplicate_token(weights: FloatArray, token_ids: Sequence[int]) -> FloatArray
 
     As TransformerLens' detector of duplicate-token heads, without its division by T.
     """
-    same = _matches(token_ids)
-    counted = same.any(axis=1)
-    if not counted.any():
-        return np.full(len(weights), np.nan, np.float32)
-    return np.asarray((weights * same).sum(axis=2)[:, counted].mean(axis=1))
+    return _mass_on(weights, _matches(token_ids))[0]
 
 
-def mean_distance(weights: FloatArray) -> FloatArray:
-    """How far back a head reads, in positions, by weight; the first token is left out.
+def mean_distance(weights: FloatArray, *, with_first: bool = False) -> FloatArray:
+    """How far back a head reads, in positions, by weight; without the first token unless asked.
 
-    Sum of A_ij (i - j) by the sum of A_ij, over keys j >= 1 (Vig and Belinkov, arXiv:1906.04284,
-    equation 6 and section 5.2.3).
+    Sum of A_ij (i - j) by the sum of A_ij (Vig and Belinkov, arXiv:1906.04284, equation 6), over
+    keys j >= 1 as in their section 5.2.3. 0 where all weight is on the first token.
     """
-    T = weights.shape[1]
-    if T < 2:
-        return np.full(len(weights), np.nan, np.float32)
-    back = (np.arange(T)[:, None] - np.arange(T))[1:, 1:]
-    own = weights[:, 1:, 1:]
-    total = own.sum(axis=(1, 2))
-    far = (own * back).sum(axis=(1, 2))
-    distances: FloatArray = np.divide(far, total, out=np.zeros_like(far), where=total > 0)
-    return distances
-
-
-def normalised_entropy(weights: FloatArray) -> FloatArray:
-    """Mean over i >= 1 of -sum_j A_ij ln A_ij / ln(i + 1): 0 one key, 1 all visible keys alike."""
-    T = weights.shape[1]
-    if T < 2:
-        return np.full(len(weights), np.nan, np.float32)
-    greatest = np.log(np.arange(2, T + 1))
-    return np.asarray((row_entropy(weights)[:, 1:] / greatest).mean(axis=1), np.float32)
+    if weights.shape[1] < 2:
+        return _nothing(weights)
+    counted = weights if with_first else weights[:, :, 1:]
+    places = np.arange(weights.shape[1], dtype=np.float64)
+    of_rows, of_keys = counted.sum(axis=2), counted.sum(axis=1)
+    far = of_rows @ places - of_keys @ places[len(places) - counted.shape[2] :]
+    total = of_rows.sum(axis=1, dtype=np.float64)
+    distances = np.divide(far, total, out=np.zeros_like(far), where=total > 0)
+    return np.asarray(distances, np.float32)
 
 
 def row_entropy(weights: FloatArray) -> FloatArray:
     """-sum_j A_ij ln A_ij of every row, in nats (Clark et al., arXiv:1906.04341, section 3.3)."""
-    logarithms = np.log(weights, out=np.zeros_like(weights), where=weights > 0)
-    return np.asarray(np.abs((weights * logarithms).sum(axis=-1)))  # no -0
+    logarithms = np.maximum(weights, np.finfo(np.float32).tiny)
+    np.log(logarithms, out=logarithms)
+    logarithms *= weights
+    return np.asarray(np.abs(logarithms.sum(axis=-1)))  # no -0
 
 
-def _matches(token_ids: Sequence[int]) -> np.ndarray:  # bool [T, T]
+def normalised_entropy(entropies: FloatArray) -> FloatArray:
+    """Mean over i >= 1 of H_i / ln(i + 1): 0 one key, 1 all visible keys alike. H [H, T] -> [H]."""
+    T = entropies.shape[1]
+    if T < 2:
+        return _nothing(entropies)
+    return np.asarray((entropies[:, 1:] / np.log(np.arange(2, T + 1))).mean(axis=1), np.float32)
+
+
+def entropy_of_the_rest(
+    entropies: FloatArray, first: FloatArray
+) -> tuple[FloatArray, FloatArray]:  # both [H, T] -> [H] and the rows counted
+    """Mean of H_i / ln(i) over keys j >= 1, renormalised, for i >= 2 with A_i0 <= .9.
+
+    Vig and Belinkov (arXiv:1906.04284), equation 7 and footnote 4, who do not divide.
+    """
+    T = entropies.shape[1]
+    counted = (first <= _ALL_ON_THE_SINK) & (np.arange(T) >= 2)
+    kept = np.where(counted, 1 - first, 1)
+    # With p_j = A_j / (1 - A_0):  -sum p ln p = (H + A_0 ln A_0) / (1 - A_0) + ln(1 - A_0)
+    of_first = first * np.log(np.maximum(first, np.finfo(np.float32).tiny))
+    rest = (entropies + of_first) / kept + np.log(kept)
+    rest = np.where(counted, rest, 0) / np.log(np.maximum(np.arange(T), 2))
+    n_rows = counted.sum(axis=1)
+    mean = np.divide(rest.sum(axis=1), n_rows, out=_nothing(first), where=n_rows > 0)
+    return np.asarray(np.clip(mean, 0, 1), np.float32), n_rows
+
+
+def _nothing(weights: FloatArray) -> FloatArray:
+    return np.full(len(weights), np.nan, np.float32)
+
+
+def _mass_on(weights: FloatArray, wanted: FloatArray) -> tuple[FloatArray, int]:
+    """Mean weight on the wanted keys [T, T] over the rows that have any, and how many have."""
+    n_rows = int(wanted.any(axis=1).sum())
+    if n_rows == 0:
+        return _nothing(weights), 0
+    mass = weights.reshape(len(weights), -1) @ wanted.ravel()
+    return np.asarray(mass / n_rows, np.float32), n_rows
+
+
+def _matches(token_ids: Sequence[int]) -> FloatArray:
+    """1 where key j is an earlier token that equals query i's [T, T]."""
     ids = np.asarray(token_ids)
-    return np.tril(ids[:, None] == ids[None, :], -1)
+    return np.tril((ids[:, None] == ids[None, :]).astype(np.float32), -1)
 
 
-def _follows_a_match(token_ids: Sequence[int]) -> np.ndarray:  # bool [T, T]
+def _follows_a_match(token_ids: Sequence[int]) -> FloatArray:
+    """1 where key j comes right after a token that equals query i's [T, T]."""
     ids = np.asarray(token_ids)
-    follows = np.zeros((len(ids), len(ids)), bool)
+    follows = np.zeros((len(ids), len(ids)), np.float32)
     follows[:, 1:] = ids[:, None] == ids[None, :-1]
     return np.tril(follows)

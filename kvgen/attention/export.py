@@ -1,4 +1,4 @@
-"""A recording as a file: format `kvgen.attention`, version 2.
+"""A recording as a file: format `kvgen.attention`, version 3.
 
 .npz and .safetensors hold the same arrays, so that every view can be drawn again:
 
@@ -10,7 +10,10 @@ token_ids      i32 [T]            the tokens that went through the model
 token_bytes    u8  [..]           their bytes, one after another
 token_offsets  i32 [T + 1]        where each one's bytes begin
 step_of_row    i32 [T]            0 = prefill, n = decode step n
-metrics        f32 [L, H, 6]      sink mass, previous token, induction, duplicate, entropy, distance
+metrics        f32 [L, H, M]      the diagnostics that meta.metrics names, NaN where none counts
+metric_rows    i32 [L, H, M]      how many queries each of them was made of
+value_norms    f32 [L, T, H']     |v_j W_O^h|          both only where the model was at hand
+output_norms   f32 [L, T, H']     |sum_{j >= 1} w_ij v_j W_O^h|
 meta           JSON text          what else there is to know; in .safetensors its metadata
 
 .json holds meta, metrics and the strongest keys of each row.
@@ -22,7 +25,7 @@ import io
 import itertools
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,15 +34,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 import kvgen
-from kvgen.attention.diagnostics import Diagnostics
+from kvgen.attention.diagnostics import METRICS, diagnose
 from kvgen.attention.record import Recording
+from kvgen.attention.residual import Written
 from kvgen.attention.steps import attention_weights
 from kvgen.errors import KvgenError
-from kvgen.tensors import Array
+from kvgen.tensors import Array, FloatArray
 from kvgen.trace import AttentionTrace, LayerTrace
 
-FORMAT, VERSION = "kvgen.attention", 2
-METRICS = ("sink", "previous", "induction", "duplicate", "entropy", "distance")
+FORMAT, VERSION = "kvgen.attention", 3
 _JSON_KEYS = 8  # of each row
 _BROKEN = (
     KeyError, ValueError, TypeError, IndexError, EOFError, AttributeError, zipfile.BadZipFile,
@@ -58,7 +61,6 @@ class SavedRecording(NamedTuple):
 
 def export(
     recording: Recording,
-    found: Diagnostics,
     tokens: Sequence[bytes],
     *,
     heads: Sequence[int],
@@ -68,8 +70,8 @@ def export(
     """The bytes of a file of that kind: npz, safetensors or json. `facts` go into meta."""
     meta = json.dumps(_meta(recording, facts))
     if kind == "json":
-        return (json.dumps(_as_json(recording, found, tokens, heads, meta)) + "\n").encode()
-    arrays = _arrays(recording, found, tokens, heads)
+        return (json.dumps(_as_json(recording, tokens, heads, meta)) + "\n").encode()
+    arrays = _arrays(recording, tokens, heads)
     if kind == "safetensors":
         return save(arrays, metadata={"meta": meta})
     buffer = io.BytesIO()
@@ -127,11 +129,17 @@ def _from_arrays(arrays: dict[str, Array], meta: dict[str, Any]) -> SavedRecordi
             for row, layer in enumerate(arrays["layer_index"])
         ),
     )
+    written = None
+    if "value_norms" in arrays:
+        written = Written(arrays["value_norms"], arrays["output_norms"])
+        if not all(lengths.shape == q.shape[:3] for lengths in written):
+            raise ValueError("its arrays do not belong together")
     recording = Recording(
         trace=trace,
         sampled_last=meta["sampled_last"],
-        recomputed=float(meta["verify_max_abs"]),
+        found=diagnose(trace, probe=meta.get("probe")),
         decode_rows=meta["verify_decode_rows_max_abs"],
+        written=written,
     )
     tokens = [
         arrays["token_bytes"][begin:end].tobytes()
@@ -151,24 +159,22 @@ def _meta(recording: Recording, facts: dict[str, Any]) -> dict[str, Any]:
         "softcap": [layer.softcap for layer in trace.layers],
         "window": [layer.window for layer in trace.layers],
         "kv_group": trace.layers[0].n_heads // trace.layers[0].n_kv_heads,
-        "metrics": METRICS,
+        "metrics": list(METRICS),
         "sampled_last": recording.sampled_last,
-        "verify_max_abs": recording.recomputed,
+        "verify_max_abs": recording.found.recomputed,
         "verify_decode_rows_max_abs": recording.decode_rows,
         **facts,
     }
 
 
-def _metrics(found: Diagnostics, heads: Sequence[int]) -> Array:
-    return np.stack([getattr(found, name)[:, list(heads)] for name in METRICS], axis=-1).astype(
-        np.float32
-    )
+def _of_metrics(numbers: Mapping[str, FloatArray], heads: Sequence[int]) -> FloatArray:
+    return np.stack([numbers[name][:, list(heads)] for name in METRICS], axis=-1)
 
 
 def _arrays(
-    recording: Recording, found: Diagnostics, tokens: Sequence[bytes], heads: Sequence[int]
+    recording: Recording, tokens: Sequence[bytes], heads: Sequence[int]
 ) -> dict[str, Array]:
-    trace, chosen = recording.trace, list(heads)
+    trace, found, chosen = recording.trace, recording.found, list(heads)
     steps = np.maximum(np.arange(trace.length) - trace.n_prompt + 1, 0)
     arrays: dict[str, Array] = {
         "weights": np.stack([attention_weights(layer)[chosen] for layer in trace.layers]),
@@ -178,8 +184,11 @@ def _arrays(
         "token_bytes": np.frombuffer(b"".join(tokens), np.uint8),
         "token_offsets": np.cumsum([0, *map(len, tokens)]).astype(np.int32),
         "step_of_row": steps.astype(np.int32),
-        "metrics": _metrics(found, chosen),
+        "metrics": _of_metrics(found.scores, chosen),
+        "metric_rows": _of_metrics(found.rows, chosen).astype(np.int32),
     }
+    if recording.written is not None:
+        arrays["value_norms"], arrays["output_norms"] = recording.written
     for name in "qkvz":
         rows = np.stack([getattr(layer, name) for layer in trace.layers])
         arrays[name] = np.ascontiguousarray(rows)
@@ -187,11 +196,7 @@ def _arrays(
 
 
 def _as_json(
-    recording: Recording,
-    found: Diagnostics,
-    tokens: Sequence[bytes],
-    heads: Sequence[int],
-    meta: str,
+    recording: Recording, tokens: Sequence[bytes], heads: Sequence[int], meta: str
 ) -> dict[str, Any]:
     """Meta, metrics, and for each head and row the strongest keys as [key, weight]."""
     trace = recording.trace
@@ -208,7 +213,7 @@ def _as_json(
         {
             "layer": layer.layer,
             "head": head,
-            **{name: _number(getattr(found, name)[row, head]) for name in METRICS},
+            **{name: _number(recording.found.scores[name][row, head]) for name in METRICS},
         }
         for row, layer in enumerate(trace.layers)
         for head in heads

@@ -7,22 +7,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvgen.attention.steps import decode_error, recomputation_error
+from kvgen.attention.diagnostics import Diagnostics, diagnose
+from kvgen.attention.residual import Written, measure_written
+from kvgen.attention.steps import decode_error
 from kvgen.config import ModelConfig
 from kvgen.engine import Engine, KVCache
 from kvgen.errors import UsageError
 from kvgen.generate import ChooseToken, generate, prefill
+from kvgen.machine import usable_cores
+from kvgen.tensors import FloatArray
 from kvgen.trace import AttentionTrace, Capture, LayerTrace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """A trace, the sampled token that never became a query, and how far the maps can be trusted."""
+    """A trace, what was found in it, and how far its maps can be trusted."""
 
     trace: AttentionTrace
-    sampled_last: int | None  # None after a prefill alone
-    recomputed: float  # greatest |sum_j w_j v_j - what the kernel put out|
+    sampled_last: int | None  # the token that never became a query; None after a prefill alone
+    found: Diagnostics
     decode_rows: float | None  # greatest |weight - the same weight in one full pass|
+    written: Written | None  # None where W_O was not at hand
 
 
 def record(
@@ -34,11 +39,13 @@ def record(
     max_new_tokens: int = 0,
     stop_ids: Collection[int] = (),
     on_progress: Callable[[int], None] | None = None,
+    output_weights: Callable[[int], FloatArray] | None = None,
+    probe: int | None = None,
 ) -> Recording:
     """Prefill and decode with the KV cache, keeping Q of these layers.
 
     N new tokens make N - 1 decode rows: the first comes out of the prefill, and the last one is
-    never fed.
+    never fed. `output_weights` gives a layer's W_O [C, H * D]; for `probe` see `diagnose`.
     """
     capacity = len(prompt_ids) + max(max_new_tokens, 0)
     cache = engine.new_cache(capacity)
@@ -66,23 +73,28 @@ def record(
         prefill(engine, ids, full_cache, capture=full_capture)
         full = gather(engine, ids, full_cache, full_capture, n_prompt=len(ids))
         decode_rows = decode_error(trace, full)
+    found = diagnose(trace, probe=probe)
     return Recording(
         trace=trace,
         sampled_last=new[-1] if new else None,
-        recomputed=recomputation_error(trace),
+        found=found,
         decode_rows=decode_rows,
+        written=None if output_weights is None else measure_written(trace, found, output_weights),
     )
 
 
 def recording_bytes(config: ModelConfig, *, n_layers: int, n_prompt: int, n_new: int) -> int:
-    """Roughly what looking takes beside the model: q and z of some layers, and one layer's maps.
+    """Roughly what looking takes beside the model: q and z of some layers, and a few maps.
 
-    Decode rows are held against one full pass, which keeps q and z once more.
+    Decode rows are held against one full pass, which keeps q and z once more. The maps of one
+    key/value head for each core are in memory at a time.
     """
     T = n_prompt + max(n_new - 1, 0)
     captured = 2 * n_layers * T * config.n_heads * config.head_dim
     copies = 2 if n_new > 1 else 1
-    maps = 5 * config.n_heads * T * T  # scores, weights, and what is made of them
+    at_a_time = min(usable_cores(), n_layers * config.n_kv_heads)
+    # Weights and their logarithms of a group's heads; what matches is shared by all.
+    maps = (2 * at_a_time * config.n_heads // config.n_kv_heads + 3) * T * T
     return 4 * (copies * captured + maps)
 
 

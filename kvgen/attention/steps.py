@@ -15,17 +15,31 @@ from kvgen.tensors import FloatArray
 from kvgen.trace import AttentionTrace, LayerTrace
 
 
-def attention_weights(trace: LayerTrace, *, first: int = 0) -> FloatArray:
-    """The causal weights of the queries from row `first` on, [H, T - first, T]; rows sum to 1."""
+def products(trace: LayerTrace, *, first: int = 0) -> FloatArray:
+    """q_i . k_j of the queries from row `first` on with every key, [H, T - first, T]."""
     T, H, D = trace.q.shape
     G = trace.k.shape[1]
     q = trace.q[first:].transpose(1, 0, 2).reshape(G, -1, D)  # a group's heads, one after another
-    scores = (q @ trace.k.transpose(1, 2, 0)).reshape(H, T - first, T) * np.float32(trace.scale)
+    return (q @ trace.k.transpose(1, 2, 0)).reshape(H, T - first, T)
+
+
+def scaled_scores(trace: LayerTrace, *, first: int = 0) -> FloatArray:
+    """What the softmax takes, [H, T - first, T]; -inf where a query does not see a key."""
+    T = len(trace.q)
+    scores = products(trace, first=first)
+    scores *= np.float32(trace.scale)
     if trace.softcap is not None:
         scores = trace.softcap * np.tanh(scores / np.float32(trace.softcap))
     behind = np.arange(first, T)[:, None] - np.arange(T)  # how far key j lies behind query i
     scores[:, (behind < 0) | (behind >= (trace.window or T + 1))] = -np.inf
-    weights: FloatArray = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return scores
+
+
+def attention_weights(trace: LayerTrace, *, first: int = 0) -> FloatArray:
+    """The causal weights of the queries from row `first` on, [H, T - first, T]; rows sum to 1."""
+    weights = scaled_scores(trace, first=first)
+    weights -= weights.max(axis=-1, keepdims=True)
+    np.exp(weights, out=weights)
     weights /= weights.sum(axis=-1, keepdims=True)
     return weights
 
@@ -36,17 +50,6 @@ def weighted_values(weights: FloatArray, trace: LayerTrace) -> FloatArray:
     G = trace.v.shape[1]
     z = weights.reshape(G, -1, T) @ trace.v.transpose(1, 0, 2)  # [G, H/G * T, D]
     return z.reshape(H, T, -1).transpose(1, 0, 2)
-
-
-def recomputation_error(trace: AttentionTrace) -> float:
-    """Greatest |sum_j w_ij v_j - z_i| over all captured rows.
-
-    z is what the engine's kernel put out, so this tells whether the maps are the ones it used.
-    """
-    return max(
-        float(np.abs(weighted_values(attention_weights(layer), layer) - layer.z).max())
-        for layer in trace.layers
-    )
 
 
 def decode_error(trace: AttentionTrace, full_pass: AttentionTrace) -> float:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from kvgen.attention.record import gather
+from kvgen.attention.steps import attention_weights
 from kvgen.edits import Edit, edited_weights
 from kvgen.engine import Engine, KVCache
 from kvgen.errors import UsageError
@@ -44,7 +45,8 @@ class WhatIf:
     edited_losses: FloatArray
     base_next: FloatArray  # [V] probabilities of the token to come
     edited_next: FloatArray
-    kept_rows_change: float  # greatest change of an older row of K or V when one token is added
+    # Unmasked: the greatest change of an older row of K or V when one token is added.
+    kept_rows_change: float | None
 
     @property
     def divergence(self) -> float:
@@ -53,39 +55,78 @@ class WhatIf:
         return float(np.sum(p * (np.log(p + 1e-30) - np.log(q + 1e-30))))
 
 
-def what_if(engine: EditingEngine, ids: Sequence[int], edit: Edit) -> WhatIf:
-    """Run the ids as they are, edited, and edited without the last one.
+def what_ifs(engine: EditingEngine, ids: Sequence[int], edits: Sequence[Edit]) -> Iterator[WhatIf]:
+    """Run the ids as they are, and once for each edit.
 
-    Raises UsageError for fewer than two, which have nothing to compare.
+    Raises UsageError for fewer than two ids, which have nothing to compare.
     """
+    base_logits, base = _run(engine, _several(ids), None)
+    for edit in edits:
+        logits, edited = _run(engine, ids, edit)
+        distances = []
+        for one, other in zip(base, edited, strict=True):
+            difference = np.abs(attention_weights(one) - local_weights(other, edit))
+            distances.append(difference.sum(axis=2).mean(axis=1) / 2)
+        kept_rows_change = None
+        if edit.kind == "unmasked":
+            _, shorter = _run(engine, ids[:-1], edit)
+            kept_rows_change = max(
+                float(np.abs(getattr(new, name)[:-1] - getattr(old, name)).max())
+                for new, old in zip(edited, shorter, strict=True)
+                for name in ("k", "v")
+            )
+        yield WhatIf(
+            edit=edit,
+            base=base,
+            edited=edited,
+            distances=np.array(distances, np.float32),
+            base_losses=_losses(base_logits, ids),
+            edited_losses=_losses(logits, ids),
+            base_next=np.exp(_log_softmax(base_logits[-1:])[0]),
+            edited_next=np.exp(_log_softmax(logits[-1:])[0]),
+            kept_rows_change=kept_rows_change,
+        )
+
+
+def ablation_losses(
+    engine: EditingEngine,
+    ids: Sequence[int],
+    *,
+    layers: Sequence[int],
+    heads: Sequence[int],
+    on_progress: Callable[[int], None],
+) -> tuple[float, FloatArray]:
+    """The mean loss on the ids as they are, and without each of the heads [layers, heads], in nats.
+
+    One run for each head (Michel et al., arXiv:1905.10650, who look at BLEU and accuracy).
+    `on_progress` is told of every head. Raises UsageError for fewer than two ids.
+    """
+
+    def loss(edit: Edit | None) -> float:
+        cache = engine.new_cache(len(ids))
+        logits = engine.forward(_several(ids), cache, all_logits=True, edit=edit)
+        return float(_losses(logits, ids).mean())
+
+    without = np.zeros((len(layers), len(heads)), np.float32)
+    for row, layer in enumerate(layers):
+        for column, head in enumerate(heads):
+            without[row, column] = loss(Edit(kind="ablate", layer=layer, heads=(head,)))
+            on_progress(1)
+    return loss(None), without
+
+
+def _several(ids: Sequence[int]) -> Sequence[int]:
     if len(ids) < 2:
         raise UsageError("a what-if needs a prompt of at least two tokens")
-    base_logits, base = _run(engine, ids, None)
-    logits, edited = _run(engine, ids, edit)
-    _, shorter = _run(engine, ids[:-1], edit)
-    distances = []
-    for one, other in zip(base, edited, strict=True):
-        difference = np.abs(local_weights(one, None) - local_weights(other, edit)).sum(axis=2) / 2
-        distances.append(difference.mean(axis=1))
-    T = len(ids)
-    return WhatIf(
-        edit=edit,
-        base=base,
-        edited=edited,
-        distances=np.array(distances, np.float32),
-        base_losses=-_log_softmax(base_logits[:-1])[np.arange(T - 1), list(ids[1:])],
-        edited_losses=-_log_softmax(logits[:-1])[np.arange(T - 1), list(ids[1:])],
-        base_next=np.exp(_log_softmax(base_logits[-1:])[0]),
-        edited_next=np.exp(_log_softmax(logits[-1:])[0]),
-        kept_rows_change=max(
-            float(np.abs(getattr(new, name)[:-1] - getattr(old, name)).max())
-            for new, old in zip(edited, shorter, strict=True)
-            for name in ("k", "v")
-        ),
-    )
+    return ids
 
 
-def local_weights(trace: LayerTrace, edit: Edit | None) -> FloatArray:
+def _losses(logits: FloatArray, ids: Sequence[int]) -> FloatArray:
+    """-ln p of each next token [T - 1]."""
+    return -_log_softmax(logits[:-1])[np.arange(len(ids) - 1), list(ids[1:])]
+
+
+def local_weights(trace: LayerTrace, edit: Edit) -> FloatArray:
     """The maps of a layer [H, T, T] with an edit in it, its inputs as they are."""
     return edited_weights(
         edit, trace.layer, trace.q, trace.k, scale=trace.scale, window=trace.window,

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from kvgen.cli.attention_options import MapFlags, PlaceFlags
 from kvgen.cli.options import DisplayFlags
 from kvgen.cli.output import draw, make_canvas, note, show, write_file
 from kvgen.cli.prompt import PromptFlags
@@ -14,9 +15,9 @@ from kvgen.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from kvgen.attention.diagnostics import Diagnostics
     from kvgen.attention.record import Recording
     from kvgen.render.canvas import Canvas
+    from kvgen.render.head_map import MapView
 
 SAVED = (".npz", ".safetensors")  # what can be shown again
 FIGURES = (".png", ".svg", ".pdf")
@@ -27,10 +28,37 @@ class Seen(NamedTuple):
     """A recording with all that is said of it, whether it was made now or read from a file."""
 
     recording: Recording
-    found: Diagnostics
     tokens: list[bytes]
     heads: list[int]  # that there are
     facts: dict[str, Any]
+
+
+class Wanted(NamedTuple):
+    """What to show of a recording."""
+
+    place: PlaceFlags
+    map_flags: MapFlags
+    steps: bool
+
+    def check(self, *, drawn: bool) -> None:
+        """Raise UsageError for what does not go together; `drawn` is false for a file."""
+        layer, head, query = self.place.layer_spec, self.place.head_spec, self.place.query_spec
+        rolled = self.map_flags.show == "rollout"
+        of_a_map = self.map_flags._replace(metrics=None) != MapFlags(
+            "weights", "sqrt", None, "split", "max", (None, None), (None, None), None
+        )
+        if head is not None and layer is None and drawn:
+            raise UsageError("-H needs -l: which layer's head?")
+        if rolled and (head is not None or query is not None or self.steps):
+            raise UsageError("rollout is of all heads and layers: leave out -H, --explain, --steps")
+        if (layer is not None or query is not None) and self.map_flags.metrics is not None:
+            raise UsageError("--metric is of the summary: leave out -l and --explain")
+        if of_a_map and not rolled and layer is None and drawn:
+            raise UsageError("the summary is no map: --show and the like need -l")
+        if self.steps and (layer is None or head is None or query is not None):
+            raise UsageError("--steps is of one head: add -l and -H, and leave out --explain")
+        if query is not None and not drawn:
+            raise UsageError("--explain draws and -o writes: leave one of them out")
 
 
 def saved_file(flags: PromptFlags) -> Path | None:
@@ -41,35 +69,31 @@ def saved_file(flags: PromptFlags) -> Path | None:
 
 def read_saved(path: Path) -> Seen:
     """A saved recording and its diagnostics. Raises KvgenError where it is none."""
-    from kvgen.attention.diagnostics import diagnose
     from kvgen.attention.export import read_export
 
     saved = read_export(path)
-    found = diagnose(saved.recording.trace, probe=saved.meta.get("probe"))
-    return Seen(saved.recording, found, saved.tokens, saved.heads, saved.meta)
+    return Seen(saved.recording, saved.tokens, saved.heads, saved.meta)
 
 
-def deliver(
-    seen: Seen,
-    layer_spec: str | None,
-    head_spec: str | None,
-    query_spec: str | None,
-    output: str | None,
-    display: DisplayFlags,
-    *,
-    steps: bool,
-) -> None:
-    """Draw what the indices ask for, or write it to a file."""
+def deliver(seen: Seen, wanted: Wanted, output: str | None, display: DisplayFlags) -> None:
+    """Draw what is wanted, or write it to a file."""
     from rich.console import Group
 
     from kvgen.render.attention import verify_line
     from kvgen.render.canvas import Canvas
 
     trace = seen.recording.trace
-    if steps and trace.length == trace.n_prompt:
+    layer_spec, head_spec, _, _ = wanted.place
+    if wanted.steps and trace.length == trace.n_prompt:
         raise UsageError("there are no decode steps: ask for some with -n 2 or more")
+    view = wanted.map_flags.view()
+    for name, span in (("queries", view.queries), ("keys", view.keys)):
+        if not range(trace.length)[slice(*span)]:
+            raise UsageError(f"--{name}: none of 0-{trace.length - 1} are chosen")
     there = [layer.layer for layer in trace.layers]
     layers = there if layer_spec is None else indices_of(layer_spec, max(there) + 1, "layer")
+    if view.rollout and layer_spec is None:
+        layers = there[-1:]
     if missing := [layer for layer in layers if layer not in there]:
         raise UsageError(f"layer {missing[0]} was not recorded: there are {there}")
     heads = seen.heads if head_spec is None else indices_of(head_spec, max(seen.heads) + 1, "head")
@@ -78,84 +102,120 @@ def deliver(
     if kind == "txt":
         canvas = Canvas(canvas.width, "glyphs")
     if output is not None and kind != "txt":
-        write_file(output, _file(seen, layers, heads, canvas, kind=kind))
+        write_file(output, _file(seen, layers, heads, canvas, view, kind=kind))
     else:
-        views = _views(
-            seen,
-            canvas,
-            layers=layers if layer_spec is not None else [],
-            heads=heads,
-            one_map=head_spec is not None,
-            query=None if query_spec is None else _query(query_spec, len(seen.tokens)),
-            steps=steps,
-        )
+        views = _views(seen, wanted, view, canvas, layers=layers, heads=heads)
         if output is None:
-            for view in views:
-                show(view, canvas)
+            for shown in views:
+                show(shown, canvas)
             return
         write_file(output, draw(Group(*views), canvas).encode())
     note(f"{output}: {len(layers)} layers x {len(heads)} heads x {len(seen.tokens)} tokens")
     note(verify_line(seen.recording))
 
 
-def _file(seen: Seen, layers: list[int], heads: list[int], canvas: Canvas, *, kind: str) -> bytes:
+def _file(
+    seen: Seen, layers: list[int], heads: list[int], canvas: Canvas, view: MapView, *, kind: str
+) -> bytes:
     """The bytes of a figure, or of a recording of the layers that there are."""
     if f".{kind}" in FIGURES:
         from kvgen.render.canvas import token_label
         from kvgen.render.plot import attention_figure
 
         labels = [token_label(token, canvas, 10).strip() for token in seen.tokens]
-        return attention_figure(seen.recording.trace, labels, layers=layers, heads=heads, kind=kind)
+        return attention_figure(
+            seen.recording, labels, layers=layers, heads=heads, view=view, kind=kind
+        )
     from kvgen.attention.export import export
 
-    return export(seen.recording, seen.found, seen.tokens, heads=heads, facts=seen.facts, kind=kind)
+    return export(seen.recording, seen.tokens, heads=heads, facts=seen.facts, kind=kind)
 
 
 def _views(
     seen: Seen,
+    wanted: Wanted,
+    view: MapView,
     canvas: Canvas,
     *,
     layers: list[int],
     heads: list[int],
-    one_map: bool,
-    query: int | None,
-    steps: bool,
 ) -> list[RenderableType]:
-    """What the indices ask for: the summary, a layer's heads, one map, or one query."""
+    """The summary, a layer's heads, one map, or one query: what the indices ask for."""
     from rich.text import Text
 
-    from kvgen.attention.steps import explain_query
-    from kvgen.render.attention import head_map, layer_grid, summary, verify_line
-    from kvgen.render.explain import explanation
+    from kvgen.render.attention import USUAL_PANELS, layer_grid, summary, verify_line
+    from kvgen.render.head_map import head_map
     from kvgen.render.steps import decode_steps
 
-    trace, found, tokens = seen.recording.trace, seen.found, seen.tokens
+    recording, tokens = seen.recording, seen.tokens
+    layer_spec, head_spec, query_spec, _ = wanted.place
     views: list[RenderableType] = []
-    if not layers:
-        views.append(summary(trace, found, canvas))
-    for layer in layers:
-        if not one_map:
-            views.append(layer_grid(trace, found, layer=layer, heads=heads, canvas=canvas))
-        for head in heads if one_map else []:
-            if steps:
-                views.append(decode_steps(trace, tokens, layer=layer, head=head, canvas=canvas))
+    if query_spec is not None:
+        query = _query(query_spec, len(tokens))
+        views = _explanations(seen, wanted.place, query, canvas, layers=layers, heads=heads)
+    elif layer_spec is None and not view.rollout:
+        metrics = wanted.map_flags.metrics or USUAL_PANELS
+        views.append(summary(recording, canvas, metrics=metrics))
+    else:
+        for layer in layers:
+            if head_spec is None and not view.rollout:
+                views.append(
+                    layer_grid(recording, layer=layer, heads=heads, canvas=canvas, view=view)
+                )
                 continue
-            if query is None:
-                views.append(head_map(trace, tokens, found, layer=layer, head=head, canvas=canvas))
-                continue
-            row = explain_query(trace.layer(layer), head, query)
-            views.append(
-                explanation(trace, tokens, row, layer=layer, head=head, query=query, canvas=canvas)
-            )
-    return [*views, Text(verify_line(seen.recording), "dim")]
+            for head in heads[:1] if view.rollout else heads:
+                views.append(
+                    decode_steps(recording.trace, tokens, layer=layer, head=head, canvas=canvas)
+                    if wanted.steps
+                    else head_map(
+                        recording, tokens, layer=layer, head=head, canvas=canvas, view=view
+                    )
+                )
+    return [*views, Text(verify_line(recording), "dim")]
 
 
-def indices_of(spec: str, count: int, what: str) -> list[int]:
-    """The numbers that `5`, `0-3,7`, `-1` or `all` name, in that order.
+def _explanations(
+    seen: Seen,
+    place: PlaceFlags,
+    query: int,
+    canvas: Canvas,
+    *,
+    layers: list[int],
+    heads: list[int],
+) -> list[RenderableType]:
+    """One query in the heads that are named, else in the one that writes most for it."""
+    from kvgen.attention.residual import strongest_head
+    from kvgen.attention.steps import explain_query
+    from kvgen.render.explain import explanation
+
+    recording = seen.recording
+    places = [(layer, head) for layer in layers for head in heads]
+    if place.head_spec is None:
+        places = [
+            strongest_head(recording.trace, recording.written, query, layer=layer)
+            for layer in (layers if place.layer_spec is not None else [None])
+        ]
+    return [
+        explanation(
+            recording.trace,
+            seen.tokens,
+            explain_query(recording.trace.layer(layer), head, query),
+            layer=layer,
+            head=head,
+            query=query,
+            canvas=canvas,
+            chosen=place.head_spec is None,
+        )
+        for layer, head in places
+    ]
+
+
+def indices_of(spec: str | None, count: int, what: str) -> list[int]:
+    """The numbers that `5`, `0-3,7`, `-1` or `all` name, in that order; None is all, too.
 
     Raises UsageError for what cannot be read or is out of range.
     """
-    if spec == "all":
+    if spec is None or spec == "all":
         return list(range(count))
     chosen: list[int] = []
     for part in spec.split(","):

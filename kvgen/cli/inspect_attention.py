@@ -7,7 +7,24 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvgen.cli.attention_views import KINDS, Seen, deliver, indices_of, read_saved, saved_file
+from kvgen.cli.attention_options import (
+    EditFlags,
+    MapFlags,
+    PlaceFlags,
+    edit_options,
+    map_options,
+    place_options,
+    resolve_place,
+)
+from kvgen.cli.attention_views import (
+    KINDS,
+    Seen,
+    Wanted,
+    deliver,
+    indices_of,
+    read_saved,
+    saved_file,
+)
 from kvgen.cli.options import (
     DisplayFlags,
     ModelFlags,
@@ -26,7 +43,7 @@ from kvgen.cli.output import (
     show,
 )
 from kvgen.cli.prompt import PromptFlags, encode_prompt, prompt_options, read_prompt
-from kvgen.cli.what_ifs import show_what_ifs
+from kvgen.cli.what_ifs import show_edits
 from kvgen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +66,8 @@ Examples:
   kvgen inspect-attention "The cat sat on the mat"
   kvgen inspect-attention "The cat sat on the mat" -l 2
   kvgen inspect-attention "The cat sat on the mat" -l 2 -H 3
-  kvgen inspect-attention "The cat sat on the mat" -l 2 -H 3 --explain last
+  kvgen inspect-attention "The cat sat on the mat" -l 2 -H 3 --show share
+  kvgen inspect-attention "The cat sat on the mat" --explain
   kvgen inspect-attention "Once upon a time" -n 8 -o attention.npz
   kvgen inspect-attention "The cat sat on the mat" --what-if ablate=2.3
   kvgen inspect-attention attention.npz -l 2 -H 3
@@ -69,14 +87,8 @@ Examples:
     show_default=True,
     help="Decode so many tokens with the KV cache and show their rows too.",
 )
-@click.option("-l", "--layer", "layer_spec", metavar="L", help="5, 0-3,7, -1 or all: its heads.")
-@click.option("-H", "--head", "head_spec", metavar="H", help="With -l: one map for each head.")
-@click.option(
-    "--explain",
-    "query_spec",
-    metavar="QUERY",
-    help="With -l and -H: walk one query (an index or last) through the formula.",
-)
+@place_options
+@map_options
 @click.option(
     "-o",
     "--output",
@@ -84,17 +96,7 @@ Examples:
     help="Write a file by its ending: .npz, .safetensors, .json, .txt, or .png, .svg, .pdf "
     "(extra `plot`). The first two can be given in place of PROMPT later.",
 )
-@click.option(
-    "--what-if",
-    "what_ifs",
-    multiple=True,
-    metavar="EDIT",
-    help="Run with one thing changed: kq, unscaled, unmasked, drop-sink, ablate=L.H[:mean], "
-    "ablate=kvL.G. Repeatable.",
-)
-@click.option(
-    "--at", default="all", show_default=True, metavar="PLACE", help="Where: all, a layer, or L.H."
-)
+@edit_options
 @click.option(
     "--probe",
     is_flag=True,
@@ -113,12 +115,10 @@ def inspect_attention(
     prompt_flags: PromptFlags,
     model_flags: ModelFlags,
     max_new_tokens: int,
-    layer_spec: str | None,
-    head_spec: str | None,
-    query_spec: str | None,
+    place: PlaceFlags,
+    map_flags: MapFlags,
     output: str | None,
-    what_ifs: tuple[str, ...],
-    at: str,
+    edits: EditFlags,
     probe: bool,
     steps: bool,
     example: bool,
@@ -130,7 +130,8 @@ def inspect_attention(
     """See where the heads of a model read in PROMPT.
 
     Without an index: all layers and heads at a glance. With -l: a layer's heads. With -l and -H:
-    one head's map. With --explain: one query with the numbers of every step.
+    one head's map. With --explain: one query with the numbers of every step, in the head that is
+    named, or the one that writes most for it.
     """
     if example:
         from kvgen.render.example import worked_examples
@@ -138,26 +139,24 @@ def inspect_attention(
         canvas = make_canvas(**display_flags._asdict())
         show(worked_examples(canvas), canvas)
         return
-    if head_spec is not None and layer_spec is None and output is None:
-        raise UsageError("-H needs -l: which layer's head?")
-    if query_spec is not None and (layer_spec is None or head_spec is None):
-        raise UsageError("--explain needs one head: add -l and -H")
-    if what_ifs and (query_spec is not None or output is not None or max_new_tokens):
-        raise UsageError("--what-if compares runs of the prompt: leave out --explain, -o and -n")
-    if steps and (layer_spec is None or head_spec is None or query_spec is not None):
-        raise UsageError("--steps is of one head: add -l and -H, and leave out --explain")
-    if query_spec is not None and output is not None:
-        raise UsageError("--explain draws and -o writes: leave one of them out")
+    editing = bool(edits.what_ifs) or edits.ablate_all
+    if editing and (place.query_spec is not None or output is not None or max_new_tokens):
+        raise UsageError("edits compare runs of the prompt: leave out --explain, -o and -n")
+    place = resolve_place(place, edits)
+    wanted = Wanted(place, map_flags, steps)
+    if not editing:
+        wanted.check(drawn=output is None)
     if output is not None and Path(output).suffix not in KINDS:
         raise UsageError(f"{output}: the file's name must end in {', '.join(KINDS)}")
     if output is not None:
         check_writable(output)
     saved = saved_file(prompt_flags)
     if saved is not None:
-        if what_ifs or probe or max_new_tokens:
-            raise UsageError("a saved file holds no model: leave out --what-if, --probe and -n")
-        seen = read_saved(saved)
-        deliver(seen, layer_spec, head_spec, query_spec, output, display_flags, steps=steps)
+        if editing or probe or max_new_tokens:
+            raise UsageError(
+                "a saved file holds no model: leave out --what-if, --ablate-all, --probe and -n"
+            )
+        deliver(read_saved(saved), wanted, output, display_flags)
         return
     if probe and any(given for given in prompt_flags if given):
         raise UsageError("--probe makes its own prompt: leave the text out")
@@ -165,33 +164,35 @@ def inspect_attention(
     if model_flags.prefill == "fast":
         raise UsageError("--prefill fast is inexact, and attention is looked at as it is")
     model = load_model(model_flags, cache_dtype="f32", quiet=quiet, verbose=verbose)
-    layers = indices_of("all" if layer_spec is None else layer_spec, model.config.n_layers, "layer")
-    heads = indices_of("all" if head_spec is None else head_spec, model.config.n_heads, "head")
+    config = model.config
+    layers = indices_of(place.layer_spec, config.n_layers, "layer")
+    heads = indices_of(place.head_spec, config.n_heads, "head")
+    if map_flags.show == "rollout":
+        layers = list(range(max(layers) + 1))
     tokenizer = model.require_tokenizer()
     if probe:
         prompt_ids = _probe_ids(model, sampling_flags.seed or 0)
     else:
         prompt_ids = encode_prompt(model, text, prompt_flags, quiet=quiet).ids
 
-    if what_ifs:
-        show_what_ifs(model, prompt_ids, what_ifs, at, display_flags, layers, heads, quiet=quiet)
+    if editing:
+        show_edits(model, prompt_ids, edits, place.at, display_flags, layers, heads, quiet=quiet)
         return
 
-    from kvgen.attention.diagnostics import diagnose
     from kvgen.attention.record import record, recording_bytes
     from kvgen.generate import check_lengths
     from kvgen.sampling import SamplingOptions
 
     sampling = choose_sampling(SamplingOptions(), sampling_flags, quiet=quiet)
     sampler = model.sampler(sampling, seed=sampling_flags.seed)
-    check_lengths(model.config, len(prompt_ids), max_new_tokens)
+    check_lengths(config, len(prompt_ids), max_new_tokens)
     taken = recording_bytes(
-        model.config, n_layers=len(layers), n_prompt=len(prompt_ids), n_new=max_new_tokens
+        config, n_layers=len(layers), n_prompt=len(prompt_ids), n_new=max_new_tokens
     )
     if verbose or (taken > _MUCH_MEMORY and not quiet):
         note(
-            f"looking takes about {taken / 2**20:,.0f} MiB: q and z of {len(layers)} layers, and "
-            "the maps of one at a time; -l chooses fewer"
+            f"looking takes about {taken / 2**20:,.0f} MiB: q and z of {len(layers)} layers, and a "
+            "few maps at a time; -l chooses fewer"
         )
     with counting("prefill", len(prompt_ids), quiet=quiet) as advance:
         recording = record(
@@ -202,24 +203,25 @@ def inspect_attention(
             max_new_tokens=max_new_tokens,
             stop_ids=model.stop_ids,
             on_progress=advance,
+            output_weights=model.output_weights,
+            probe=_PROBE_TOKENS if probe else None,
         )
     seen = Seen(
         recording=recording,
-        found=diagnose(recording.trace, probe=_PROBE_TOKENS if probe else None),
         tokens=[tokenizer.token_bytes(token) for token in recording.trace.token_ids],
-        heads=list(range(model.config.n_heads)),
+        heads=list(range(config.n_heads)),
         facts={
             "model": model.name,
             "dtype": model.engine.dtype,
             "cache_dtype": model.engine.cache_dtype,
             "backend": model.engine.backend,
-            "rotary": bool(model.config.rope),
+            "rotary": bool(config.rope),
             "sampling": sampling.describe(),
             "seed": sampler.seed if sampling.temperature > 0 else None,
             "probe": _PROBE_TOKENS if probe else None,
         },
     )
-    deliver(seen, layer_spec, head_spec, query_spec, output, display_flags, steps=steps)
+    deliver(seen, wanted, output, display_flags)
     if sampling.temperature > 0 and not quiet:
         note(f"sampled {sampling.describe()} · seed {sampler.seed}")
 

@@ -20,15 +20,16 @@ class Watch:
 
     def __init__(self, model: Model, place: str, *, n_positions: int) -> None:
         """`place` is LAYER.HEAD. Raises UsageError for another, and where stdout is no terminal."""
+        from kvgen.edits import parse_place
         from kvgen.trace import Capture
 
         if sys.stdout is None or not sys.stdout.isatty():
             raise UsageError("--watch draws on a terminal, and stdout is none")
-        layer, _, head = place.partition(".")
-        if not head:
+        layer, head = parse_place(place)
+        if head is None:
             raise UsageError(f"--watch {place}: give a layer and a head, such as 2.3")
-        self.layer = indices_of(layer, model.config.n_layers, "layer")[0]
-        self.head = indices_of(head, model.config.n_heads, "head")[0]
+        self.layer = indices_of(str(layer), model.config.n_layers, "layer")[0]
+        self.head = indices_of(str(head), model.config.n_heads, "head")[0]
         self._model = model
         self.cache = model.engine.new_cache(n_positions)
         self.capture = Capture(model.config, [self.layer], n_positions)

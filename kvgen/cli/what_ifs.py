@@ -1,20 +1,21 @@
-"""The edits of `kvgen inspect-attention --what-if`: read, run on the reference engine, shown."""
+"""`kvgen inspect-attention --what-if` and `--ablate-all`: edits run on the reference engine."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kvgen.cli.attention_options import EditFlags
 from kvgen.cli.options import DisplayFlags
-from kvgen.cli.output import make_canvas, show, working
+from kvgen.cli.output import counting, make_canvas, show, working
 
 if TYPE_CHECKING:
     from kvgen.model import Model
 
 
-def show_what_ifs(
+def show_edits(
     model: Model,
     ids: list[int],
-    specs: tuple[str, ...],
+    edits: EditFlags,
     at: str,
     display: DisplayFlags,
     layers: list[int],
@@ -22,16 +23,16 @@ def show_what_ifs(
     *,
     quiet: bool,
 ) -> None:
-    """Each edit's report; with one layer and one head their maps too."""
-    from kvgen.attention.what_if import what_if
+    """Each edit's report, with one layer and one head their maps too; or that of all ablations."""
+    from kvgen.attention.what_if import ablation_losses, what_ifs
     from kvgen.edits import parse_edit
     from kvgen.reference.decoder import ReferenceEngine
     from kvgen.render.canvas import token_label
-    from kvgen.render.what_if import what_if_view
+    from kvgen.render.what_if import ablation_view, what_if_view
 
     config, tokenizer = model.config, model.require_tokenizer()
     canvas = make_canvas(**display._asdict())
-    edits = [
+    parsed = [
         parse_edit(
             spec,
             n_layers=config.n_layers,
@@ -39,7 +40,7 @@ def show_what_ifs(
             n_kv_heads=config.n_kv_heads,
             at=at,
         )
-        for spec in specs
+        for spec in edits.what_ifs
     ]
     engine = ReferenceEngine(model.params)  # the only one that edits
 
@@ -47,7 +48,17 @@ def show_what_ifs(
         return token_label(tokenizer.token_bytes(token), canvas, 10).strip()
 
     map_of = (layers[0], heads[0]) if len(layers) == len(heads) == 1 else None
-    for edit in edits:
+    found = what_ifs(engine, ids, parsed)
+    for _ in parsed:
         with working("running the edited model", quiet=quiet):
-            found = what_if(engine, ids, edit)
-        show(what_if_view(found, token_text, ids, canvas, map_of=map_of), canvas)
+            one = next(found)
+        show(what_if_view(one, token_text, ids, canvas, map_of=map_of), canvas)
+    if edits.ablate_all:
+        with counting("ablating", len(layers) * len(heads), quiet=quiet) as advance:
+            base, without = ablation_losses(
+                engine, ids, layers=layers, heads=heads, on_progress=advance
+            )
+        view = ablation_view(
+            base, without, layers=layers, heads=heads, n_targets=len(ids) - 1, canvas=canvas
+        )
+        show(view, canvas)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from rich.cells import cell_len, set_cell_size
 from rich.color import Color
 from rich.style import Style
@@ -16,11 +18,19 @@ from rich.text import Text
 from kvgen.tensors import FloatArray
 
 Mode = Literal["color", "glyphs", "ascii"]
+Scale = Literal["sqrt", "linear", "log"]
+Pool = Literal["max", "mean"]
 TOKEN_CELLS = 10  # room for a token where it names a row
 
-# A glyph stands for weights below its bound.
-_GLYPHS = ((" ", 0.01), ("·", 0.05), ("░", 0.15), ("▒", 0.35), ("▓", 0.65), ("█", 2.0))
-_ASCII = ((" ", 0.01), (".", 0.05), (":", 0.15), ("+", 0.35), ("#", 0.65), ("@", 2.0))
+_GLYPHS, _ASCII = " ·░▒▓█", " .:+#@"
+_NEGATIVE = " ---=="
+# A glyph stands for numbers below its bound, as a part of the greatest.
+_BOUNDS: dict[Scale, tuple[float, ...]] = {
+    "sqrt": (0.01, 0.05, 0.15, 0.35, 0.65),
+    "linear": (0.1, 0.3, 0.5, 0.7, 0.9),
+    "log": (1e-4, 1e-3, 0.01, 0.1, 0.5),
+}
+_DECADES = 5  # that a logarithmic scale shows in colour
 _LEVELS = "·▁▂▃▄▅▆▇█"
 _ASCII_LEVELS = ".123456789"
 # Viridis, sampled evenly (Smith & van der Walt, matplotlib): perceptually uniform.
@@ -32,6 +42,45 @@ _VIRIDIS = np.array(
 )  # fmt: skip
 
 
+# Blue below nothing, orange above it, dark between.
+_BELOW, _NOTHING, _ABOVE = np.array([(70, 150, 255), (24, 24, 28), (255, 150, 40)])
+
+
+@dataclass(frozen=True, slots=True)
+class Ink:
+    """How a number of a map becomes a cell: by its part of the greatest one, on a scale."""
+
+    name: str = "weight"
+    scale: Scale = "sqrt"
+    most: float = 1.0  # what is as bright as can be
+    signed: bool = False  # numbers may be negative, down to -most
+
+    def brightness(self, value: float) -> float:
+        """0 for nothing to 1 for `most` and more; below 0 for what is negative."""
+        part = min(abs(value) / self.most, 1.0) if self.most > 0 else 0.0
+        if self.scale == "sqrt":
+            part = math.sqrt(part)
+        elif self.scale == "log":
+            part = max(0.0, 1 + math.log10(part) / _DECADES) if part > 0 else 0.0
+        return -part if value < 0 else part
+
+    def step(self, value: float) -> int:
+        """Which of the six glyphs stands for a number's size."""
+        part = abs(value) / self.most if self.most > 0 else 0.0
+        return sum(part >= bound for bound in _BOUNDS[self.scale])
+
+    def color(self, value: float) -> Color:
+        """The colour of a number."""
+        level = self.brightness(value)
+        if not self.signed:
+            return _viridis(level)
+        far = _BELOW if level < 0 else _ABOVE
+        return _rgb(_NOTHING + abs(level) * (far - _NOTHING))
+
+
+WEIGHT_INK = Ink()
+
+
 @dataclass(frozen=True, slots=True)
 class Canvas:
     """The width in columns, and whether cells are colours, block glyphs or ASCII."""
@@ -39,13 +88,19 @@ class Canvas:
     width: int
     mode: Mode
 
-    def legend(self) -> str:
+    def legend(self, ink: Ink = WEIGHT_INK) -> str:
         """What the cells of a map mean."""
         if self.mode == "color":
-            return "weight: 0 dark to 1 bright, on a square-root scale"
+            scale = {"sqrt": "a square-root", "linear": "a linear", "log": "a logarithmic"}
+            low = f"-{ink.most:.3g} blue, 0 dark, {ink.most:.3g} orange" if ink.signed else (
+                f"0 dark to {ink.most:.3g} bright"
+            )  # fmt: skip
+            return f"{ink.name}: {low}, on {scale[ink.scale]} scale"
         ramp = _GLYPHS if self.mode == "glyphs" else _ASCII
-        bounds = [f"{glyph} <{bound:.2f}".replace("0.", ".") for glyph, bound in ramp[1:-1]]
-        return "  ".join(["weight: blank <.01", *bounds, f"{ramp[-1][0]} more"])
+        bounds = [_bare(bound * ink.most) for bound in _BOUNDS[ink.scale]]
+        parts = [f"{glyph} <{bound}" for glyph, bound in zip(ramp[1:], bounds[1:], strict=False)]
+        below = [f"below 0: - and, from {bounds[3]}, ="] if ink.signed else []
+        return "  ".join([f"{ink.name}: blank <{bounds[0]}", *parts, f"{ramp[-1]} more", *below])
 
     def ellipsis(self) -> str:
         """The mark of something cut off."""
@@ -53,20 +108,25 @@ class Canvas:
 
 
 def draw_map(
-    weights: FloatArray, canvas: Canvas, *, cell_width: int = 1, halves: bool = False
+    numbers: FloatArray,
+    canvas: Canvas,
+    ink: Ink = WEIGHT_INK,
+    *,
+    cell_width: int = 1,
+    halves: bool = False,
 ) -> list[Text]:
-    """A map of weights [R, K] in 0..1 as lines of text; NaN cells stay blank.
+    """A map [R, K] as lines of text; NaN cells stay blank.
 
     With `halves` in colour, two rows share a line, so that cells are nearly square.
     """
     if canvas.mode != "color":
-        return [Text(_glyph_row(row, canvas, cell_width)) for row in weights]
+        return [Text(_glyph_row(row, canvas, ink, cell_width)) for row in numbers]
     if not halves:
-        return [_color_row(row, None, cell_width) for row in weights]
-    blank = np.full((len(weights) % 2, weights.shape[1]), np.nan, np.float32)
-    padded = np.concatenate([weights, blank])
+        return [_color_row(row, None, ink, cell_width) for row in numbers]
+    blank = np.full((len(numbers) % 2, numbers.shape[1]), np.nan, np.float32)
+    padded = np.concatenate([numbers, blank])
     pairs = zip(padded[::2], padded[1::2], strict=True)
-    return [_color_row(upper, lower, cell_width) for upper, lower in pairs]
+    return [_color_row(upper, lower, ink, cell_width) for upper, lower in pairs]
 
 
 def side_by_side(blocks: Sequence[Sequence[Text]], *, gap: int = 2) -> list[Text]:
@@ -96,19 +156,30 @@ def draw_bar(value: float, canvas: Canvas, width: int) -> str:
     return ("#" if canvas.mode == "ascii" else "█") * round(value * width)
 
 
-def pool_map(weights: FloatArray, factor: int) -> FloatArray:
-    """Pool rows and columns of a causal map by the greatest weight: spikes stay visible.
+def pool_map(numbers: FloatArray, factor: int, how: Pool = "max") -> FloatArray:
+    """Pool rows and columns of a causal map; NaN counts as nothing, unless a whole cell is NaN.
 
-    NaN counts as nothing, unless a whole cell is NaN.
+    By the greatest number either side of 0, where spikes stay visible, or by the mean.
     """
-    return _pool(_pool(weights, factor, 0), factor, 1)
-
-
-def _pool(weights: FloatArray, factor: int, axis: int) -> FloatArray:
     if factor == 1:
-        return weights
-    starts = np.arange(0, weights.shape[axis], factor)
-    return np.asarray(np.fmax.reduceat(weights, starts, axis=axis))
+        return numbers
+    by_row = pool(numbers, np.arange(0, len(numbers), factor), 0, how)
+    return pool(by_row, np.arange(0, numbers.shape[1], factor), 1, how)
+
+
+def pool(
+    numbers: FloatArray, starts: npt.NDArray[np.int64], axis: int, how: Pool = "max"
+) -> FloatArray:
+    """Pool the stretches of an axis that begin at `starts`."""
+    if how == "mean":
+        seen = ~np.isnan(numbers)
+        total = np.add.reduceat(np.where(seen, numbers, 0), starts, axis=axis)
+        n_seen = np.add.reduceat(seen, starts, axis=axis, dtype=np.int64)
+        nothing = np.full(total.shape, np.nan, np.float32)
+        return np.divide(total, n_seen, out=nothing, where=n_seen > 0)
+    most = np.fmax.reduceat(numbers, starts, axis=axis)
+    least = np.fmin.reduceat(numbers, starts, axis=axis)
+    return np.where(-least > most, least, most)
 
 
 def causal(weights: FloatArray, *, first: int = 0) -> FloatArray:
@@ -153,36 +224,45 @@ def _visible(character: str, canvas: Canvas) -> str:
     return character
 
 
-def _glyph_row(row: FloatArray, canvas: Canvas, cell_width: int) -> str:
+def _bare(number: float) -> str:
+    """A bound without what can be done without: .05, 1.5e-4, 12."""
+    text = f"{number:.2g}"
+    return text[1:] if text.startswith("0.") else text.replace("e-0", "e-").replace("e+0", "e")
+
+
+def _glyph_row(row: FloatArray, canvas: Canvas, ink: Ink, cell_width: int) -> str:
     ramp = _GLYPHS if canvas.mode == "glyphs" else _ASCII
-    return "".join(
-        (" " if np.isnan(weight) else next(glyph for glyph, bound in ramp if weight < bound))
-        * cell_width
-        for weight in row
+    cells = (
+        " " if math.isnan(number) else (_NEGATIVE if number < 0 else ramp)[ink.step(number)]
+        for number in row.tolist()
     )
+    return "".join(cell * cell_width for cell in cells)
 
 
-def _color_row(upper: FloatArray, lower: FloatArray | None, cell_width: int) -> Text:
+def _color_row(upper: FloatArray, lower: FloatArray | None, ink: Ink, cell_width: int) -> Text:
     text = Text()
-    for column, weight in enumerate(upper):
-        below = np.float32(np.nan) if lower is None else lower[column]
+    below_all = [math.nan] * len(upper) if lower is None else lower.tolist()
+    for number, below in zip(upper.tolist(), below_all, strict=True):
+        above_color, below_color = (
+            None if math.isnan(one) else ink.color(one) for one in (number, below)
+        )
         if lower is None:
-            text.append(" " * cell_width, Style(bgcolor=_color(weight)))
-        elif np.isnan(weight):
+            text.append(" " * cell_width, Style(bgcolor=above_color))
+        elif above_color is None:
             text.append(
-                ("▄" if not np.isnan(below) else " ") * cell_width, Style(color=_color(below))
+                (" " if below_color is None else "▄") * cell_width, Style(color=below_color)
             )
         else:
-            text.append("▀" * cell_width, Style(color=_color(weight), bgcolor=_color(below)))
+            text.append("▀" * cell_width, Style(color=above_color, bgcolor=below_color))
     return text
-
-
-def _color(weight: np.floating[Any]) -> Color | None:
-    return None if np.isnan(weight) else _viridis(float(np.sqrt(np.clip(weight, 0, 1))))
 
 
 def _viridis(value: float) -> Color:
     place = float(np.clip(value, 0, 1)) * (len(_VIRIDIS) - 1)
     low = min(int(place), len(_VIRIDIS) - 2)
-    red, green, blue = _VIRIDIS[low] + (place - low) * (_VIRIDIS[low + 1] - _VIRIDIS[low])
-    return Color.from_rgb(round(red), round(green), round(blue))
+    return _rgb(_VIRIDIS[low] + (place - low) * (_VIRIDIS[low + 1] - _VIRIDIS[low]))
+
+
+def _rgb(channels: npt.NDArray[np.float64]) -> Color:
+    red, green, blue = np.rint(channels).astype(int).tolist()
+    return Color.from_rgb(red, green, blue)

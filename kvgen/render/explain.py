@@ -15,6 +15,8 @@ from kvgen.render.canvas import TOKEN_CELLS, Canvas, token_label
 from kvgen.tensors import FloatArray
 from kvgen.trace import AttentionTrace
 
+_CHOSEN = "the head that writes most for this query, |sum over j >= 1 of w_j v_j W_O|"
+
 
 def explanation(
     trace: AttentionTrace,
@@ -25,8 +27,9 @@ def explanation(
     head: int,
     query: int,
     canvas: Canvas,
+    chosen: bool = False,
 ) -> RenderableType:
-    """One query's walk through the formula, a line per key."""
+    """One query's walk through the formula, a line per key; `chosen` says who named the head."""
     layer_trace = trace.layer(layer)
     S, D = query + 1, layer_trace.q.shape[2]
     d_v = layer_trace.v.shape[2]
@@ -49,9 +52,10 @@ def explanation(
         "3) exp(s-max)": column(explained.exponentials, ".5f", adds_up=True),
         "4) w_j": column(explained.weights, ".4f", adds_up=True),
         "|v_j|": column(explained.value_lengths, ".2f"),
+        "w·|v|": column(explained.weights * explained.value_lengths, ".3f"),
         "5) share": column(explained.shares, "+.3f", adds_up=True),
     }
-    for name in ("|k_j|", "|v_j|", "cos", "3) exp(s-max)", "2) scaled"):
+    for name in ("w·|v|", "|k_j|", "|v_j|", "cos", "3) exp(s-max)", "2) scaled"):
         widths = [max(map(cell_len, (heading, *cells))) for heading, cells in columns.items()]
         if sum(widths) + len(widths) + 1 > canvas.width:
             del columns[name]
@@ -75,6 +79,7 @@ def explanation(
             f"query {query} {label} · d_k = {D}, d_v = {d_v}, scale = {layer_trace.scale:.4g} · "
             f"|q| = {explained.query_length:.2f}"
         ),
+        *([Text(_CHOSEN, "dim")] if chosen else []),
         Text(f"o_{query} = sum over j <= {query} of softmax_j(q_{query}·k_j * scale) v_j"),
         table,
         Text(
@@ -82,7 +87,26 @@ def explanation(
             f"o ({d_v},)"
         ),
         Text(f"{origin} · q_{query} is not kept: no later step reads it"),
+        *_remark(explained, tokens, canvas),
     )
+
+
+def _remark(explained: RowExplanation, tokens: Sequence[bytes], canvas: Canvas) -> list[Text]:
+    """A word where the key with most of the weight is not what most of the output is made of."""
+    read, makes = int(explained.weights.argmax()), int(explained.shares.argmax())
+    weight, share = float(explained.weights[read]), float(explained.shares[read])
+    if read == makes or weight < 0.3 or share > weight / 2:
+        return []
+    names = [token_label(tokens[j], canvas, TOKEN_CELLS).strip() for j in (read, makes)]
+    short = explained.value_lengths[read] < explained.value_lengths[makes] / 2
+    why = "its v is short" if short else "its v points elsewhere"
+    return [
+        Text(
+            f"! {weight:.2f} of the weight goes to {names[0]}, but {why}: it makes {share:.0%} of "
+            f"the output; {names[1]} makes {explained.shares[makes]:.0%}",
+            "bold",
+        )
+    ]
 
 
 def _most_telling(shares: FloatArray, most: int = 16, kept: int = 12) -> list[int]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from kvgen.attention.steps import attention_weights
+import numpy as np
+
+from kvgen.attention.record import Recording
 from kvgen.bench.report import BenchReport
 from kvgen.errors import UsageError
 from kvgen.render.bench_files import predicted_step
-from kvgen.render.canvas import causal
-from kvgen.trace import AttentionTrace
+from kvgen.render.canvas import Ink
+from kvgen.render.head_map import MapView, chosen_cells
 
 _MOST_MAPS, _MOST_LABELS = 64, 40
 _COLORS = {"on": "tab:green", "off": "tab:red", "on+q": "tab:cyan"}
@@ -66,39 +69,74 @@ def _file_of(figure: Any, kind: str) -> bytes:
 
 
 def attention_figure(
-    trace: AttentionTrace,
+    recording: Recording,
     tokens: Sequence[str],
     *,
     layers: Sequence[int],
     heads: Sequence[int],
+    view: MapView,
     kind: str,
 ) -> bytes:
     """One map for each chosen layer and head, rows are queries; tokens where there is room.
 
+    The first key stands with the others, unless it is left out.
+
     Raises UsageError where matplotlib is not installed, or there are too many maps for a figure.
     """
-    if len(layers) * len(heads) > _MOST_MAPS:
+    if not view.rollout and len(layers) * len(heads) > _MOST_MAPS:
         raise UsageError(
             f"{len(layers) * len(heads)} maps are too many for a figure of at most {_MOST_MAPS}: "
             "choose with -l and -H"
         )
+    if view.sink == "split":
+        view = replace(view, sink="keep")
     figure_class = _figure_class()
+    heads = [0] if view.rollout else heads
     n_columns = min(4, len(heads)) if len(layers) == 1 else len(heads)
     places = [(layer, head) for layer in layers for head in heads]
     n_rows = -(-len(places) // n_columns)
-    labelled = len(tokens) <= _MOST_LABELS and len(places) <= 4
     side = 6.0 if len(places) == 1 else 3.0
-    figure = figure_class(figsize=(side * n_columns, side * n_rows), layout="constrained")
+    figure = figure_class(figsize=(side * n_columns + 0.8, side * n_rows), layout="constrained")
     axes = figure.subplots(n_rows, n_columns, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
-    for ax, (layer, head) in zip(axes.flat, places, strict=False):
+    drawn = [chosen_cells(recording, view, layer=layer, head=head) for layer, head in places]
+    ink = replace(drawn[0].ink, most=max(cells.ink.most for cells in drawn))
+    colors, norm = _colors(ink)
+    image = None
+    for ax, (layer, head), cells in zip(axes.flat, places, drawn, strict=False):
         ax.set_axis_on()
-        weights = causal(attention_weights(trace.layer(layer))[head])
-        ax.imshow(weights, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
-        ax.set_title(f"layer {layer} head {head}")
+        queries, keys = cells.queries, cells.keys
+        extent = (keys.start - 0.5, keys.stop - 0.5, queries.stop - 0.5, queries.start - 0.5)
+        image = ax.imshow(
+            cells.numbers, norm=norm, cmap=colors, interpolation="nearest", extent=extent
+        )
+        ax.set_title(f"layers 0-{layer}" if view.rollout else f"layer {layer} head {head}")
         ax.set(xlabel="key", ylabel="query")
-        if labelled:
-            ax.set_xticks(range(len(tokens)), tokens, rotation=90, parse_math=False)
-            ax.set_yticks(range(len(tokens)), tokens, parse_math=False)
+        if max(len(queries), len(keys)) <= _MOST_LABELS and len(places) <= 4:
+            ax.set_xticks(keys, [tokens[key] for key in keys], rotation=90, parse_math=False)
+            ax.set_yticks(queries, [tokens[query] for query in queries], parse_math=False)
+    figure.colorbar(image, ax=axes, label=ink.name, shrink=0.8)
     return _file_of(figure, kind)
+
+
+def _colors(ink: Ink) -> tuple[Any, Any]:
+    """matplotlib's colours and scale for the numbers that an ink draws in the terminal."""
+    from matplotlib import colors
+
+    if not ink.signed:
+        norms = {
+            "linear": colors.Normalize(0, ink.most),
+            "sqrt": colors.PowerNorm(0.5, 0, ink.most),
+            "log": colors.LogNorm(ink.most * 1e-5, ink.most, clip=True),
+        }
+        return "viridis", norms[ink.scale]
+    diverging = colors.LinearSegmentedColormap.from_list(
+        "blue-orange", ["#2166c8", "#f7f7f7", "#e07b00"]
+    )
+    if ink.scale == "linear":
+        return diverging, colors.Normalize(-ink.most, ink.most)
+    if ink.scale == "log":
+        return diverging, colors.SymLogNorm(ink.most * 1e-3, vmin=-ink.most, vmax=ink.most)
+    bend = (lambda x: np.sign(x) * np.sqrt(np.abs(x)), lambda x: np.sign(x) * x * x)
+    return diverging, colors.FuncNorm(bend, vmin=-ink.most, vmax=ink.most)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from kvgen.attention.steps import attention_weights
 from kvgen.attention.what_if import WhatIf, local_weights
 from kvgen.edits import Edit
 from kvgen.render.attention import thumbnail_lines
-from kvgen.render.canvas import Canvas, causal, side_by_side
+from kvgen.render.canvas import WEIGHT_INK, Canvas, Ink, causal, draw_map, side_by_side
 from kvgen.tensors import FloatArray
 
 _TOP, _WORST = 5, 5
@@ -67,7 +68,7 @@ def what_if_view(
         ),
         Text(maps),
     ]
-    if found.edit.kind == "unmasked":
+    if found.kept_rows_change is not None:
         parts.append(
             Text(
                 f"rows of K and V kept before the last token differ from those it would need by up "
@@ -121,11 +122,11 @@ def _maps(found: WhatIf, place: tuple[int, int], canvas: Canvas) -> list[Text]:
     base, edited = found.base[layer], found.edited[layer]
     whole = found.edit.kind == "unmasked"  # whose map is no triangle
 
-    def drawn(title: str, weights: FloatArray) -> list[Text]:
-        shown = weights[head] if whole else causal(weights[head])
-        return [Text(title.ljust(_SIDE + 8)), *thumbnail_lines(shown, canvas, _SIDE)]
+    def drawn(title: str, numbers: FloatArray, ink: Ink = WEIGHT_INK) -> list[Text]:
+        shown = numbers[head] if whole else causal(numbers[head])
+        return [Text(title.ljust(_SIDE + 8)), *thumbnail_lines(shown, canvas, _SIDE, ink)]
 
-    before = local_weights(base, None)
+    before = attention_weights(base)
     local, propagated = local_weights(base, found.edit), local_weights(edited, found.edit)
     distance = np.abs(local - before)[head].sum(axis=1).mean() / 2
     return [
@@ -135,7 +136,49 @@ def _maps(found: WhatIf, place: tuple[int, int], canvas: Canvas) -> list[Text]:
                 drawn("as it is", before),
                 drawn("local", local),
                 drawn("propagated", propagated),
-                drawn("|local - as it is|", np.abs(local - before)),
+                drawn("local - as it is", local - before, Ink(name="change", signed=True)),
             ][: 4 if canvas.width >= 100 else 3]
         ),
     ]
+
+
+def ablation_view(
+    base: float,
+    without: FloatArray,
+    *,
+    layers: Sequence[int],
+    heads: Sequence[int],
+    n_targets: int,
+    canvas: Canvas,
+) -> RenderableType:
+    """What the loss becomes without each head: a cell for each, and the extremes by name."""
+    change = without - base
+    ink = Ink(name="change of loss, nats", signed=True, most=float(np.abs(change).max()) or 1.0)
+    step = 2 if 2 * len(heads) + 6 <= canvas.width else 1
+    per_row = (canvas.width - 6) // step
+    lines = [
+        Text(
+            f"loss on the prompt {base:.3f} nats a token ({n_targets} targets); without one head, "
+            f"its output set to 0 and all later layers run again:"
+        )
+    ]
+    for begin in range(0, len(heads), per_row):
+        shown = heads[begin : begin + per_row]
+        numbers = "".join(f"{head % 10}".ljust(step) for head in shown)
+        lines.append(Text("layer " + numbers, "dim"))
+        drawn = draw_map(change[:, begin : begin + per_row], canvas, ink, cell_width=step)
+        lines += [Text(f"{layer:>4}  ") + cells for layer, cells in zip(layers, drawn, strict=True)]
+    order = np.argsort(-change, axis=None, kind="stable")
+
+    def named(places: np.ndarray) -> str:
+        return "  ".join(
+            f"{layers[place // len(heads)]}.{heads[place % len(heads)]} {change.flat[place]:+.3f}"
+            for place in places.tolist()
+        )
+
+    return Group(
+        *lines,
+        Text(canvas.legend(ink), "dim"),
+        Text(f"missed most (layer.head): {named(order[:_TOP])}"),
+        Text(f"missed least:             {named(order[::-1][:_TOP])}"),
+    )

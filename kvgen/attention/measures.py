@@ -1,0 +1,77 @@
+"""What can be shown of a map besides its weights, each as numbers [T, T] of one head."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from kvgen.attention.residual import Written
+from kvgen.attention.steps import attention_weights, products, scaled_scores
+from kvgen.errors import UsageError
+from kvgen.tensors import FloatArray
+from kvgen.trace import AttentionTrace
+
+Measure = Literal["weights", "scores", "scaled", "norm", "share", "cos"]
+MEASURES: dict[Measure, str] = {
+    "weights": "weight",
+    "scores": "q·k",
+    "scaled": "q·k, scaled",
+    "norm": "|w v W_O|",
+    "share": "share of o",
+    "cos": "cos(q, k)",
+}
+SIGNED = frozenset({"scores", "scaled", "share", "cos"})
+
+
+def measured(
+    trace: AttentionTrace, measure: Measure, *, layer: int, head: int, written: Written | None
+) -> FloatArray:
+    """One head's numbers [T, T]; NaN where a query does not see a key.
+
+    `norm` is |w_ij v_j W_O| (Kobayashi et al., arXiv:2004.10102), `share` the signed part
+    w_ij <v_j, z_i> / |z_i|^2 of the head's output, which sums to 1 in every row; NaN where z is 0.
+    Raises UsageError for `norm` where it was not recorded what heads write.
+    """
+    one = trace.layer(layer).alone(head)
+    scaled = scaled_scores(one)[0]
+    hidden = np.isneginf(scaled)
+    if measure == "scaled":
+        numbers = scaled
+    elif measure in ("scores", "cos"):
+        numbers = products(one)[0]
+        if measure == "cos":
+            lengths = np.outer(*(np.linalg.norm(rows[:, 0], axis=1) for rows in (one.q, one.k)))
+            numbers = np.divide(numbers, lengths, out=np.zeros_like(numbers), where=lengths > 0)
+    else:
+        numbers = attention_weights(one)[0]
+        if measure == "norm":
+            if written is None:
+                raise UsageError("this recording does not hold what heads write: leave out norm")
+            numbers = numbers * written.values[trace.row_of(layer), :, head]
+        elif measure == "share":
+            z = one.z[:, 0]
+            energy = (z * z).sum(axis=1, keepdims=True)
+            along = numbers * (z @ one.v[:, 0].T)
+            nothing = np.full_like(along, np.nan)
+            numbers = np.divide(along, energy, out=nothing, where=energy > 0)
+    return np.where(hidden, np.float32(np.nan), numbers)
+
+
+def rollout(trace: AttentionTrace, layer: int) -> FloatArray:
+    """How much of each token reaches each position through all layers up to this one [T, T].
+
+    R^l = (mean over heads of A^l / 2 + I / 2) R^{l-1}; rows sum to 1 (Abnar and Zuidema,
+    arXiv:2005.00928, section 3). Raises UsageError where a layer was not recorded.
+    """
+    there = [one.layer for one in trace.layers]
+    if missing := sorted(set(range(layer + 1)) - set(there)):
+        raise UsageError(f"rollout needs every layer up to {layer}; {missing[0]} was not recorded")
+    identity = np.eye(trace.length, dtype=np.float32)
+    flow = identity
+    for number in range(layer + 1):
+        one = trace.layer(number)
+        groups = (attention_weights(one.group(kv)).sum(axis=0) for kv in range(one.n_kv_heads))
+        total = sum(groups, np.zeros_like(identity))
+        flow = (total / np.float32(2 * one.n_heads) + identity / np.float32(2)) @ flow
+    return flow

@@ -1,0 +1,59 @@
+"""What heads add to the residual stream: their values and outputs behind W_O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from kvgen.attention.diagnostics import Diagnostics
+from kvgen.errors import UsageError
+from kvgen.tensors import FloatArray
+from kvgen.trace import AttentionTrace
+
+
+class Written(NamedTuple):
+    """Lengths of what heads write, float32 [N, T, H] for the layers of a trace.
+
+    A norm that follows W_O, as Gemma's, is left out, and so is the bias of W_O.
+    """
+
+    values: FloatArray  # |v_j W_O^h|: what a key would add if it had the whole weight
+    outputs: FloatArray  # |sum_{j >= 1} w_ij v_j W_O^h|: what a query adds, the first key left out
+
+
+def measure_written(
+    trace: AttentionTrace, found: Diagnostics, output_weights: Callable[[int], FloatArray]
+) -> Written:
+    """Pass every value and every head's output through its slice of W_O.
+
+    `output_weights` gives a layer's W_O as [C, H * D].
+    """
+    values: list[FloatArray] = []
+    outputs: list[FloatArray] = []
+    for row, layer in enumerate(trace.layers):
+        share = layer.n_heads // layer.n_kv_heads
+        v = np.repeat(layer.v, share, axis=1)  # [T, H, D]
+        others = layer.z - found.first[row][:, :, None] * v[0]
+        by_head = output_weights(layer.layer).reshape(-1, *v.shape[1:]).transpose(1, 2, 0)
+        for rows, lengths in ((v, values), (others, outputs)):
+            lengths.append(np.linalg.norm(rows.transpose(1, 0, 2) @ by_head, axis=2).T)
+    return Written(np.array(values, np.float32), np.array(outputs, np.float32))
+
+
+def strongest_head(
+    trace: AttentionTrace, written: Written | None, query: int, *, layer: int | None = None
+) -> tuple[int, int]:
+    """Layer and head that write most for a query from other keys than the first; ties: the first.
+
+    Of one layer where that is given. Raises UsageError where it was not recorded.
+    """
+    if written is None:
+        raise UsageError(
+            "this recording does not hold what heads write: name a head with -l and -H"
+        )
+    outputs = written.outputs[:, query]
+    rows = range(len(outputs)) if layer is None else [trace.row_of(layer)]
+    row = max(rows, key=lambda row: float(outputs[row].max()))
+    return trace.layers[row].layer, int(outputs[row].argmax())

@@ -1,0 +1,285 @@
+"""What can be shown of a map: measures by hand, windows, pools, inks, and what heads write."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from rich.cells import cell_len
+
+from kvgen.attention.diagnostics import METRICS
+from kvgen.attention.measures import MEASURES, SIGNED, measured, rollout
+from kvgen.attention.record import Recording, record
+from kvgen.attention.residual import strongest_head
+from kvgen.attention.steps import attention_weights, explain_query
+from kvgen.cli.attention_options import METRIC_NAMES, SHOWN
+from kvgen.errors import UsageError
+from kvgen.render.attention import layer_grid, summary
+from kvgen.render.canvas import Canvas, Ink, Mode, causal, draw_map, pool, pool_map
+from kvgen.render.head_map import MapView, chosen_cells, head_map
+from kvgen.sampling import Sampler, SamplingOptions
+from tests import tiny
+from tests.conftest import Loader
+from tests.test_cli import inside, kvgen
+from tests.test_render import lines_of, without_colors
+
+NAN = np.float32(np.nan)
+
+
+def recorded(tiny_model: Loader, name: str, n: int = 20, layers: Sequence[int] = (0, 1, 2)):
+    model = tiny_model(name)
+    recording = record(
+        model.engine,
+        tiny.make_ids(n, seed=3),
+        layers=layers,
+        sampler=Sampler(SamplingOptions()),
+        max_new_tokens=4,
+        output_weights=model.output_weights,
+    )
+    return model, recording
+
+
+def test_the_options_name_what_there_is() -> None:
+    assert set(SHOWN) == {*MEASURES, "rollout"}
+    assert set(METRIC_NAMES) == set(METRICS)
+
+
+@pytest.mark.parametrize("name", ["llama_gqa", "gemma2", "mistral", "gpt2"])
+def test_measures_are_the_steps_of_one_query(name: str, tiny_model: Loader) -> None:
+    model, recording = recorded(tiny_model, name)
+    trace, D = recording.trace, model.config.head_dim
+    for layer, head, query in ((0, 0, 0), (1, 2, 9), (2, 3, 22)):
+        row = explain_query(trace.layer(layer), head, query)
+        matrix = model.output_weights(layer)[:, head * D : (head + 1) * D]
+        values = trace.layer(layer).v[: query + 1, trace.layer(layer).kv_head(head)]
+        expected = {
+            "weights": row.weights,
+            "scores": row.products,
+            "scaled": row.scaled,
+            "cos": row.cosines,
+            "share": row.shares,
+            "norm": row.weights * np.linalg.norm(values @ matrix.T, axis=1),
+        }
+        window = trace.layer(layer).window
+        hidden = np.arange(query + 1) <= query - (window or query + 1)
+        for measure in MEASURES:
+            numbers = measured(trace, measure, layer=layer, head=head, written=recording.written)[
+                query
+            ]
+            assert np.isnan(numbers[query + 1 :]).all()
+            np.testing.assert_allclose(
+                numbers[: query + 1],
+                np.where(hidden, NAN, expected[measure]),
+                rtol=1e-3, atol=1e-4, err_msg=measure,
+            )  # fmt: skip
+
+
+def test_a_head_writes_what_its_slice_of_the_output_matrix_makes(tiny_model: Loader) -> None:
+    model, recording = recorded(tiny_model, "llama_gqa")
+    assert recording.written is not None
+    trace, D = recording.trace, model.config.head_dim
+    for layer, head, query in ((0, 1, 5), (2, 4, 21)):
+        one = trace.layer(layer)
+        weights = attention_weights(one)[head, query].copy()
+        weights[0] = 0
+        matrix = model.output_weights(layer)[:, head * D : (head + 1) * D]
+        written = matrix @ (weights @ one.v[:, one.kv_head(head)])
+        assert recording.written.outputs[layer, query, head] == pytest.approx(
+            float(np.linalg.norm(written)), rel=1e-3
+        )
+    outputs = recording.written.outputs[:, 21]
+    assert outputs[strongest_head(trace, recording.written, 21)] == outputs.max()
+    assert strongest_head(trace, recording.written, 21, layer=1)[0] == 1
+    # The first query has only the first key: all are alike, and the lowest is taken.
+    assert strongest_head(trace, recording.written, 0) == (0, 0)
+
+
+def test_what_was_not_recorded_is_not_made_up(tiny_model: Loader) -> None:
+    _, recording = recorded(tiny_model, "llama_gqa", layers=[0, 2])
+    with pytest.raises(UsageError, match="rollout needs every layer up to 2; 1 was not recorded"):
+        rollout(recording.trace, 2)
+    with pytest.raises(UsageError, match="does not hold what heads write: leave out norm"):
+        measured(recording.trace, "norm", layer=0, head=0, written=None)
+    with pytest.raises(UsageError, match="name a head with -l and -H"):
+        strongest_head(recording.trace, None, 3)
+
+
+@pytest.mark.parametrize("name", ["llama_gqa", "mistral", "gpt2"])
+def test_rollout_is_its_definition(name: str, tiny_model: Loader) -> None:
+    _, recording = recorded(tiny_model, name)
+    T = recording.trace.length
+    expected = np.eye(T)
+    for layer in range(3):
+        mixed = attention_weights(recording.trace.layer(layer)).mean(axis=0) / 2 + np.eye(T) / 2
+        expected = mixed @ expected
+        flow = rollout(recording.trace, layer)
+        np.testing.assert_allclose(flow, expected, atol=1e-6)
+        np.testing.assert_allclose(flow.sum(axis=1), 1, atol=1e-5)
+
+
+# --- what part is shown -----------------------------------------------------------------------
+
+
+def test_a_dropped_sink_leaves_rows_that_sum_to_one(tiny_model: Loader) -> None:
+    _, recording = recorded(tiny_model, "llama_gqa")
+    cells = chosen_cells(recording, MapView(sink="drop"), layer=1, head=2)
+    assert cells.keys == range(1, 23) and cells.first is None
+    np.testing.assert_allclose(np.nansum(cells.numbers[1:], axis=1), 1, atol=1e-5)
+    assert np.isnan(cells.numbers[0]).all()
+
+
+def test_windows_are_parts_of_the_whole(tiny_model: Loader) -> None:
+    _, recording = recorded(tiny_model, "llama_gqa")
+    whole = causal(attention_weights(recording.trace.layer(1))[2])
+    view = MapView(queries=(10, -3), keys=(-15, 12))
+    cells = chosen_cells(recording, view, layer=1, head=2)
+    assert (cells.queries, cells.keys) == (range(10, 20), range(8, 12))
+    np.testing.assert_array_equal(cells.numbers, whole[10:20, 8:12])
+    assert cells.first is not None
+    np.testing.assert_array_equal(cells.first, whole[10:20, 0])
+    kept = chosen_cells(recording, MapView(sink="keep", keys=(0, 3)), layer=1, head=2)
+    np.testing.assert_array_equal(kept.numbers, whole[:, :3])
+
+
+def test_unbounded_numbers_are_drawn_to_the_greatest_that_is_shown(tiny_model: Loader) -> None:
+    _, recording = recorded(tiny_model, "llama_gqa")
+    for show in MEASURES:
+        cells = chosen_cells(recording, MapView(show=show), layer=1, head=2)
+        greatest = float(np.nanmax(np.abs(cells.numbers)))
+        expected = 1.0 if show in ("weights", "share", "cos") else greatest
+        assert cells.ink.most == pytest.approx(expected)
+        assert cells.ink.signed == (show in SIGNED)
+    fixed = chosen_cells(recording, MapView(show="scores", most=5.0), layer=1, head=2)
+    assert fixed.ink.most == 5.0
+
+
+def test_pooling_by_greatest_size_and_by_mean() -> None:
+    numbers = np.float32([[1, NAN, NAN], [-3, 2, NAN], [0, 4, 1]])
+    np.testing.assert_array_equal(pool_map(numbers, 2), np.float32([[-3, NAN], [4, 1]]))
+    np.testing.assert_array_equal(pool_map(numbers, 2, "mean")[:, 1], np.float32([NAN, 1]))
+    rows = pool(numbers, np.array([0, 2]), 0, "mean")
+    np.testing.assert_array_equal(rows, np.float32([[-1, 2, NAN], [0, 4, 1]]))
+
+
+def test_the_last_queries_of_a_pooled_map_stand_alone(tiny_model: Loader) -> None:
+    _, recording = recorded(tiny_model, "llama_gqa", n=90)
+    tokens = [b"t"] * recording.trace.length
+    canvas = Canvas(80, "glyphs")
+    view = head_map(recording, tokens, layer=1, head=2, canvas=canvas, view=MapView())
+    lines = lines_of(view, canvas)
+    queries = [int(line.split()[0]) for line in lines if line[:3].strip().isdigit()]
+    assert "4x4 max-pooled, the last 8 queries alone" in " ".join(lines)
+    assert queries == [*range(0, 85, 4), *range(85, 93)]
+    assert sum(line.rstrip().endswith("◂") for line in lines) == 3
+
+
+# --- inks -------------------------------------------------------------------------------------
+
+
+def test_scales_by_hand() -> None:
+    assert Ink(scale="sqrt").brightness(0.25) == 0.5
+    assert Ink(scale="linear", most=4).brightness(1) == 0.25
+    assert Ink(scale="log").brightness(1e-3) == pytest.approx(0.4)
+    assert Ink(scale="log").brightness(0) == 0 and Ink(scale="log").brightness(1e-9) == 0
+    assert Ink(signed=True, most=2).brightness(-0.5) == -0.5
+    assert Ink().brightness(7) == 1
+
+
+def test_negative_numbers_are_told_from_positive_ones() -> None:
+    row = np.float32([[-0.9, -0.2, 0.001, 0.2, 0.9, NAN]])
+    ink = Ink(name="share of o", signed=True)
+    assert draw_map(row, Canvas(80, "ascii"), ink)[0].plain == "=- +@ "
+    legend = Canvas(80, "ascii").legend(ink)
+    assert legend.startswith("share of o: blank <.01") and "below 0: - and, from .35, =" in legend
+    colored = draw_map(row[:, [0, 4]], Canvas(80, "color"), ink)[0]
+    below, above = (span.style.bgcolor.triplet for span in colored.spans)  # type: ignore[union-attr]
+    assert below.blue > below.red and above.red > above.blue
+
+
+def test_a_legend_gives_the_numbers_that_glyphs_begin_at() -> None:
+    legend = Canvas(80, "glyphs").legend(Ink(name="q·k", most=20.0))
+    assert legend == "q·k: blank <.2  · <1  ░ <3  ▒ <7  ▓ <13  █ more"
+    assert "<.0001" in Canvas(80, "glyphs").legend(Ink(scale="log"))
+    assert "on a linear scale" in Canvas(80, "color").legend(Ink(scale="linear"))
+
+
+# --- on the screen ----------------------------------------------------------------------------
+
+
+def many(recording: Recording, canvas: Canvas) -> list[str]:
+    tokens = [b" token"] * recording.trace.length
+    views = []
+    for show in MEASURES:
+        for sink in ("split", "keep", "drop"):
+            view = MapView(show=show, sink=sink, scale="log" if sink == "keep" else "sqrt")
+            views.append(head_map(recording, tokens, layer=1, head=2, canvas=canvas, view=view))
+            views.append(layer_grid(recording, layer=1, heads=[0, 1, 2], canvas=canvas, view=view))
+    rolled = MapView(rollout=True)
+    views.append(head_map(recording, tokens, layer=2, head=0, canvas=canvas, view=rolled))
+    views.append(summary(recording, canvas, metrics=list(METRICS)))
+    return [without_colors(line) for view in views for line in lines_of(view, canvas)]
+
+
+@pytest.mark.parametrize("mode", ["color", "glyphs", "ascii"])
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+@pytest.mark.parametrize("n", [1, 2, 60])
+def test_every_measure_keeps_to_its_width(
+    n: int, width: int, mode: Mode, tiny_model: Loader
+) -> None:
+    _, recording = recorded(tiny_model, "llama_gqa", n=n)
+    assert all(cell_len(line.rstrip()) <= width for line in many(recording, Canvas(width, mode)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["-l", "2", "-H", "3", "--show", "share"], "share of o: blank <.01"),
+        (["-l", "2", "-H", "3", "--show", "scores", "--scale", "linear"], "q·k: blank <"),
+        (["-l", "2", "-H", "3", "--sink", "drop"], "renormalised without key 0"),
+        (["-l", "2", "-H", "3", "--queries", "-2:", "--keys", "4"], "queries 6..7 · keys 4..4"),
+        (["-l", "2", "--show", "cos", "--range", "0.5"], "cos(q, k): blank <.005"),
+        (["--show", "rollout"], "rollout through layers 0..7"),
+        (["--show", "rollout", "-l", "3"], "rollout through layers 0..3"),
+        (["--metric", "sink,distance"], "distance/7"),
+        (["--at", "L2H3"], "layer 2 head 3 (kv head 1)"),
+        (["--ablate-all"], "missed most (layer.head): "),
+        (["--ablate-all", "-l", "2", "-H", "0-2"], "missed least:"),
+    ],
+)
+def test_views_can_be_asked_for(arguments: list[str], expected: str) -> None:
+    run = inside("inspect-attention", "The cat sat on the mat", "--backend", "numpy", *arguments)
+    assert run.returncode == 0, run.stderr
+    assert expected in run.stdout.decode().replace("\n", " ")
+
+
+def test_a_saved_recording_shows_every_measure_again(tmp_path) -> None:
+    file = str(tmp_path / "seen.npz")
+    prompt = ["inspect-attention", "The cat sat on the mat", "--backend", "numpy"]
+    assert kvgen(*prompt, "-o", file).returncode == 0
+    for view in (
+        ["-l", "2", "-H", "3", "--show", "norm"],
+        ["--explain"],
+        ["--show", "rollout", "-l", "4"],
+        ["--metric", "entropy-rest"],
+    ):
+        live, again = inside(*prompt, *view), inside("inspect-attention", file, *view)
+        shown, shown_again = (
+            [line for line in run.stdout.splitlines() if not line.startswith(b"verified")]
+            for run in (live, again)
+        )
+        assert shown == shown_again and len(shown) > 5
+
+
+def test_a_figure_shows_what_is_asked_for() -> None:
+    pytest.importorskip("matplotlib")
+    from kvgen.render.plot import _colors
+
+    for scale in ("sqrt", "linear", "log"):
+        _, norm = _colors(Ink(scale=scale, most=4.0))
+        assert norm(4.0) == pytest.approx(1)
+        _, signed = _colors(Ink(scale=scale, most=4.0, signed=True))
+        assert signed(0.0) == pytest.approx(0.5) and signed(-4.0) == pytest.approx(0)
+    _, norm = _colors(Ink(scale="sqrt", most=4.0))
+    assert norm(1.0) == pytest.approx(math.sqrt(0.25))
