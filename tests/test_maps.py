@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from kvgen.attention.residual import strongest_head
 from kvgen.attention.steps import attention_weights, explain_query
 from kvgen.cli.attention_options import METRIC_NAMES, SHOWN
 from kvgen.errors import UsageError
+from kvgen.model import Model
 from kvgen.render.attention import layer_grid, summary
 from kvgen.render.canvas import Canvas, Ink, Mode, causal, draw_map, pool, pool_map
 from kvgen.render.head_map import MapView, chosen_cells, head_map
@@ -23,12 +26,14 @@ from kvgen.sampling import Sampler, SamplingOptions
 from tests import tiny
 from tests.conftest import Loader
 from tests.test_cli import inside, kvgen
-from tests.test_render import lines_of, without_colors
+from tests.test_render import lines_of, make_recording, make_trace, without_colors
 
 NAN = np.float32(np.nan)
 
 
-def recorded(tiny_model: Loader, name: str, n: int = 20, layers: Sequence[int] = (0, 1, 2)):
+def recorded(
+    tiny_model: Loader, name: str, n: int = 20, layers: Sequence[int] = (0, 1, 2)
+) -> tuple[Model, Recording]:
     model = tiny_model(name)
     recording = record(
         model.engine,
@@ -283,3 +288,28 @@ def test_a_figure_shows_what_is_asked_for() -> None:
         assert signed(0.0) == pytest.approx(0.5) and signed(-4.0) == pytest.approx(0)
     _, norm = _colors(Ink(scale="sqrt", most=4.0))
     assert norm(1.0) == pytest.approx(math.sqrt(0.25))
+
+
+def test_a_figure_links_nowhere_and_says_no_date(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "maps.svg"
+    prompt = ["inspect-attention", "</script> [/] $x$", "--backend", "numpy", "-l", "2"]
+    assert kvgen(*prompt, "-H", "3", "-o", str(file)).returncode == 0
+    text = file.read_text()
+    assert all(
+        link.startswith("://www.w3.org/") for link in re.findall(r"https?(://[^\"' <]*)", text)
+    )
+    assert "<dc:date>" not in text and "</script>" not in text
+
+
+@pytest.mark.parametrize("width", [60, 100, 200])
+def test_two_thousand_tokens_fit_any_width(width: int) -> None:
+    recording = make_recording(make_trace(2048, H=2, G=1, layers=1))
+    canvas = Canvas(width, "glyphs")
+    tokens = [b" token"] * 2048
+    for view in (
+        head_map(recording, tokens, layer=0, head=1, canvas=canvas, view=MapView()),
+        layer_grid(recording, layer=0, heads=[0, 1], canvas=canvas, view=MapView(pool="mean")),
+    ):
+        lines = lines_of(view, canvas)
+        assert all(cell_len(line.rstrip()) <= width for line in lines) and len(lines) < 250

@@ -71,7 +71,8 @@ def diagnose(trace: AttentionTrace, *, probe: int | None = None) -> Diagnostics:
     def examine(group: LayerTrace) -> tuple[_Numbers, FloatArray, float]:
         weights = attention_weights(group)
         error = float(np.abs(weighted_values(weights, group) - group.z).max())
-        return _numbers(weights, matches, follows, probe), weights[:, :, 0], error
+        # A copy: a view would keep every map in memory.
+        return _numbers(weights, matches, follows, probe), weights[:, :, 0].copy(), error
 
     groups = [layer.group(kv_head) for layer in trace.layers for kv_head in range(layer.n_kv_heads)]
     with ThreadPoolExecutor(usable_cores()) as pool:

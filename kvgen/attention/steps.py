@@ -31,7 +31,7 @@ def scaled_scores(trace: LayerTrace, *, first: int = 0) -> FloatArray:
     if trace.softcap is not None:
         scores = trace.softcap * np.tanh(scores / np.float32(trace.softcap))
     behind = np.arange(first, T)[:, None] - np.arange(T)  # how far key j lies behind query i
-    scores[:, (behind < 0) | (behind >= (trace.window or T + 1))] = -np.inf
+    np.copyto(scores, -np.inf, where=(behind < 0) | (behind >= (trace.window or T + 1)))
     return scores
 
 

@@ -64,7 +64,10 @@ def _figure_class() -> Any:
 
 def _file_of(figure: Any, kind: str) -> bytes:
     content = io.BytesIO()
-    figure.savefig(content, format=kind, dpi=150)
+    # Neither a date nor a link: the same figure is the same file.
+    about = {"svg": ("Date", "Creator", "Format", "Type"), "pdf": ("CreationDate", "Creator")}
+    unsaid = dict.fromkeys(about.get(kind, ()))
+    figure.savefig(content, format=kind, dpi=150, metadata=unsaid or None)
     return content.getvalue()
 
 
@@ -96,7 +99,8 @@ def attention_figure(
     places = [(layer, head) for layer in layers for head in heads]
     n_rows = -(-len(places) // n_columns)
     side = 6.0 if len(places) == 1 else 3.0
-    figure = figure_class(figsize=(side * n_columns + 0.8, side * n_rows), layout="constrained")
+    size = (side * n_columns + 1.2, (side + 0.6) * n_rows)
+    figure = figure_class(figsize=size, layout="compressed")  # maps are square
     axes = figure.subplots(n_rows, n_columns, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
