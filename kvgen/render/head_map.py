@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -127,29 +128,26 @@ def head_map(
     trace = recording.trace
     one = trace.layer(layer)
     cells = chosen_cells(recording, view, layer=layer, head=head)
-    beside = canvas.width >= 80
     digits = max(3, len(str(trace.length - 1)))
     of_first = 13 if cells.first is not None else 0
+    beside = canvas.width >= 80
     room = canvas.width - (digits + 1 + TOKEN_CELLS + 2 + of_first + 1) - (26 if beside else 2)
-    factor = math.ceil(len(cells.keys) / room) or 1
-    starts = _line_starts(len(cells.queries), room)
-    columns = pool(cells.numbers, np.arange(0, max(len(cells.keys), 1), factor), 1, view.pool) if (
-        factor > 1
-    ) else cells.numbers  # fmt: skip
-    lines_of = pool(columns, starts, 0, view.pool) if len(starts) < len(columns) else columns
-    cell = max(1, min(3, room // max(lines_of.shape[1], 1)))
+    line_starts = _starts(len(cells.queries), room, alone=_PINNED)
+    key_starts = _starts(len(cells.keys), room)
+    pooled = pool(pool(cells.numbers, key_starts, 1, view.pool), line_starts, 0, view.pool)
+    cell = max(1, min(3, room // max(len(key_starts), 1)))
     edge = "|" if canvas.mode == "ascii" else "│"
-    numbers = _key_numbers(cells.keys, lines_of.shape[1], cell, factor)
-    top = "top other key" if view.sink != "keep" else "top key"
-    heading = f"{'q':>{digits}} {'token':<{TOKEN_CELLS}}  " + ("key 0".ljust(of_first))[:of_first]
-    heading += f"{edge}{numbers}{edge}" + (f" {top:<16}" if beside else "")
-    entropies = None
-    if beside and not view.rollout:
-        entropies = row_entropy(attention_weights(one.alone(head))[0])[slice(*view.queries)]
-        heading += " H/nats"
+    first_title = "key 0".ljust(of_first) if of_first else ""
+    heading = f"{'q':>{digits}} {'token':<{TOKEN_CELLS}}  {first_title}"
+    heading += f"{edge}{_key_numbers([cells.keys[start] for start in key_starts], cell)}{edge}"
+    if beside:
+        top = "top other key" if view.sink != "keep" else "top key"
+        heading += f" {top:<16}" + ("" if view.rollout else " H/nats")
     lines = [Text(heading, "dim")]
-    drawn = draw_map(lines_of, canvas, cells.ink, cell_width=cell)
-    for start, stop, row in zip(starts, [*starts[1:], len(cells.queries)], drawn, strict=True):
+    entropies = row_entropy(attention_weights(one.alone(head))[0])[slice(*view.queries)]
+    drawn = draw_map(pooled, canvas, cells.ink, cell_width=cell)
+    ends = [*line_starts[1:].tolist(), len(cells.queries)]
+    for start, stop, row in zip(line_starts.tolist(), ends, drawn, strict=True):
         query = cells.queries[start]
         line = Text(f"{query:>{digits}} {token_label(tokens[query], canvas, TOKEN_CELLS)}  ")
         if cells.first is not None:
@@ -157,34 +155,43 @@ def head_map(
         line += Text(edge) + row + Text(edge)
         if beside:
             line += Text(_beside(cells, start, stop, tokens, canvas))
-            line += Text(f" {entropies[start:stop].mean():4.2f}" if entropies is not None else "")
+            line += Text("" if view.rollout else f" {entropies[start:stop].mean():4.2f}")
             if cells.queries[stop - 1] >= trace.n_prompt:
                 line += Text(" <" if canvas.mode == "ascii" else " ◂", "bold")
         lines.append(line)
+    title = f"{_name(recording, view, layer, head)}{notes_of(view, cells)}"
+    factors = [_factor(len(places), room) for places in (cells.queries, cells.keys)]
+    if max(factors) > 1:
+        title += f" · {factors[0]}x{factors[1]} {view.pool}-pooled"
+        title += f", the last {_PINNED} queries alone" if factors[0] > 1 else ""
     footer = canvas.legend(cells.ink)
     if not view.rollout and (label := recording.found.label(trace.row_of(layer), head)):
         footer += f" · {label}"
     if beside and trace.n_prompt < trace.length:
         footer += " · < decode step" if canvas.mode == "ascii" else " · ◂ decode step"
-    pooled = ""
-    if factor > 1 or len(starts) < len(columns):
-        pooled = f" · {factor}x{factor} {view.pool}-pooled, the last {_PINNED} queries alone"
-    if view.rollout:
-        what = f"rollout through layers 0..{layer}"
-    else:
-        what = f"layer {layer} head {head} (kv head {one.kv_head(head)})"
-    scale = "" if view.rollout else f" · scale {one.scale:.4g}"
-    title = f"{what} · {rows_of(trace)}{scale}{notes_of(view, cells)}{pooled}"
     return Group(Text(title), *lines, Text(footer, "dim"))
 
 
-def _line_starts(n_queries: int, room: int) -> np.ndarray:
-    """Where each line's queries begin: alone, or pooled but for the last few."""
-    factor = math.ceil(n_queries / room)
-    if factor <= 1:
-        return np.arange(n_queries)
-    alone = n_queries - _PINNED
-    return np.array([*range(0, alone, factor), *range(alone, n_queries)])
+def _name(recording: Recording, view: MapView, layer: int, head: int) -> str:
+    """What a map is of."""
+    rows = rows_of(recording.trace)
+    if view.rollout:
+        return f"rollout through layers 0..{layer} · {rows}"
+    one = recording.trace.layer(layer)
+    return (
+        f"layer {layer} head {head} (kv head {one.kv_head(head)}) · {rows} · scale {one.scale:.4g}"
+    )
+
+
+def _factor(count: int, room: int) -> int:
+    return max(1, math.ceil(count / room))
+
+
+def _starts(count: int, room: int, *, alone: int = 0) -> npt.NDArray[np.int64]:
+    """Where each line or column begins: with each one, or pooled but for the last few."""
+    factor = _factor(count, room)
+    pooled = count - alone if factor > 1 else 0
+    return np.array([*range(0, pooled, factor), *range(pooled, count)], np.int64)
 
 
 def _first_key(value: float, view: MapView, canvas: Canvas) -> str:
@@ -200,15 +207,15 @@ def _greatest(numbers: FloatArray) -> float:
     return float(numbers[np.argmax(np.abs(numbers))]) if len(numbers) else math.nan
 
 
-def _key_numbers(keys: range, n_columns: int, cell: int, factor: int) -> str:
+def _key_numbers(keys: Sequence[int], cell: int) -> str:
     """The keys' numbers over their columns, as many as there is room for."""
     line = ""
-    for column in range(n_columns):
-        number = str(keys[column * factor])
+    for column, key in enumerate(keys):
+        number = str(key)
         start = (column + 1) * cell - len(number)
         if start >= len(line) + (1 if line else 0):
             line = line.ljust(start) + number
-    return line.ljust(n_columns * cell)
+    return line.ljust(len(keys) * cell)
 
 
 def _beside(cells: Cells, start: int, stop: int, tokens: Sequence[bytes], canvas: Canvas) -> str:
