@@ -9,7 +9,9 @@ the cache and feeds everything again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -36,6 +38,17 @@ class Calibration:
     # What else a forward takes (norms, activations, waiting for one another), where it is known.
     seconds_per_step: float = 0.0  # of one token
     seconds_per_position: float = 0.0  # of each of many tokens
+
+
+def median_seconds(work: Callable[[], object]) -> float:
+    """The median time of some work after a warm-up: at least 5 times, else for 0.15 seconds."""
+    work()
+    samples: list[float] = []
+    while len(samples) < 5 or (sum(samples) < 0.15 and len(samples) < 200):
+        began = time.perf_counter()
+        work()
+        samples.append(time.perf_counter() - began)
+    return statistics.median(samples)
 
 
 class KVCache(Protocol):

@@ -8,17 +8,15 @@ short runs at the beginning of the context, and taken to cost the same for every
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from statistics import median
+from functools import partial
 
 from kvgen.config import ModelConfig
-from kvgen.engine import Calibration, Engine
+from kvgen.engine import Calibration, Engine, KVCache, median_seconds
 from kvgen.tensors import CACHE_ITEM_BYTES
 
 _SHORT_PREFILL = 96
-_SAMPLES = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,15 +103,15 @@ def calibrate(engine: Engine) -> Calibration:
     besides = []
     for n_positions in (1, several):
         cache = engine.new_cache(n_positions)
-        samples = []
-        for _ in range(_SAMPLES + 1):  # the first is a warm-up
-            cache.clear()
-            began = time.perf_counter()
-            engine.forward([0] * n_positions, cache)
-            samples.append(time.perf_counter() - began)
+        took = median_seconds(partial(_from_the_beginning, engine, cache, [0] * n_positions))
         known = cost.seconds(0, n_positions, measured)
-        besides.append(max(0.0, median(samples[1:]) - known) / n_positions)
+        besides.append(max(0.0, took - known) / n_positions)
     return replace(measured, seconds_per_step=besides[0], seconds_per_position=besides[1])
+
+
+def _from_the_beginning(engine: Engine, cache: KVCache, ids: list[int]) -> None:
+    cache.clear()
+    engine.forward(ids, cache)
 
 
 def first_length_above(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from kvgen.config import ModelConfig
-from kvgen.engine import Calibration
+from kvgen.engine import Calibration, median_seconds
 from kvgen.fast.attention import BLOCK, SEGMENT, attend, row_pitch
 from kvgen.fast.compiler import entrance, in_one_place, kernel
 from kvgen.fast.layout import CHUNK
@@ -27,8 +25,6 @@ _LARGEST_BYTES = 128 * 2**20  # far beyond the caches
 _MULTIPLIED_ROWS = 96 * ROWS
 _KEYS = 8 * BLOCK  # that queries attend to
 _TILES = 24  # of six queries, for all threads together
-_SECONDS = 0.15  # of each measurement
-_FEWEST, _MOST = 5, 200
 
 
 class _Attention(NamedTuple):
@@ -144,11 +140,11 @@ def calibrate(
     team = Team(threads, run_probe, (probe,))
     team.prepare()
     probe.numbers[WHAT] = READ
-    read_seconds = _median_seconds(team)
+    read_seconds = median_seconds(team.run)
     probe.numbers[:2] = MULTIPLY, _MULTIPLIED_ROWS
-    multiply_seconds = _median_seconds(team)
+    multiply_seconds = median_seconds(team.run)
     probe.numbers[WHAT] = ATTEND
-    attend_seconds = _median_seconds(team)
+    attend_seconds = median_seconds(team.run)
     return Calibration(
         read_bytes_per_second=n_rows * row_bytes / read_seconds,
         flops_per_second=2 * _MULTIPLIED_ROWS * width * CHUNK / multiply_seconds,
@@ -171,13 +167,3 @@ def _attention(head_dim: int, cache_dtype: CacheDTypeName, threads: int) -> _Att
         own_peaks=np.zeros((threads, LANES), np.float32),
         own_totals=np.zeros((threads, LANES), np.float32),
     )
-
-
-def _median_seconds(team: Team) -> float:
-    team.run()  # warm-up
-    samples: list[float] = []
-    while len(samples) < _FEWEST or (sum(samples) < _SECONDS and len(samples) < _MOST):
-        began = time.perf_counter()
-        team.run()
-        samples.append(time.perf_counter() - began)
-    return statistics.median(samples)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -14,7 +12,7 @@ from threadpoolctl import ThreadpoolController
 from kvgen.cache import KeyValueCache
 from kvgen.config import ModelConfig
 from kvgen.edits import Edit, edited_output, edited_weights
-from kvgen.engine import Calibration, KVCache, check_request
+from kvgen.engine import Calibration, KVCache, check_request, median_seconds
 from kvgen.params import LayerParams, Linear, Norm, Params
 from kvgen.reference.ops import (
     Projection,
@@ -95,9 +93,9 @@ class ReferenceEngine:
         q, kv = np.ones((T, H, D), np.float32), np.ones((G, 2 * T, D), np.float32)
         mask = causal_mask(T, 2 * T)
         with self._blas.limit(limits=self.threads):
-            read_seconds = _median_seconds(lambda: x @ weight.T)
-            multiply_seconds = _median_seconds(lambda: tokens @ weight[:576].T)
-            attend_seconds = _median_seconds(lambda: attend(q, kv, kv, 1.0, mask))
+            read_seconds = median_seconds(lambda: x @ weight.T)
+            multiply_seconds = median_seconds(lambda: tokens @ weight[:576].T)
+            attend_seconds = median_seconds(lambda: attend(q, kv, kv, 1.0, mask))
         return Calibration(
             read_bytes_per_second=weight.nbytes / read_seconds,
             flops_per_second=2 * T * 576 * C / multiply_seconds,
@@ -244,16 +242,6 @@ class ReferenceEngine:
         bias = None if norm.bias is None else norm.bias.reshape(heads.shape[1:])
         per_head = Norm(norm.weight.reshape(heads.shape[1:]), bias)
         return self._norm(heads, per_head).reshape(x.shape)
-
-
-def _median_seconds(work: Callable[[], object]) -> float:
-    work()  # warm-up
-    samples: list[float] = []
-    while len(samples) < 5 or sum(samples) < 0.15:
-        began = time.perf_counter()
-        work()
-        samples.append(time.perf_counter() - began)
-    return statistics.median(samples)
 
 
 def _project(linear_params: Linear) -> Projection:
