@@ -54,6 +54,9 @@ class MapFlags(NamedTuple):
         return MapView(**flags)
 
 
+AS_IT_IS = MapFlags("weights", "sqrt", None, "split", "max", (None, None), (None, None), None)
+
+
 class EditFlags(NamedTuple):
     """What to change, one thing at a time."""
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kvgen.cli.attention_options import MapFlags, PlaceFlags
+from kvgen.cli.attention_options import AS_IT_IS, MapFlags, PlaceFlags
 from kvgen.cli.options import DisplayFlags
 from kvgen.cli.output import draw, make_canvas, note, show, write_file
 from kvgen.cli.prompt import PromptFlags
@@ -40,13 +40,15 @@ class Wanted(NamedTuple):
     map_flags: MapFlags
     steps: bool
 
-    def check(self, *, drawn: bool) -> None:
-        """Raise UsageError for what does not go together; `drawn` is false for a file."""
+    def check(self, output: str | None) -> None:
+        """Raise UsageError for what does not go together, on the screen or in such a file."""
         layer, head, query = self.place.layer_spec, self.place.head_spec, self.place.query_spec
+        kind = ".txt" if output is None else Path(output).suffix
+        drawn = kind == ".txt"
         rolled = self.map_flags.show == "rollout"
-        of_a_map = self.map_flags._replace(metrics=None) != MapFlags(
-            "weights", "sqrt", None, "split", "max", (None, None), (None, None), None
-        )
+        of_a_map = self.map_flags._replace(metrics=None) != AS_IT_IS
+        if output is not None and kind not in KINDS:
+            raise UsageError(f"{output}: the file's name must end in {', '.join(KINDS)}")
         if head is not None and layer is None and drawn:
             raise UsageError("-H needs -l: which layer's head?")
         if rolled and (head is not None or query is not None or self.steps):
@@ -58,7 +60,9 @@ class Wanted(NamedTuple):
         if self.steps and (layer is None or head is None or query is not None):
             raise UsageError("--steps is of one head: add -l and -H, and leave out --explain")
         if query is not None and not drawn:
-            raise UsageError("--explain draws and -o writes: leave one of them out")
+            raise UsageError("--explain draws: leave it out, or write a .txt file")
+        if of_a_map and not drawn and kind not in FIGURES:
+            raise UsageError(f"{kind} holds the maps as they are: leave out --show and the like")
 
 
 def saved_file(flags: PromptFlags) -> Path | None:

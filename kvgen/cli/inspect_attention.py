@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from kvgen.cli.attention_options import (
+    AS_IT_IS,
     EditFlags,
     MapFlags,
     PlaceFlags,
@@ -17,7 +17,6 @@ from kvgen.cli.attention_options import (
     resolve_place,
 )
 from kvgen.cli.attention_views import (
-    KINDS,
     Seen,
     Wanted,
     deliver,
@@ -142,12 +141,11 @@ def inspect_attention(
     editing = bool(edits.what_ifs) or edits.ablate_all
     if editing and (place.query_spec is not None or output is not None or max_new_tokens):
         raise UsageError("edits compare runs of the prompt: leave out --explain, -o and -n")
+    if editing and (map_flags != AS_IT_IS or steps):
+        raise UsageError("edits have their own maps: leave out --show and the like, and --steps")
     place = resolve_place(place, edits)
     wanted = Wanted(place, map_flags, steps)
-    if not editing:
-        wanted.check(drawn=output is None)
-    if output is not None and Path(output).suffix not in KINDS:
-        raise UsageError(f"{output}: the file's name must end in {', '.join(KINDS)}")
+    wanted.check(output)
     if output is not None:
         check_writable(output)
     saved = saved_file(prompt_flags)
