@@ -23,30 +23,51 @@ class Recorder(Protocol):
 
 
 class Capture:
-    """q (after RoPE) and z (the attention output before W_O) of chosen layers, [N, capacity, H, D].
+    """q (after RoPE) and z (the attention output before W_O) of chosen layers and heads.
 
-    Rows are positions; feeding a position again overwrites its row.
+    Rows are positions; feeding a position again overwrites its row. Each head's rows lie together,
+    `q_of_heads` and `z_of_heads` [N, H', capacity, D], where a compiled engine writes them.
     """
 
-    def __init__(self, config: ModelConfig, layers: Sequence[int], capacity: int) -> None:
-        shape = (len(layers), capacity, config.n_heads, config.head_dim)
+    def __init__(
+        self,
+        config: ModelConfig,
+        layers: Sequence[int],
+        capacity: int,
+        *,
+        heads: Sequence[int] | None = None,
+    ) -> None:
         self.layers = tuple(layers)
-        self.q: FloatArray = np.zeros(shape, np.float32)
-        self.z: FloatArray = np.zeros(shape, np.float32)
+        self.heads = tuple(range(config.n_heads) if heads is None else heads)
+        shape = (len(self.layers), len(self.heads), capacity, config.head_dim)
+        self.q_of_heads: FloatArray = np.zeros(shape, np.float32)
+        self.z_of_heads: FloatArray = np.zeros(shape, np.float32)
+
+    @property
+    def q(self) -> FloatArray:
+        """The queries by position, [N, capacity, H', D]."""
+        return self.q_of_heads.swapaxes(1, 2)
+
+    @property
+    def z(self) -> FloatArray:
+        """The outputs by position, [N, capacity, H', D]."""
+        return self.z_of_heads.swapaxes(1, 2)
 
     def write(self, layer: int, start: int, q: FloatArray, z: FloatArray) -> None:
-        """Keep q and z [T, H, D] of the positions from `start`, if this layer was chosen."""
+        """Keep what was chosen of q and z [T, H, D], of the positions from `start`."""
         if layer in self.layers:
-            row = self.layers.index(layer)
-            self.q[row, start : start + len(q)] = q
-            self.z[row, start : start + len(z)] = z
+            row, chosen = self.layers.index(layer), list(self.heads)
+            self.q[row, start : start + len(q)] = q[:, chosen]
+            self.z[row, start : start + len(z)] = z[:, chosen]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerTrace:
-    """One layer's attention, as tensors: q and z [T, H, D], k and v [T, G, D], float32."""
+    """One layer's attention, as tensors: q and z [T, H', D], k and v [T, G, D], float32."""
 
     layer: int
+    heads: tuple[int, ...]  # the H' query heads that q and z are of, ascending
+    share: int  # query heads that read one key/value head
     scale: float  # factor of the scores
     softcap: float | None = None  # scores then become c tanh(score / c)
     window: int | None = None  # keys that a query sees, itself included; None: all before it
@@ -55,34 +76,26 @@ class LayerTrace:
     v: FloatArray
     z: FloatArray
 
-    @property
-    def n_heads(self) -> int:
-        """Query heads H."""
-        return int(self.q.shape[1])
-
-    @property
-    def n_kv_heads(self) -> int:
-        """Key/value heads G."""
-        return int(self.k.shape[1])
-
     def kv_head(self, head: int) -> int:
         """The key/value head that a query head reads."""
-        return head // (self.n_heads // self.n_kv_heads)
+        return head // self.share
 
-    def group(self, kv_head: int) -> LayerTrace:
-        """The query heads of one key/value head alone, as views."""
-        share = self.n_heads // self.n_kv_heads
-        return self._only(slice(kv_head * share, (kv_head + 1) * share), kv_head)
+    @property
+    def kv_heads(self) -> list[int]:
+        """The key/value head that each of the heads reads [H']."""
+        return [self.kv_head(head) for head in self.heads]
 
-    def alone(self, head: int) -> LayerTrace:
-        """One query head with the key/value head that it reads, as views."""
-        return self._only(slice(head, head + 1), self.kv_head(head))
+    def only(self, *heads: int) -> LayerTrace:
+        """Some of the heads alone."""
+        columns = [self.heads.index(head) for head in heads]
+        return replace(self, heads=heads, q=self.q[:, columns], z=self.z[:, columns])
 
-    def _only(self, heads: slice, kv_head: int) -> LayerTrace:
-        one = slice(kv_head, kv_head + 1)
-        return replace(
-            self, q=self.q[:, heads], z=self.z[:, heads], k=self.k[:, one], v=self.v[:, one]
-        )
+    def groups(self) -> list[LayerTrace]:
+        """The heads of one key/value head after another."""
+        return [
+            self.only(*(head for head in self.heads if self.kv_head(head) == kv_head))
+            for kv_head in sorted(set(self.kv_heads))
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +117,15 @@ class AttentionTrace:
     def row_of(self, layer: int) -> int:
         """Where a captured layer stands in `layers`."""
         return [trace.layer for trace in self.layers].index(layer)
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """The captured query heads, the same in every layer."""
+        return self.layers[0].heads
+
+    def column_of(self, head: int) -> int:
+        """Where a captured head stands in `heads`."""
+        return self.heads.index(head)
 
     def layer(self, number: int) -> LayerTrace:
         """The trace of a captured layer."""

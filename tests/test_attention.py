@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,12 +31,19 @@ PROMPT = tiny.make_ids(30, seed=2)
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
-def recorded(tiny_model: Loader, name: str, backend: str = "numpy", n_new: int = 6) -> Recording:
+def recorded(
+    tiny_model: Loader,
+    name: str,
+    backend: str = "numpy",
+    n_new: int = 6,
+    heads: Sequence[int] | None = None,
+) -> Recording:
     model = tiny_model(name, backend=backend)
     return record(
         model.engine,
         PROMPT,
         layers=[0, 2],
+        heads=heads,
         sampler=Sampler(SamplingOptions()),
         max_new_tokens=n_new,
         output_weights=model.output_weights,
@@ -84,6 +92,23 @@ def test_a_damaged_map_would_be_noticed(tiny_model: Loader) -> None:
     assert diagnose(replace(trace, layers=(damaged,))).recomputed > 1e-2
 
 
+@every_backend
+@pytest.mark.parametrize("name", ["llama_gqa", "gpt2", "gemma2"])
+def test_some_heads_alone_are_as_among_all(name: str, backend: str, tiny_model: Loader) -> None:
+    whole = recorded(tiny_model, name, backend)
+    some = recorded(tiny_model, name, backend, heads=[1, 2, 4])
+    assert some.trace.heads == (1, 2, 4) and some.found.recomputed < 1e-5
+    assert some.written is not None and whole.written is not None
+    for one, other in zip(some.trace.layers, whole.trace.layers, strict=True):
+        np.testing.assert_array_equal(attention_weights(one), attention_weights(other)[[1, 2, 4]])
+    for metric in METRICS:
+        np.testing.assert_allclose(
+            some.found.scores[metric], whole.found.scores[metric][:, [1, 2, 4]], atol=1e-5
+        )
+    for lengths, of_all in zip(some.written, whole.written, strict=True):
+        np.testing.assert_allclose(lengths, of_all[:, :, [1, 2, 4]], rtol=1e-4, atol=1e-5)
+
+
 def test_a_prefill_alone_has_no_decode_rows(tiny_model: Loader) -> None:
     recording = recorded(tiny_model, "gpt2", n_new=0)
     assert recording.decode_rows is None and recording.sampled_last is None
@@ -93,10 +118,10 @@ def test_a_prefill_alone_has_no_decode_rows(tiny_model: Loader) -> None:
 def test_query_heads_of_a_group_read_the_same_keys() -> None:
     random = np.random.RandomState(0)
     q, k, v = (random.standard_normal((7, n, 4)).astype(np.float32) for n in (6, 2, 2))
-    grouped = LayerTrace(layer=0, scale=0.5, q=q, k=k, v=v, z=q)
-    repeated = LayerTrace(
-        layer=0, scale=0.5, q=q, k=k.repeat(3, axis=1), v=v.repeat(3, axis=1), z=q
-    )
+    heads = tuple(range(6))
+    grouped = LayerTrace(layer=0, heads=heads, share=3, scale=0.5, q=q, k=k, v=v, z=q)
+    k, v = k.repeat(3, axis=1), v.repeat(3, axis=1)
+    repeated = LayerTrace(layer=0, heads=heads, share=1, scale=0.5, q=q, k=k, v=v, z=q)
     weights = attention_weights(grouped)
     np.testing.assert_allclose(weights, attention_weights(repeated), atol=1e-6)
     np.testing.assert_allclose(
@@ -221,11 +246,14 @@ def test_memory_is_counted_before_it_is_taken(
     H, D = config.n_heads, config.head_dim
     monkeypatch.setattr("kvgen.attention.record.usable_cores", lambda: 2)
     maps = 2 * 2 * H // config.n_kv_heads + 3
-    one = recording_bytes(config, n_layers=2, n_prompt=10, n_new=0)
+    one = recording_bytes(config, n_layers=2, n_heads=H, n_prompt=10, n_new=0)
     assert one == 4 * (2 * 2 * 10 * H * D + maps * 100)
-    assert recording_bytes(config, n_layers=2, n_prompt=10, n_new=5) == 4 * (
+    assert recording_bytes(config, n_layers=2, n_heads=H, n_prompt=10, n_new=5) == 4 * (
         2 * 2 * 2 * 14 * H * D + maps * 14 * 14
     )
+    # One head of one layer: one map at a time, whatever the cores.
+    alone = recording_bytes(config, n_layers=1, n_heads=1, n_prompt=10, n_new=0)
+    assert alone == 4 * (2 * 10 * D + 5 * 100)
 
 
 def test_a_probe_finds_a_perfect_induction_head() -> None:
@@ -250,9 +278,9 @@ def test_diagnosing_does_not_write_to_its_input(tiny_model: Loader) -> None:
 
 
 def saved(tiny_model: Loader, name: str, kind: str, path: Path) -> tuple[Recording, Path]:
-    recording = recorded(tiny_model, name)
+    recording = recorded(tiny_model, name, heads=[1, 4])
     tokens = [f"t{token}".encode() for token in recording.trace.token_ids]
-    content = export(recording, tokens, heads=[1, 4], facts={"model": "tiny"}, kind=kind)
+    content = export(recording, tokens, facts={"model": "tiny"}, kind=kind)
     file = path / f"saved.{kind}"
     file.write_bytes(content)
     return recording, file
@@ -262,7 +290,7 @@ def test_an_archive_holds_what_its_schema_says(tiny_model: Loader, tmp_path: Pat
     recording, file = saved(tiny_model, "llama_gqa", "npz", tmp_path)
     with np.load(file, allow_pickle=False) as archive:
         whole = attention_weights(recording.trace.layers[1])
-        np.testing.assert_array_equal(archive["weights"][1], whole[[1, 4]])
+        np.testing.assert_array_equal(archive["weights"][1], whole)
         assert archive["layer_index"].tolist() == [0, 2]
         assert archive["head_index"].tolist() == [1, 4]
         assert archive["token_ids"].tolist() == list(recording.trace.token_ids)
@@ -271,10 +299,10 @@ def test_an_archive_holds_what_its_schema_says(tiny_model: Loader, tmp_path: Pat
         assert archive["token_bytes"][offsets[3] : offsets[4]].tobytes() == name
         assert archive["step_of_row"].tolist() == [0] * 30 + [1, 2, 3, 4, 5]
         assert archive["metrics"].shape == archive["metric_rows"].shape == (2, 2, len(METRICS))
-        previous = recording.found.scores["previous"][:, [1, 4]]
+        previous = recording.found.scores["previous"]
         np.testing.assert_array_equal(archive["metrics"][:, :, 1], previous)
         assert archive["metric_rows"][0, 0, :2].tolist() == [35, 34]
-        assert archive["output_norms"].shape == archive["value_norms"].shape == (2, 35, 6)
+        assert archive["output_norms"].shape == archive["value_norms"].shape == (2, 35, 2)
         meta = json.loads(str(archive["meta"]))
     assert (meta["format"], meta["version"], meta["prompt_len"]) == ("kvgen.attention", 3, 30)
     assert meta["sampled_last"] == recording.sampled_last and meta["model"] == "tiny"
@@ -287,7 +315,7 @@ def test_what_is_saved_can_be_read_again(
 ) -> None:
     recording, file = saved(tiny_model, name, kind, tmp_path)
     again = read_export(file)
-    assert again.heads == [1, 4] and again.meta["model"] == "tiny"
+    assert again.recording.trace.heads == (1, 4) and again.meta["model"] == "tiny"
     assert again.tokens == [f"t{token}".encode() for token in recording.trace.token_ids]
     assert again.recording.found.recomputed == recording.found.recomputed
     assert again.recording.written is not None and recording.written is not None
@@ -305,7 +333,7 @@ def test_json_holds_the_strongest_keys(tiny_model: Loader, tmp_path: Path) -> No
     first = content["maps"][0]
     assert (first["layer"], first["head"], len(first["rows"])) == (0, 1, 35)
     assert first["rows"][0] == [[0, 1.0]] and len(first["rows"][20]) == 8
-    weights = attention_weights(recording.trace.layers[0])[1]
+    weights = attention_weights(recording.trace.layers[0])[0]
     key, weight = first["rows"][20][0]
     assert key == weights[20].argmax() and weight == pytest.approx(weights[20].max(), abs=1e-6)
     assert set(content["metrics"][0]) == {"layer", "head", *METRICS}

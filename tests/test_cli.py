@@ -571,6 +571,7 @@ def test_indices_may_count_from_the_end_or_name_all() -> None:
     base = ["inspect-attention", "The cat", "--width", "200"]
     last = kvgen(*base, "-l", "-1", "-H", "-1").stdout.decode()
     assert "layer 7 head 7" in last
+    assert "layer 6 head 4" in kvgen(*base, "-l", "-2", "-H", "-4").stdout.decode()
     everything = kvgen(*base, "-l", "all").stdout.decode()
     assert all(f"layer {layer} · 8 heads" in everything for layer in range(8))
 

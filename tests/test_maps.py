@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,9 @@ def test_what_was_not_recorded_is_not_made_up(tiny_model: Loader) -> None:
     _, recording = recorded(tiny_model, "llama_gqa", layers=[0, 2])
     with pytest.raises(UsageError, match="rollout needs every layer up to 2; 1 was not recorded"):
         rollout(recording.trace, 2)
+    one = replace(recording.trace.layers[0].only(1), layer=0)
+    with pytest.raises(UsageError, match="rollout needs every head"):
+        rollout(replace(recording.trace, layers=(one,)), 0)
     with pytest.raises(UsageError, match="does not hold what heads write: leave out norm"):
         measured(recording.trace, "norm", layer=0, head=0, written=None)
     with pytest.raises(UsageError, match="name a head with -l and -H"):

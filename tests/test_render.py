@@ -55,7 +55,14 @@ def make_trace(T: int, *, H: int = 4, G: int = 2, D: int = 6, layers: int = 2) -
         n_prompt=(T + 1) // 2,
         layers=tuple(
             LayerTrace(
-                layer=layer, scale=0.4, q=vectors(H), k=vectors(G), v=vectors(G), z=vectors(H)
+                layer=layer,
+                heads=tuple(range(H)),
+                share=H // G,
+                scale=0.4,
+                q=vectors(H),
+                k=vectors(G),
+                v=vectors(G),
+                z=vectors(H),
             )
             for layer in range(layers)
         ),

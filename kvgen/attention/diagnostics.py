@@ -44,18 +44,18 @@ _ALL_ON_THE_SINK = 0.9  # rows beyond it have no rest to speak of (Vig and Belin
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnostics:
-    """A number per metric, layer and head, for the layers of a trace."""
+    """A number per metric, layer and head, for the N layers and H heads of a trace."""
 
     scores: Mapping[str, FloatArray]  # by the names of METRICS, float32 [N, H]
     rows: Mapping[str, FloatArray]  # how many queries each number was made of, [N, H]
     first: FloatArray  # [N, T, H] each query's weight on the first key
     recomputed: float  # greatest |sum_j w_ij v_j - what the kernel put out|
 
-    def label(self, row: int, head: int) -> str:
+    def label(self, row: int, column: int) -> str:
         """The first of the names that fit a head, with its score, or nothing."""
         for name, (label, threshold) in _LABELS.items():
-            score = float(self.scores[name][row, head])
-            if self.rows[name][row, head] >= _FEWEST_ROWS and score > threshold:
+            score = float(self.scores[name][row, column])
+            if self.rows[name][row, column] >= _FEWEST_ROWS and score > threshold:
                 return f"{label} {score:.2f}"
         return ""
 
@@ -74,7 +74,7 @@ def diagnose(trace: AttentionTrace, *, probe: int | None = None) -> Diagnostics:
         # A copy: a view would keep every map in memory.
         return _numbers(weights, matches, follows, probe), weights[:, :, 0].copy(), error
 
-    groups = [layer.group(kv_head) for layer in trace.layers for kv_head in range(layer.n_kv_heads)]
+    groups = [group for layer in trace.layers for group in layer.groups()]
     with ThreadPoolExecutor(usable_cores()) as pool:
         examined = list(pool.map(examine, groups))
     n_layers = len(trace.layers)

@@ -2,9 +2,9 @@
 
 .npz and .safetensors hold the same arrays, so that every view can be drawn again:
 
-weights        f32 [L, H, T, T]   chosen layers and heads; 0 above the diagonal
+weights        f32 [L, H, T, T]   the recorded layers and heads; 0 above the diagonal
 layer_index    i32 [L]            head_index  i32 [H]
-q, z           f32 [L, T, H', D]  all heads: queries after RoPE, and the kernel's output before W_O
+q, z           f32 [L, T, H, D]   queries after RoPE, and the kernel's output before W_O
 k, v           f32 [L, T, G, D]   keys after RoPE, and values, as the cache holds them
 token_ids      i32 [T]            the tokens that went through the model
 token_bytes    u8  [..]           their bytes, one after another
@@ -12,8 +12,8 @@ token_offsets  i32 [T + 1]        where each one's bytes begin
 step_of_row    i32 [T]            0 = prefill, n = decode step n
 metrics        f32 [L, H, M]      the diagnostics that meta.metrics names, NaN where none counts
 metric_rows    i32 [L, H, M]      how many queries each of them was made of
-value_norms    f32 [L, T, H']     |v_j W_O^h|          both only where the model was at hand
-output_norms   f32 [L, T, H']     |sum_{j >= 1} w_ij v_j W_O^h|
+value_norms    f32 [L, T, H]      |v_j W_O^h|          both only where the model was at hand
+output_norms   f32 [L, T, H]      |sum_{j >= 1} w_ij v_j W_O^h|
 meta           JSON text          what else there is to know; in .safetensors its metadata
 
 .json holds meta, metrics and the strongest keys of each row.
@@ -51,27 +51,21 @@ _BROKEN = (
 
 
 class SavedRecording(NamedTuple):
-    """What a file holds: the recording, its tokens' bytes, the chosen heads, and the rest."""
+    """What a file holds: the recording, its tokens' bytes, and the rest."""
 
     recording: Recording
     tokens: list[bytes]
-    heads: list[int]
     meta: dict[str, Any]
 
 
 def export(
-    recording: Recording,
-    tokens: Sequence[bytes],
-    *,
-    heads: Sequence[int],
-    facts: dict[str, Any],
-    kind: str,
+    recording: Recording, tokens: Sequence[bytes], *, facts: dict[str, Any], kind: str
 ) -> bytes:
     """The bytes of a file of that kind: npz, safetensors or json. `facts` go into meta."""
     meta = json.dumps(_meta(recording, facts))
     if kind == "json":
-        return (json.dumps(_as_json(recording, tokens, heads, meta)) + "\n").encode()
-    arrays = _arrays(recording, tokens, heads)
+        return (json.dumps(_as_json(recording, tokens, meta)) + "\n").encode()
+    arrays = _arrays(recording, tokens)
     if kind == "safetensors":
         return save(arrays, metadata={"meta": meta})
     buffer = io.BytesIO()
@@ -109,7 +103,9 @@ def _from_arrays(arrays: dict[str, Array], meta: dict[str, Any]) -> SavedRecordi
     T, L = len(arrays["token_ids"]), len(arrays["layer_index"])
     q, k, v, z = (arrays[name] for name in "qkvz")
     alike = q.shape == z.shape and k.shape == v.shape and q.shape[:2] == k.shape[:2] == (L, T)
-    if not (alike and q.ndim == k.ndim == 4 and q.shape[2] % k.shape[2] == 0):
+    heads, share = tuple(arrays["head_index"].tolist()), int(meta["kv_group"])
+    alike = alike and q.ndim == k.ndim == 4 and q.shape[2] == len(heads) > 0
+    if not (alike and list(heads) == sorted(set(heads)) and 0 <= heads[-1] < share * k.shape[2]):
         raise ValueError("its arrays do not belong together")
     offsets = arrays["token_offsets"]
     trace = AttentionTrace(
@@ -118,6 +114,8 @@ def _from_arrays(arrays: dict[str, Array], meta: dict[str, Any]) -> SavedRecordi
         layers=tuple(
             LayerTrace(
                 layer=int(layer),
+                heads=heads,
+                share=share,
                 scale=meta["attn_scale"][row],
                 softcap=meta["softcap"][row],
                 window=meta["window"][row],
@@ -145,7 +143,7 @@ def _from_arrays(arrays: dict[str, Array], meta: dict[str, Any]) -> SavedRecordi
         arrays["token_bytes"][begin:end].tobytes()
         for begin, end in itertools.pairwise(offsets.tolist())
     ]
-    return SavedRecording(recording, tokens, arrays["head_index"].tolist(), meta)
+    return SavedRecording(recording, tokens, meta)
 
 
 def _meta(recording: Recording, facts: dict[str, Any]) -> dict[str, Any]:
@@ -158,7 +156,7 @@ def _meta(recording: Recording, facts: dict[str, Any]) -> dict[str, Any]:
         "attn_scale": [layer.scale for layer in trace.layers],
         "softcap": [layer.softcap for layer in trace.layers],
         "window": [layer.window for layer in trace.layers],
-        "kv_group": trace.layers[0].n_heads // trace.layers[0].n_kv_heads,
+        "kv_group": trace.layers[0].share,
         "metrics": list(METRICS),
         "sampled_last": recording.sampled_last,
         "verify_max_abs": recording.found.recomputed,
@@ -167,25 +165,23 @@ def _meta(recording: Recording, facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _of_metrics(numbers: Mapping[str, FloatArray], heads: Sequence[int]) -> FloatArray:
-    return np.stack([numbers[name][:, list(heads)] for name in METRICS], axis=-1)
+def _of_metrics(numbers: Mapping[str, FloatArray]) -> FloatArray:
+    return np.stack([numbers[name] for name in METRICS], axis=-1)
 
 
-def _arrays(
-    recording: Recording, tokens: Sequence[bytes], heads: Sequence[int]
-) -> dict[str, Array]:
-    trace, found, chosen = recording.trace, recording.found, list(heads)
+def _arrays(recording: Recording, tokens: Sequence[bytes]) -> dict[str, Array]:
+    trace, found = recording.trace, recording.found
     steps = np.maximum(np.arange(trace.length) - trace.n_prompt + 1, 0)
     arrays: dict[str, Array] = {
-        "weights": np.stack([attention_weights(layer)[chosen] for layer in trace.layers]),
+        "weights": np.stack([attention_weights(layer) for layer in trace.layers]),
         "layer_index": np.array([layer.layer for layer in trace.layers], np.int32),
-        "head_index": np.array(chosen, np.int32),
+        "head_index": np.array(trace.heads, np.int32),
         "token_ids": np.array(trace.token_ids, np.int32),
         "token_bytes": np.frombuffer(b"".join(tokens), np.uint8),
         "token_offsets": np.cumsum([0, *map(len, tokens)]).astype(np.int32),
         "step_of_row": steps.astype(np.int32),
-        "metrics": _of_metrics(found.scores, chosen),
-        "metric_rows": _of_metrics(found.rows, chosen).astype(np.int32),
+        "metrics": _of_metrics(found.scores),
+        "metric_rows": _of_metrics(found.rows).astype(np.int32),
     }
     if recording.written is not None:
         arrays["value_norms"], arrays["output_norms"] = recording.written
@@ -195,17 +191,15 @@ def _arrays(
     return arrays
 
 
-def _as_json(
-    recording: Recording, tokens: Sequence[bytes], heads: Sequence[int], meta: str
-) -> dict[str, Any]:
+def _as_json(recording: Recording, tokens: Sequence[bytes], meta: str) -> dict[str, Any]:
     """Meta, metrics, and for each head and row the strongest keys as [key, weight]."""
     trace = recording.trace
     maps = []
     for layer in trace.layers:
         weights = attention_weights(layer)
-        for head in heads:
+        for head, whole in zip(trace.heads, weights, strict=True):
             rows = []
-            for i, row in enumerate(weights[head]):
+            for i, row in enumerate(whole):
                 best = np.argsort(-row[: i + 1], kind="stable")[:_JSON_KEYS]
                 rows.append([[int(j), round(float(row[j]), 6)] for j in best])
             maps.append({"layer": layer.layer, "head": head, "rows": rows})
@@ -213,10 +207,10 @@ def _as_json(
         {
             "layer": layer.layer,
             "head": head,
-            **{name: _number(recording.found.scores[name][row, head]) for name in METRICS},
+            **{name: _number(recording.found.scores[name][row, column]) for name in METRICS},
         }
         for row, layer in enumerate(trace.layers)
-        for head in heads
+        for column, head in enumerate(trace.heads)
     ]
     return {
         "meta": json.loads(meta),

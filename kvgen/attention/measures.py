@@ -33,7 +33,7 @@ def measured(
     w_ij <v_j, z_i> / |z_i|^2 of the head's output, which sums to 1 in every row; NaN where z is 0.
     Raises UsageError for `norm` where it was not recorded what heads write.
     """
-    one = trace.layer(layer).alone(head)
+    one = trace.layer(layer).only(head)
     scaled = scaled_scores(one)[0]
     hidden = np.isneginf(scaled)
     if measure == "scaled":
@@ -41,18 +41,19 @@ def measured(
     elif measure in ("scores", "cos"):
         numbers = products(one)[0]
         if measure == "cos":
-            lengths = np.outer(*(np.linalg.norm(rows[:, 0], axis=1) for rows in (one.q, one.k)))
+            keys = one.k[:, one.kv_head(head)]
+            lengths = np.outer(*(np.linalg.norm(rows, axis=1) for rows in (one.q[:, 0], keys)))
             numbers = np.divide(numbers, lengths, out=np.zeros_like(numbers), where=lengths > 0)
     else:
         numbers = attention_weights(one)[0]
         if measure == "norm":
             if written is None:
                 raise UsageError("this recording does not hold what heads write: leave out norm")
-            numbers = numbers * written.values[trace.row_of(layer), :, head]
+            numbers = numbers * written.values[trace.row_of(layer), :, trace.column_of(head)]
         elif measure == "share":
             z = one.z[:, 0]
             energy = (z * z).sum(axis=1, keepdims=True)
-            along = numbers * (z @ one.v[:, 0].T)
+            along = numbers * (z @ one.v[:, one.kv_head(head)].T)
             nothing = np.full_like(along, np.nan)
             numbers = np.divide(along, energy, out=nothing, where=energy > 0)
     return np.where(hidden, np.float32(np.nan), numbers)
@@ -62,8 +63,11 @@ def rollout(trace: AttentionTrace, layer: int) -> FloatArray:
     """How much of each token reaches each position through all layers up to this one [T, T].
 
     R^l = (mean over heads of A^l / 2 + I / 2) R^{l-1}; rows sum to 1 (Abnar and Zuidema,
-    arXiv:2005.00928, section 3). Raises UsageError where a layer was not recorded.
+    arXiv:2005.00928, section 3). Raises UsageError where a layer or a head was not recorded.
     """
+    first = trace.layers[0]
+    if len(first.heads) < first.share * first.k.shape[1]:
+        raise UsageError("rollout needs every head, and some were not recorded")
     there = [one.layer for one in trace.layers]
     if missing := sorted(set(range(layer + 1)) - set(there)):
         raise UsageError(f"rollout needs every layer up to {layer}; {missing[0]} was not recorded")
@@ -71,7 +75,7 @@ def rollout(trace: AttentionTrace, layer: int) -> FloatArray:
     flow = identity
     for number in range(layer + 1):
         one = trace.layer(number)
-        groups = (attention_weights(one.group(kv)).sum(axis=0) for kv in range(one.n_kv_heads))
+        groups = (attention_weights(group).sum(axis=0) for group in one.groups())
         total = sum(groups, np.zeros_like(identity))
-        flow = (total / np.float32(2 * one.n_heads) + identity / np.float32(2)) @ flow
+        flow = (total / np.float32(2 * len(one.heads)) + identity / np.float32(2)) @ flow
     return flow

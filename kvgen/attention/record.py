@@ -35,6 +35,7 @@ def record(
     prompt_ids: Sequence[int],
     *,
     layers: Sequence[int],
+    heads: Sequence[int] | None = None,
     sampler: ChooseToken,
     max_new_tokens: int = 0,
     stop_ids: Collection[int] = (),
@@ -42,14 +43,14 @@ def record(
     output_weights: Callable[[int], FloatArray] | None = None,
     probe: int | None = None,
 ) -> Recording:
-    """Prefill and decode with the KV cache, keeping Q of these layers.
+    """Prefill and decode with the KV cache, keeping Q of these layers and heads (None: all).
 
     N new tokens make N - 1 decode rows: the first comes out of the prefill, and the last one is
     never fed. `output_weights` gives a layer's W_O [C, H * D]; for `probe` see `diagnose`.
     """
     capacity = len(prompt_ids) + max(max_new_tokens, 0)
     cache = engine.new_cache(capacity)
-    capture = Capture(engine.config, layers, capacity)
+    capture = Capture(engine.config, layers, capacity, heads=heads)
     new = [
         step.token
         for step in generate(
@@ -69,7 +70,7 @@ def record(
     if len(ids) > len(prompt_ids):
         # The same capacity: some RoPE scalings depend on the length that was planned.
         full_cache = engine.new_cache(capacity)
-        full_capture = Capture(engine.config, layers, capacity)
+        full_capture = Capture(engine.config, layers, capacity, heads=heads)
         prefill(engine, ids, full_cache, capture=full_capture)
         full = gather(engine, ids, full_cache, full_capture, n_prompt=len(ids))
         decode_rows = decode_error(trace, full)
@@ -83,18 +84,20 @@ def record(
     )
 
 
-def recording_bytes(config: ModelConfig, *, n_layers: int, n_prompt: int, n_new: int) -> int:
+def recording_bytes(
+    config: ModelConfig, *, n_layers: int, n_heads: int, n_prompt: int, n_new: int
+) -> int:
     """Roughly what looking takes beside the model: q and z of some layers, and a few maps.
 
     Decode rows are held against one full pass, which keeps q and z once more. The maps of one
     key/value head for each core are in memory at a time.
     """
     T = n_prompt + max(n_new - 1, 0)
-    captured = 2 * n_layers * T * config.n_heads * config.head_dim
+    captured = 2 * n_layers * T * n_heads * config.head_dim
     copies = 2 if n_new > 1 else 1
-    at_a_time = min(usable_cores(), n_layers * config.n_kv_heads)
-    # Weights and their logarithms of a group's heads; what matches is shared by all.
-    maps = (2 * at_a_time * config.n_heads // config.n_kv_heads + 3) * T * T
+    group = min(n_heads, config.n_heads // config.n_kv_heads)
+    at_a_time = min(usable_cores() * group, n_layers * n_heads)
+    maps = (2 * at_a_time + 3) * T * T  # weights and their logarithms; what matches, for all
     return 4 * (copies * captured + maps)
 
 
@@ -122,6 +125,8 @@ def gather(
         layers=tuple(
             LayerTrace(
                 layer=layer,
+                heads=capture.heads,
+                share=engine.config.n_heads // engine.config.n_kv_heads,
                 scale=engine.config.attn_scales[layer],
                 softcap=engine.config.attn_softcap,
                 window=engine.config.window(layer),

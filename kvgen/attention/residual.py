@@ -33,10 +33,10 @@ def measure_written(
     values: list[FloatArray] = []
     outputs: list[FloatArray] = []
     for row, layer in enumerate(trace.layers):
-        share = layer.n_heads // layer.n_kv_heads
-        v = np.repeat(layer.v, share, axis=1)  # [T, H, D]
+        v = layer.v[:, layer.kv_heads]  # [T, H, D]
         others = layer.z - found.first[row][:, :, None] * v[0]
-        by_head = output_weights(layer.layer).reshape(-1, *v.shape[1:]).transpose(1, 2, 0)
+        matrix = output_weights(layer.layer)
+        by_head = matrix.reshape(len(matrix), -1, v.shape[2]).transpose(1, 2, 0)[list(layer.heads)]
         for rows, lengths in ((v, values), (others, outputs)):
             lengths.append(np.linalg.norm(rows.transpose(1, 0, 2) @ by_head, axis=2).T)
     return Written(np.array(values, np.float32), np.array(outputs, np.float32))
@@ -56,4 +56,4 @@ def strongest_head(
     outputs = written.outputs[:, query]
     rows = range(len(outputs)) if layer is None else [trace.row_of(layer)]
     row = max(rows, key=lambda row: float(outputs[row].max()))
-    return trace.layers[row].layer, int(outputs[row].argmax())
+    return trace.layers[row].layer, trace.heads[int(outputs[row].argmax())]

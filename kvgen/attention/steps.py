@@ -1,7 +1,7 @@
 """Attention(Q, K, V) = softmax(Q K^T scale) V, step by step, from captured tensors.
 
-T queries, S keys, H query heads, G key/value heads, D = d_k the size of a query and a key; values
-may have another size.
+T queries, S keys, H query heads (those that were captured), D = d_k the size of a query and a key;
+values may have another size.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from kvgen.trace import AttentionTrace, LayerTrace
 
 def products(trace: LayerTrace, *, first: int = 0) -> FloatArray:
     """q_i . k_j of the queries from row `first` on with every key, [H, T - first, T]."""
-    T, H, D = trace.q.shape
-    G = trace.k.shape[1]
-    q = trace.q[first:].transpose(1, 0, 2).reshape(G, -1, D)  # a group's heads, one after another
-    return (q @ trace.k.transpose(1, 2, 0)).reshape(H, T - first, T)
+    keys = trace.k[:, trace.kv_heads]
+    result: FloatArray = trace.q[first:].transpose(1, 0, 2) @ keys.transpose(1, 2, 0)
+    return result
 
 
 def scaled_scores(trace: LayerTrace, *, first: int = 0) -> FloatArray:
@@ -46,10 +45,8 @@ def attention_weights(trace: LayerTrace, *, first: int = 0) -> FloatArray:
 
 def weighted_values(weights: FloatArray, trace: LayerTrace) -> FloatArray:
     """z_i = sum_j w_ij v_j for weights [H, T, T], as [T, H, D]."""
-    H, T, _ = weights.shape
-    G = trace.v.shape[1]
-    z = weights.reshape(G, -1, T) @ trace.v.transpose(1, 0, 2)  # [G, H/G * T, D]
-    return z.reshape(H, T, -1).transpose(1, 0, 2)
+    values = trace.v[:, trace.kv_heads]
+    return (weights @ values.transpose(1, 0, 2)).transpose(1, 0, 2)
 
 
 def decode_error(trace: AttentionTrace, full_pass: AttentionTrace) -> float:
@@ -83,11 +80,11 @@ class RowExplanation:
 
 def explain_query(trace: LayerTrace, head: int, query: int) -> RowExplanation:
     """One query of a captured head, walked through the keys up to its own."""
-    group = trace.kv_head(head)
+    kv_head = trace.kv_head(head)
     return explain_row(
-        trace.q[query, head],
-        trace.k[: query + 1, group],
-        trace.v[: query + 1, group],
+        trace.q[query, trace.heads.index(head)],
+        trace.k[: query + 1, kv_head],
+        trace.v[: query + 1, kv_head],
         scale=trace.scale,
         softcap=trace.softcap,
         window=trace.window,

@@ -195,7 +195,7 @@ class _Lane:
         layer, head = self._plan.head or _least_on_sink(
             np.array([sink_mass(attention_weights(layer)) for layer in trace.layers])
         )
-        rows = attention_weights(trace.layer(layer), first=length)[head]
+        rows = attention_weights(trace.layer(layer).only(head), first=length)[0]
         maps = []
         for step in sorted({0, n_gen // 2, n_gen - 1}) if n_gen else ():
             S = length + step + 1
@@ -204,7 +204,7 @@ class _Lane:
                 again = Capture(engine.config, [layer], S)
                 self._step("off", step, capture=again)
                 whole = gather(engine, self.ids[:S], self._cache, again, n_prompt=S)
-                triangle = attention_weights(whole.layers[0])[head]
+                triangle = attention_weights(whole.layers[0].only(head))[0]
             maps.append(StepMaps(step=step, on=rows[step : step + 1, :S], off=triangle))
         return (layer, head), tuple(maps)
 

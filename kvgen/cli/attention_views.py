@@ -29,7 +29,6 @@ class Seen(NamedTuple):
 
     recording: Recording
     tokens: list[bytes]
-    heads: list[int]  # that there are
     facts: dict[str, Any]
 
 
@@ -39,6 +38,17 @@ class Wanted(NamedTuple):
     place: PlaceFlags
     map_flags: MapFlags
     steps: bool
+
+    def resolved(self, layers: list[int], heads: list[int]) -> Wanted:
+        """The same with -l and -H as plain numbers: `-2` is of all that a model has."""
+        layer, head = (
+            None if spec is None else ",".join(map(str, numbers))
+            for spec, numbers in (
+                (self.place.layer_spec, layers),
+                (self.place.head_spec, heads),
+            )
+        )
+        return self._replace(place=self.place._replace(layer_spec=layer, head_spec=head))
 
     def check(self, output: str | None) -> None:
         """Raise UsageError for what does not go together, on the screen or in such a file."""
@@ -76,7 +86,7 @@ def read_saved(path: Path) -> Seen:
     from kvgen.attention.export import read_export
 
     saved = read_export(path)
-    return Seen(saved.recording, saved.tokens, saved.heads, saved.meta)
+    return Seen(saved.recording, saved.tokens, saved.meta)
 
 
 def deliver(seen: Seen, wanted: Wanted, output: str | None, display: DisplayFlags) -> None:
@@ -94,13 +104,10 @@ def deliver(seen: Seen, wanted: Wanted, output: str | None, display: DisplayFlag
     for name, span in (("queries", view.queries), ("keys", view.keys)):
         if not range(trace.length)[slice(*span)]:
             raise UsageError(f"--{name}: none of 0-{trace.length - 1} are chosen")
-    there = [layer.layer for layer in trace.layers]
-    layers = there if layer_spec is None else indices_of(layer_spec, max(there) + 1, "layer")
+    layers = _recorded(layer_spec, [layer.layer for layer in trace.layers], "layer")
     if view.rollout and layer_spec is None:
-        layers = there[-1:]
-    if missing := [layer for layer in layers if layer not in there]:
-        raise UsageError(f"layer {missing[0]} was not recorded: there are {there}")
-    heads = seen.heads if head_spec is None else indices_of(head_spec, max(seen.heads) + 1, "head")
+        layers = layers[-1:]
+    heads = _recorded(head_spec, list(trace.heads), "head")
     kind = Path(output or "").suffix.removeprefix(".")
     canvas = make_canvas(**display._asdict())
     if kind == "txt":
@@ -132,7 +139,7 @@ def _file(
         )
     from kvgen.attention.export import export
 
-    return export(seen.recording, seen.tokens, heads=heads, facts=seen.facts, kind=kind)
+    return export(seen.recording, seen.tokens, facts=seen.facts, kind=kind)
 
 
 def _views(
@@ -232,6 +239,14 @@ def indices_of(spec: str | None, count: int, what: str) -> list[int]:
             raise UsageError(f"{what} {part}: this model has {what}s 0-{count - 1}")
         chosen += [index % count for index in range(first, last + 1)]
     return list(dict.fromkeys(chosen))
+
+
+def _recorded(spec: str | None, there: list[int], what: str) -> list[int]:
+    """What a spec names of the layers or heads that there are."""
+    named = there if spec is None or spec == "all" else indices_of(spec, max(there) + 1, what)
+    if missing := [number for number in named if number not in there]:
+        raise UsageError(f"{what} {missing[0]} was not recorded: there are {there}")
+    return named
 
 
 def _query(spec: str, count: int) -> int:

@@ -165,6 +165,7 @@ def inspect_attention(
     config = model.config
     layers = indices_of(place.layer_spec, config.n_layers, "layer")
     heads = indices_of(place.head_spec, config.n_heads, "head")
+    wanted = wanted.resolved(layers, heads)
     if map_flags.show == "rollout":
         layers = list(range(max(layers) + 1))
     tokenizer = model.require_tokenizer()
@@ -185,18 +186,23 @@ def inspect_attention(
     sampler = model.sampler(sampling, seed=sampling_flags.seed)
     check_lengths(config, len(prompt_ids), max_new_tokens)
     taken = recording_bytes(
-        config, n_layers=len(layers), n_prompt=len(prompt_ids), n_new=max_new_tokens
+        config,
+        n_layers=len(layers),
+        n_heads=len(heads),
+        n_prompt=len(prompt_ids),
+        n_new=max_new_tokens,
     )
     if verbose or (taken > _MUCH_MEMORY and not quiet):
         note(
-            f"looking takes about {taken / 2**20:,.0f} MiB: q and z of {len(layers)} layers, and a "
-            "few maps at a time; -l chooses fewer"
+            f"looking takes about {taken / 2**20:,.0f} MiB: q and z of {len(layers)} layers x "
+            f"{len(heads)} heads, and a few maps at a time; -l and -H choose fewer"
         )
     with counting("prefill", len(prompt_ids), quiet=quiet) as advance:
         recording = record(
             model.engine,
             prompt_ids,
             layers=layers,
+            heads=sorted(heads),
             sampler=sampler,
             max_new_tokens=max_new_tokens,
             stop_ids=model.stop_ids,
@@ -207,7 +213,6 @@ def inspect_attention(
     seen = Seen(
         recording=recording,
         tokens=[tokenizer.token_bytes(token) for token in recording.trace.token_ids],
-        heads=list(range(config.n_heads)),
         facts={
             "model": model.name,
             "dtype": model.engine.dtype,

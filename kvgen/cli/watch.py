@@ -32,7 +32,7 @@ class Watch:
         self.head = indices_of(str(head), model.config.n_heads, "head")[0]
         self._model = model
         self.cache = model.engine.new_cache(n_positions)
-        self.capture = Capture(model.config, [self.layer], n_positions)
+        self.capture = Capture(model.config, [self.layer], n_positions, heads=[self.head])
 
     def shown(self, pieces: Iterator[Piece], prompt_ids: list[int]) -> Iterator[Piece]:
         """The same pieces; each is drawn, with the row that chose it, before it is passed on."""

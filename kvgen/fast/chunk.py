@@ -79,16 +79,14 @@ def prepare_head(number, layer, T, pitch, shape, weights, request, work):
     if table >= 0:
         half = request.caches[0, N_ANGLES]
         rotate_tokens(work.qkv, start, table, half, pitch, work.turns)
-    row = weights.captured[layer]
     if is_query:
+        row = weights.captured[layer, head]
         if row >= 0:
             for t in range(T):
                 cache = request.caches[request.slots[t]]
                 target = captured_rows(cache[CAPTURED_Q], cache, row, shape)
                 for i in range(D):
-                    target[(request.positions[t] * H + head) * D + i] = work.qkv[
-                        start + i * pitch + t
-                    ]
+                    target[request.positions[t] * D + i] = work.qkv[start + i * pitch + t]
         return
     begin = 0
     while begin < T:  # the rows of one cache after the other
@@ -136,11 +134,11 @@ def attend_tile(thread, head, first_row, n_rows, layer, pitch, shape, weights, r
         for r in range(n_rows):
             z = out[r * shape.pitch + i] * totals[r]
             work.hidden[(head * D + i) * pitch + first_row + r] = z
-    row = weights.captured[layer]
+    row = weights.captured[layer, head]
     if row >= 0:
         captured = captured_rows(cache[CAPTURED_Z], cache, row, shape)
         for r in range(n_rows):
-            place = (request.positions[first_row + r] * H + head) * D
+            place = request.positions[first_row + r] * D
             for i in range(D):
                 captured[place + i] = out[r * shape.pitch + i] * totals[r]
 

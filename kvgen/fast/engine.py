@@ -132,10 +132,12 @@ class FastEngine:
         self._weights.tables[:] = cache.rope.of_layer
         self._weights.captured[:] = -1
         if capture is not None:
-            self._weights.captured[list(capture.layers)] = range(len(capture.layers))
-            row[layout.CAPTURED_Q] = capture.q.ctypes.data
-            row[layout.CAPTURED_Z] = capture.z.ctypes.data
-            row[layout.CAPTURE_CAPACITY] = capture.q.shape[1]
+            n_layers, n_heads, capacity, _ = capture.q_of_heads.shape
+            rows = np.arange(n_layers * n_heads).reshape(n_layers, n_heads)
+            self._weights.captured[np.ix_(capture.layers, capture.heads)] = rows
+            row[layout.CAPTURED_Q] = capture.q_of_heads.ctypes.data
+            row[layout.CAPTURED_Z] = capture.z_of_heads.ctypes.data
+            row[layout.CAPTURE_CAPACITY] = capacity
 
     def _run(
         self, tokens: npt.NDArray[np.int64], start: int, which: int, logits: FloatArray

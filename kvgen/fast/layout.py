@@ -70,7 +70,7 @@ class Weights(NamedTuple):
     scales: FloatArray  # [L] factor of the scores
     windows: npt.NDArray[np.int64]  # [L] keys that a query sees
     tables: npt.NDArray[np.int64]  # [L] a layer's table of angles, -1 where nothing is turned
-    captured: npt.NDArray[np.int64]  # [L] row of q and z to write, -1 for none
+    captured: npt.NDArray[np.int64]  # [L, H] which head's q and z to write, -1 for none
 
 
 class Request(NamedTuple):

@@ -66,8 +66,8 @@ def lay_out_angles(T, pitch, begin, end, request, turns):
 
 @kernel
 def captured_rows(address, cache, row, shape):
-    """The captured q or z of one layer, flat [capacity * H * D]."""
-    size = cache[CAPTURE_CAPACITY] * shape.n_heads * shape.head_dim
+    """The captured q or z of one head, flat [capacity * D]."""
+    size = cache[CAPTURE_CAPACITY] * shape.head_dim
     return carray(as_pointer(address + 4 * row * size), (size,), np.float32)
 
 

@@ -94,8 +94,7 @@ def attend_to_piece(
     q, scores, out = work.own_q[thread], work.own_scores[thread], work.own_out[thread]
     peaks, totals = work.own_peaks[thread], work.own_totals[thread]
     firsts, ends = work.own_firsts[thread], work.own_ends[thread]
-    table, row = weights.tables[layer], weights.captured[layer]
-    scale = weights.scales[layer]
+    table, scale = weights.tables[layer], weights.scales[layer]
     key_start, value_start = group * cache[CAPACITY] * D, group * cache[CAPACITY] * pitch
     head, after = group * (H // G), (group + 1) * (H // G)
     if group == 0:
@@ -110,10 +109,11 @@ def attend_to_piece(
             if table >= 0:
                 cos, sin, angle = angles(cache, table, position)
                 rotate(q, r * D, cos, sin, angle, cache[N_ANGLES])
+            row = weights.captured[layer, head + r]
             if row >= 0 and piece == 0:
                 target = captured_rows(cache[CAPTURED_Q], cache, row, shape)
                 for i in range(D):
-                    target[(position * H + head + r) * D + i] = q[r * D + i]
+                    target[position * D + i] = q[r * D + i]
             for i in range(D):
                 q[r * D + i] *= scale
         attend(
@@ -126,6 +126,19 @@ def attend_to_piece(
             for i in range(0, pitch, LANES):
                 store(work.parts, part * pitch + i, load(out, r * pitch + i))
         head += n_rows
+
+
+@kernel
+def keep_outputs(hidden, layer, position, cache, shape, weights):
+    """The captured heads' outputs of this position."""
+    in_one_place()
+    D = shape.head_dim
+    for head in range(shape.n_heads):
+        row = weights.captured[layer, head]
+        if row >= 0:
+            target = captured_rows(cache[CAPTURED_Z], cache, row, shape)
+            for i in range(D):
+                target[position * D + i] = hidden[head * D + i]
 
 
 @kernel
@@ -221,11 +234,8 @@ def step(thread, n_threads, shared, shape, weights, request, work):
         barrier(shared, n_threads)
 
         join_pieces(n_pieces, shape, work, work.own_out[thread], hidden)
-        row = weights.captured[layer]
-        if row >= 0 and thread == 0:
-            target = captured_rows(cache[CAPTURED_Z], cache, row, shape)
-            for i in range(H_D):
-                target[position * H_D + i] = hidden[i]
+        if thread == 0:
+            keep_outputs(hidden, layer, position, cache, shape, weights)
         begin, end = share(C, thread, n_threads, 4)
         dot_rows(matrices[O], like, hidden, H_D, bias[O], streamed, branch, begin, end, spare)
         barrier(shared, n_threads)

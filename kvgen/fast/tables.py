@@ -98,7 +98,7 @@ def weights_of(params: Params) -> layout.Weights:
         scales=np.array(config.attn_scales, np.float32),
         windows=np.array(windows, np.int64),
         tables=np.full(L, -1, np.int64),
-        captured=np.full(L, -1, np.int64),
+        captured=np.full((L, config.n_heads), -1, np.int64),
     )
 
 

@@ -55,7 +55,7 @@ def summary(
         if distance:
             values = values / np.float32(max(1, trace.length - 1))
         panels.append((METRICS[name] + (f"/{trace.length - 1}" if distance else ""), values))
-    n_heads = trace.layers[0].n_heads
+    n_heads = len(trace.heads)
     step = 2 if 4 * (2 * n_heads + 3) + 6 <= canvas.width else 1
     panel_width = max(step * n_heads, *(len(title) for title, _ in panels)) + 2
     per_row = max(1, (canvas.width - 6) // panel_width)
@@ -74,8 +74,8 @@ def _panels(
     step: int,
     width: int,
 ) -> list[Text]:
-    n_heads = trace.layers[0].n_heads
-    numbers = "".join(f"{head % 10}".ljust(step) for head in range(n_heads))
+    n_heads = len(trace.heads)
+    numbers = "".join(f"{head % 10}".ljust(step) for head in trace.heads)
     lines = [
         Text("layer ") + Text("".join(name.ljust(width) for name, _ in panels)),
         Text(" head ") + Text("".join(numbers.ljust(width) for _ in panels), "dim"),
@@ -83,8 +83,8 @@ def _panels(
     for row, layer in enumerate(trace.layers):
         line = Text(f"{layer.layer:>4}  ")
         for _, values in panels:
-            for head in range(n_heads):
-                line += draw_level(float(values[row, head]), canvas) + Text(" " * (step - 1))
+            for value in values[row].tolist():
+                line += draw_level(value, canvas) + Text(" " * (step - 1))
             line += Text(" " * (width - step * n_heads))
         lines.append(line)
     return lines
@@ -96,9 +96,10 @@ def _strongest(recording: Recording) -> str:
     for name in ("previous", "induction", "duplicate", "sink"):
         values = recording.found.scores[name]
         if not np.isnan(values).all():
-            row, head = np.unravel_index(int(np.nanargmax(values)), values.shape)
-            place = f"{recording.trace.layers[row].layer}.{head}"
-            named.append(f"{name} {place} {values[row, head]:.2f}")
+            row, column = np.unravel_index(int(np.nanargmax(values)), values.shape)
+            trace = recording.trace
+            place = f"{trace.layers[row].layer}.{trace.heads[column]}"
+            named.append(f"{name} {place} {values[row, column]:.2f}")
     return "strongest (layer.head): " + "  ".join(named)
 
 
@@ -120,12 +121,12 @@ def layer_grid(
     chosen = [chosen_cells(recording, view, layer=layer, head=head) for head in heads]
     most = max(cells.ink.most for cells in chosen)
     for head, cells in zip(heads, chosen, strict=True):
-        title = f"{layer}.{head} {recording.found.label(row, head)}"
+        title = f"{layer}.{head} {recording.found.label(row, trace.column_of(head))}"
         ink = replace(cells.ink, most=most)
         thumbnail = thumbnail_lines(cells.numbers, canvas, side, ink, view.pool)
         kv = f"kv {layer_trace.kv_head(head)}".ljust(side)
         blocks.append([Text(title), *thumbnail, Text(kv, "dim"), Text()])
-    heading = f"layer {layer} · {len(heads)} heads on {layer_trace.n_kv_heads} key/value heads · "
+    heading = f"layer {layer} · {len(heads)} heads on {layer_trace.k.shape[1]} key/value heads · "
     factor = _pooling(max(chosen[0].numbers.shape), side)
     pooled = f" · {factor}x{factor} {view.pool}-pooled" if factor > 1 else ""
     return Group(

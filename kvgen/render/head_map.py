@@ -144,7 +144,7 @@ def head_map(
         top = "top other key" if view.sink != "keep" else "top key"
         heading += f" {top:<16}" + ("" if view.rollout else " H/nats")
     lines = [Text(heading, "dim")]
-    entropies = row_entropy(attention_weights(one.alone(head))[0])[slice(*view.queries)]
+    entropies = row_entropy(attention_weights(one.only(head))[0])[slice(*view.queries)]
     drawn = draw_map(pooled, canvas, cells.ink, cell_width=cell)
     ends = [*line_starts[1:].tolist(), len(cells.queries)]
     for start, stop, row in zip(line_starts.tolist(), ends, drawn, strict=True):
@@ -165,7 +165,9 @@ def head_map(
         title += f" · {factors[0]}x{factors[1]} {view.pool}-pooled"
         title += f", the last {_PINNED} queries alone" if factors[0] > 1 else ""
     footer = canvas.legend(cells.ink)
-    if not view.rollout and (label := recording.found.label(trace.row_of(layer), head)):
+    if not view.rollout and (
+        label := recording.found.label(trace.row_of(layer), trace.column_of(head))
+    ):
         footer += f" · {label}"
     if beside and trace.n_prompt < trace.length:
         footer += " · < decode step" if canvas.mode == "ascii" else " · ◂ decode step"

@@ -18,7 +18,7 @@ def decode_steps(
     trace: AttentionTrace, tokens: Sequence[bytes], *, layer: int, head: int, canvas: Canvas
 ) -> RenderableType:
     """One head's decode rows, a step each: where its query reads, and what is kept."""
-    weights = attention_weights(trace.layer(layer))[head]
+    weights = attention_weights(trace.layer(layer).only(head))[0]
     P, T = trace.n_prompt, trace.length
     digits = len(str(T))
     n_strongest = 2 if canvas.width >= 90 else 1 if canvas.width >= 70 else 0
