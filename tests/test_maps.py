@@ -25,6 +25,7 @@ from kvgen.render.canvas import Canvas, Ink, Mode, causal, draw_map, pool, pool_
 from kvgen.render.head_map import MapView, chosen_cells, head_map
 from kvgen.sampling import Sampler, SamplingOptions
 from tests import tiny
+from tests.configs import CONFIGS
 from tests.conftest import Loader
 from tests.test_cli import inside, kvgen
 from tests.test_render import lines_of, make_recording, make_trace, without_colors
@@ -317,3 +318,18 @@ def test_two_thousand_tokens_fit_any_width(width: int) -> None:
     ):
         lines = lines_of(view, canvas)
         assert all(cell_len(line.rstrip()) <= width for line in lines) and len(lines) < 250
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_family_shows_every_measure(name: str, tiny_model: Loader) -> None:
+    model, recording = recorded(tiny_model, name, n=12, layers=[0, 1])
+    assert recording.written is not None and (recording.written.outputs >= 0).all()
+    layer, head = strongest_head(recording.trace, recording.written, 14)
+    window = model.config.window(layer) or 99
+    behind = np.arange(15)[:, None] - np.arange(15)
+    seen = (behind >= 0) & (behind < window)
+    for show in MEASURES:
+        numbers = measured(recording.trace, show, layer=layer, head=head, written=recording.written)
+        np.testing.assert_array_equal(~np.isnan(numbers), seen, err_msg=show)
+        if show in ("weights", "share"):
+            np.testing.assert_allclose(np.nansum(numbers, axis=1), 1, atol=1e-4, err_msg=show)
