@@ -15,6 +15,7 @@ from kvgen.model import Model
 from tests import tiny
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # the suite asks no Hub but its own (tests/test_hub.py)
+os.environ.pop("PYTHONUNBUFFERED", None)  # users have buffers, which may fail to be written
 BACKENDS = ("numpy", "numba")
 
 Loader = Callable[..., Model]

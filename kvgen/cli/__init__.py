@@ -60,9 +60,13 @@ def main() -> NoReturn:
     signals.install()
     code = run(sys.argv[1:])
     signals.ignore()  # all is said and done
-    if code == _PIPE_CLOSED:
-        # What is still buffered cannot be written; closing must not complain about it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            # A closed pipe or a full disk has been told of; Python would do so again, and exit 120.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
 
 
