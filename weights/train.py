@@ -117,8 +117,10 @@ def trained_tokenizer(documents: list[str]) -> Tokenizer:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{END} $A", pair=f"{END} $A {END} $B:1", special_tokens=[(END, 0)]
     )
-    settings = {"special_tokens": [END], "initial_alphabet": to_bytes.alphabet()}
-    tokenizer.train_from_iterator(documents, trainers.BpeTrainer(vocab_size=V, **settings))
+    trainer = trainers.BpeTrainer(
+        vocab_size=V, special_tokens=[END], initial_alphabet=to_bytes.alphabet()
+    )
+    tokenizer.train_from_iterator(documents, trainer)
     return tokenizer
 
 
@@ -271,9 +273,7 @@ def surprise(
 
 def learn(
     tensors: dict[str, Tensor],
-    inputs: Tensor,
-    targets: Tensor,
-    periods: Tensor,
+    batch: tuple[Tensor, Tensor, Tensor],
     compiled: list[Callable[..., Any]],
 ) -> float:
     """Mean loss of the targets; its gradient is put into the tensors.
@@ -283,7 +283,7 @@ def learn(
     """
     import torch
 
-    forward, surprise = compiled
+    (inputs, targets, periods), (forward, surprise) = batch, compiled
     states, table = forward(tensors, inputs), tensors["model.embed_tokens.weight"]
     hidden, embedding = states.detach().flatten(0, 1), table.detach().bfloat16()
     targets, periods = targets.flatten(), periods.flatten()
@@ -313,18 +313,20 @@ class Run:
         matrices = [tensor for name, tensor in tensors.items() if name.endswith("_proj.weight")]
         others = [tensor for name, tensor in tensors.items() if not name.endswith("_proj.weight")]
         # Muon's updates are made as large as AdamW's (Liu et al. 2025, 2502.16982)
-        like_adam = {"weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
-        plain = {"betas": (0.9, 0.95), "weight_decay": 0.0, "fused": True}
-        muon = torch.optim.Muon(matrices, plan.muon_rate, **like_adam)
-        adam = torch.optim.AdamW(others, plan.adam_rate, **plain)
+        muon = torch.optim.Muon(
+            matrices, plan.muon_rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
+        )
+        adam = torch.optim.AdamW(
+            others, plan.adam_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        )
         self.optimisers = {"muon": (muon, plan.muon_rate), "adam": (adam, plan.adam_rate)}
 
     def advance(self, batch: tuple[np.ndarray, ...], compiled: list[Callable[..., Any]]) -> float:
         """Make one step; mean nats of its targets."""
         import torch
 
-        ids = [torch.from_numpy(part).to(self.device) for part in batch]
-        nats = learn(self.tensors, *ids, compiled)
+        inputs, targets, periods = (torch.from_numpy(part).to(self.device) for part in batch)
+        nats = learn(self.tensors, (inputs, targets, periods), compiled)
         for optimiser, peak in self.optimisers.values():
             for group in optimiser.param_groups:
                 group["lr"] = peak * self.plan.rate(self.step)
@@ -340,9 +342,14 @@ class Run:
 
         run, new = self.folder / "run", self.folder / "run" / "new"
         tensors = {name: tensor.detach() for name, tensor in self.tensors.items()}
-        state = {"step": self.step, "n_steps": self.plan.n_steps, "decays": self.decays}
-        state |= {"curve": self.curve, "tensors": tensors}
-        state["optimisers"] = [each.state_dict() for each, _ in self.optimisers.values()]
+        state = {
+            "step": self.step,
+            "n_steps": self.plan.n_steps,
+            "decays": self.decays,
+            "curve": self.curve,
+            "tensors": tensors,
+            "optimisers": [each.state_dict() for each, _ in self.optimisers.values()],
+        }
         torch.save(state, new)
         new.replace(run / name)
         (run / "curve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in self.curve))
@@ -371,20 +378,42 @@ class Run:
 
 def described(plan: Plan) -> dict[str, dict[str, Any]]:
     """The JSON files of a Hugging Face folder."""
-    ends = {"bos_token_id": 0, "eos_token_id": 0}
-    config = ends | {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
-    config |= {"vocab_size": V, "max_position_embeddings": BLOCK, "dtype": "bfloat16"}
-    config |= {"hidden_size": plan.d_model, "intermediate_size": plan.d_ff, "hidden_act": "silu"}
-    config |= {"num_hidden_layers": plan.n_layers, "num_attention_heads": plan.n_heads}
-    config |= {"num_key_value_heads": plan.n_kv_heads, "head_dim": plan.head_dim}
-    config |= {"rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA}}
-    config |= {"rms_norm_eps": NORM_EPS, "attention_bias": False, "mlp_bias": False}
-    tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": BLOCK}
-    tokenizer |= {"bos_token": END, "eos_token": END, "clean_up_tokenization_spaces": False}
     return {
-        "config.json": config | {"tie_word_embeddings": True},
-        "generation_config.json": ends | {"do_sample": True, "temperature": 0.8, "top_p": 0.95},
-        "tokenizer_config.json": tokenizer,
+        "config.json": {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "dtype": "bfloat16",
+            "vocab_size": V,
+            "max_position_embeddings": BLOCK,
+            "hidden_size": plan.d_model,
+            "intermediate_size": plan.d_ff,
+            "hidden_act": "silu",
+            "num_hidden_layers": plan.n_layers,
+            "num_attention_heads": plan.n_heads,
+            "num_key_value_heads": plan.n_kv_heads,
+            "head_dim": plan.head_dim,
+            "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA},
+            "rms_norm_eps": NORM_EPS,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "tie_word_embeddings": True,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+        },
+        "generation_config.json": {
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            "do_sample": True,
+            "temperature": 0.8,
+            "top_p": 0.95,
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": END,
+            "eos_token": END,
+            "model_max_length": BLOCK,
+            "clean_up_tokenization_spaces": False,
+        },
     }
 
 
@@ -470,8 +499,13 @@ def run(texts: Path, folder: Path, minutes: float, eager: bool, **chosen: Any) -
         losses.append(state.advance(stream.batch(state.step), parts))
         if state.step % 20 == 0:
             speed = len(losses) * plan.batch / (perf_counter() - noted)
-            row = {"step": state.step, "tokens": state.step * plan.batch, "window": window}
-            row |= {"nats": float(np.mean(losses)), "tokens_per_second": speed}
+            row: dict[str, float] = {
+                "step": state.step,
+                "tokens": state.step * plan.batch,
+                "window": window,
+                "nats": float(np.mean(losses)),
+                "tokens_per_second": speed,
+            }
             if state.step % 100 == 0:
                 state.save("last.pt")
             if state.step % 400 == 0:
