@@ -29,6 +29,8 @@ from kvgen.sampling import SamplingOptions
 from tests.configs import CONFIGS
 
 KVGEN = [sys.executable, "-m", "kvgen"]
+SHAPE = json.loads((default_model() / "config.json").read_text())
+LAST_LAYER, LAST_HEAD = SHAPE["num_hidden_layers"] - 1, SHAPE["num_attention_heads"] - 1
 PROMPT = "Once upon a time there was"
 
 Run = subprocess.CompletedProcess[bytes]
@@ -177,7 +179,10 @@ def test_text_is_utf8_whatever_the_locale() -> None:
 
 def test_verbose_names_model_keys_and_chain() -> None:
     text = kvgen("generate", PROMPT, "-n", "2", "-v", "--top-k", "40").stderr.decode()
-    assert "8 layers, 8 heads on 4 key/value heads of size 40, width 320" in text
+    assert (
+        f"{LAST_LAYER + 1} layers, {LAST_HEAD + 1} heads on {SHAPE['num_key_value_heads']} "
+        f"key/value heads of size {SHAPE['head_dim']}, width {SHAPE['hidden_size']}"
+    ) in text
     assert "keys that play no part: architectures" in text
     assert "sampling: top-k 40 > top-p 0.95 > temperature 0.8" in text
 
@@ -487,17 +492,15 @@ def test_a_benchmark_that_cannot_be_run_is_refused(arguments: list[str], message
 
 def test_inspection_gets_closer_index_by_index() -> None:
     base = ["inspect-attention", "The cat sat on the mat", "-n", "3"]
-    summary, layer, head, row = (
-        kvgen(*base, *rest).stdout.decode()
-        for rest in (
-            [],
-            ["-l", "2"],
-            ["-l", "2", "-H", "3"],
-            ["-l", "2", "-H", "3", "--explain", "last"],
-        )
+    summary = kvgen(*base).stdout.decode()
+    best = re.search(r"strongest \(layer.head\): previous (\d+).(\d+) 0.[5-9]", summary)
+    assert best is not None
+    layer, head, row = (
+        kvgen(*base, "-l", best[1], *rest).stdout.decode()
+        for rest in ([], ["-H", best[2]], ["-H", best[2], "--explain", "last"])
     )
-    assert "strongest (layer.head): previous 2.3" in summary
-    assert "2.3 previous" in layer and "kv 1" in layer
+    share = SHAPE["num_attention_heads"] // SHAPE["num_key_value_heads"]
+    assert f"{best[1]}.{best[2]} previous" in layer and f"kv {int(best[2]) // share}" in layer
     assert "10 tokens (8 prompt + 2 decode)" in head and head.count("◂") == 3
     assert "5) share" in row and "q_9 is not kept" in row
     for text in (summary, layer, head, row):
@@ -534,9 +537,9 @@ def test_maps_can_be_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-l", "8"], "layer 8: this model has layers 0-7"),
-        (["-l", "-9"], "layer -9: this model has layers 0-7"),
-        (["-l", "3-1"], "layer 3-1: this model has layers 0-7"),
+        (["-l", "80"], f"layer 80: this model has layers 0-{LAST_LAYER}"),
+        (["-l", "-90"], f"layer -90: this model has layers 0-{LAST_LAYER}"),
+        (["-l", "3-1"], f"layer 3-1: this model has layers 0-{LAST_LAYER}"),
         (["-l", "-1-3"], "layer '-1-3' is not a number, a range like 0-3, or all"),
         (["-l", ""], "layer '' is not a number"),
         (["-l", "9" * 5000], "is not a number, a range"),
@@ -544,10 +547,10 @@ def test_maps_can_be_saved(tmp_path: Path) -> None:
         (["-l", "1", "--show", "cos", "-o", "x.npz"], ".npz holds the maps as they are"),
         (["--what-if", "kq", "--show", "cos"], "edits have their own maps"),
         (["-l", "one"], "layer 'one' is not a number, a range like 0-3, or all"),
-        (["-l", "1", "-H", "8"], "head 8: this model has heads 0-7"),
+        (["-l", "1", "-H", "80"], f"head 80: this model has heads 0-{LAST_HEAD}"),
         (["-H", "1"], "-H needs -l"),
         (["--at", "5,1"], "'5,1' is no place"),
-        (["--at", "2.9"], "head 9: this model has heads 0-7"),
+        (["--at", "2.90"], f"head 90: this model has heads 0-{LAST_HEAD}"),
         (["--at", "L2H3", "-l", "1"], "--at names a layer and a head, and so do -l and -H"),
         (["--show", "cos"], "the summary is no map"),
         (["--queries", "0:2"], "the summary is no map"),
@@ -570,10 +573,12 @@ def test_an_inspection_out_of_range_names_the_range(arguments: list[str], messag
 def test_indices_may_count_from_the_end_or_name_all() -> None:
     base = ["inspect-attention", "The cat", "--width", "200"]
     last = kvgen(*base, "-l", "-1", "-H", "-1").stdout.decode()
-    assert "layer 7 head 7" in last
-    assert "layer 6 head 4" in kvgen(*base, "-l", "-2", "-H", "-4").stdout.decode()
+    assert f"layer {LAST_LAYER} head {LAST_HEAD}" in last
+    before = kvgen(*base, "-l", "-2", "-H", "-3").stdout.decode()
+    assert f"layer {LAST_LAYER - 1} head {LAST_HEAD - 2}" in before
     everything = kvgen(*base, "-l", "all").stdout.decode()
-    assert all(f"layer {layer} · 8 heads" in everything for layer in range(8))
+    headings = [f"layer {layer} · {LAST_HEAD + 1} heads" for layer in range(LAST_LAYER + 1)]
+    assert all(heading in everything for heading in headings)
 
 
 def test_colour_only_where_it_is_wanted() -> None:

@@ -27,7 +27,7 @@ from kvgen.sampling import Sampler, SamplingOptions
 from tests import tiny
 from tests.configs import CONFIGS
 from tests.conftest import Loader
-from tests.test_cli import inside, kvgen
+from tests.test_cli import LAST_LAYER, inside, kvgen
 from tests.test_render import lines_of, make_recording, make_trace, without_colors
 
 NAN = np.float32(np.nan)
@@ -250,7 +250,7 @@ def test_every_measure_keeps_to_its_width(
         (["-l", "2", "-H", "3", "--sink", "drop"], "renormalised without key 0"),
         (["-l", "2", "-H", "3", "--queries", "-2:", "--keys", "4"], "queries 6..7 · keys 4..4"),
         (["-l", "2", "--show", "cos", "--range", "0.5"], "cos(q, k): blank <.005"),
-        (["--show", "rollout"], "rollout through layers 0..7"),
+        (["--show", "rollout"], f"rollout through layers 0..{LAST_LAYER}"),
         (["--show", "rollout", "-l", "3"], "rollout through layers 0..3"),
         (["--metric", "sink,distance"], "distance/7"),
         (["--at", "L2H3"], "layer 2 head 3 (kv head 1)"),
