@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -20,6 +19,7 @@ from kvgen.render.canvas import (
     draw_level,
     draw_map,
     pool,
+    pool_factor,
     pool_map,
     side_by_side,
 )
@@ -127,7 +127,7 @@ def layer_grid(
         kv = f"kv {layer_trace.kv_head(head)}".ljust(side)
         blocks.append([Text(title), *thumbnail, Text(kv, "dim"), Text()])
     heading = f"layer {layer} · {len(heads)} heads on {layer_trace.k.shape[1]} key/value heads · "
-    factor = _pooling(max(chosen[0].numbers.shape), side)
+    factor = pool_factor(max(chosen[0].numbers.shape), side)
     pooled = f" · {factor}x{factor} {view.pool}-pooled" if factor > 1 else ""
     return Group(
         Text(heading + rows_of(trace) + notes_of(view, chosen[0]) + pooled),
@@ -140,17 +140,13 @@ def layer_grid(
     )
 
 
-def _pooling(n: int, cells: int) -> int:
-    return math.ceil(n / cells)
-
-
 def thumbnail_lines(
     numbers: FloatArray, canvas: Canvas, side: int, ink: Ink = WEIGHT_INK, how: Pool = "max"
 ) -> list[Text]:
     """A map pooled to at most side x side/2 lines, or widened to fill them."""
     if not numbers.size:
         return [Text()]
-    columns = pool_map(numbers, _pooling(max(numbers.shape), side), how)
+    columns = pool_map(numbers, pool_factor(max(numbers.shape), side), how)
     width = max(1, side // max(columns.shape))
     if canvas.mode == "color":
         rows = np.repeat(columns, width, axis=0)

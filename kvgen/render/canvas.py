@@ -167,6 +167,11 @@ def pool_map(numbers: FloatArray, factor: int, how: Pool = "max") -> FloatArray:
     return pool(by_row, np.arange(0, numbers.shape[1], factor), 1, how)
 
 
+def pool_factor(count: int, room: int) -> int:
+    """How many neighbours share a cell, so that `count` of them fit."""
+    return max(1, math.ceil(count / room))
+
+
 def pool(
     numbers: FloatArray, starts: npt.NDArray[np.int64], axis: int, how: Pool = "max"
 ) -> FloatArray:

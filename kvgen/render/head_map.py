@@ -26,6 +26,7 @@ from kvgen.render.canvas import (
     draw_bar,
     draw_map,
     pool,
+    pool_factor,
     token_label,
 )
 from kvgen.tensors import FloatArray
@@ -160,7 +161,7 @@ def head_map(
                 line += Text(" <" if canvas.mode == "ascii" else " ◂", "bold")
         lines.append(line)
     title = f"{_name(recording, view, layer, head)}{notes_of(view, cells)}"
-    factors = [_factor(len(places), room) for places in (cells.queries, cells.keys)]
+    factors = [pool_factor(len(places), room) for places in (cells.queries, cells.keys)]
     if max(factors) > 1:
         title += f" · {factors[0]}x{factors[1]} {view.pool}-pooled"
         title += f", the last {_PINNED} queries alone" if factors[0] > 1 else ""
@@ -185,13 +186,9 @@ def _name(recording: Recording, view: MapView, layer: int, head: int) -> str:
     )
 
 
-def _factor(count: int, room: int) -> int:
-    return max(1, math.ceil(count / room))
-
-
 def _starts(count: int, room: int, *, alone: int = 0) -> npt.NDArray[np.int64]:
     """Where each line or column begins: with each one, or pooled but for the last few."""
-    factor = _factor(count, room)
+    factor = pool_factor(count, room)
     pooled = count - alone if factor > 1 else 0
     return np.array([*range(0, pooled, factor), *range(pooled, count)], np.int64)
 

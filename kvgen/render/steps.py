@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from kvgen.attention.steps import attention_weights
-from kvgen.render.canvas import TOKEN_CELLS, Canvas, draw_map, token_label
+from kvgen.render.canvas import TOKEN_CELLS, Canvas, draw_map, pool, pool_factor, token_label
 from kvgen.tensors import FloatArray
 from kvgen.trace import AttentionTrace
 
@@ -24,7 +24,8 @@ def decode_steps(
     n_strongest = 2 if canvas.width >= 90 else 1 if canvas.width >= 70 else 0
     aside = digits + TOKEN_CELLS + digits + 19  # the words before the row
     room = max(10, canvas.width - aside - n_strongest * (digits + TOKEN_CELLS + 7))
-    factor = -(-T // room)
+    factor = pool_factor(T, room)
+    starts = np.arange(0, T, factor)
     edge = "|" if canvas.mode == "ascii" else "│"
     pooled = f" · columns of {factor} (greatest weight)" if factor > 1 else ""
     lines: list[Text] = [
@@ -43,7 +44,7 @@ def decode_steps(
         shown[0, : query + 1] = row[: query + 1]
         line = Text(f"q_{query:<{digits}} {token_label(tokens[query], canvas, TOKEN_CELLS)}")
         line.append(f" reads 0..{query - 1:<{digits}} +1 ")
-        line += Text(edge) + draw_map(_pool(shown, factor), canvas, cell_width=1)[0]
+        line += Text(edge) + draw_map(pool(shown, starts, 1), canvas)[0]
         line.append(edge)
         for key in np.argsort(-row, kind="stable")[:n_strongest]:
             label = token_label(tokens[key], canvas, TOKEN_CELLS)
@@ -70,7 +71,7 @@ def live_row(
 ) -> RenderableType:
     """The row of the query that is live, over S positions, and the cache that it reads."""
     S = len(weights)
-    factor = -(-S // max(10, canvas.width - 4))
+    factor = pool_factor(S, max(10, canvas.width - 4))
     edge = "|" if canvas.mode == "ascii" else "│"
     strongest = "  ".join(
         f"{key} {token_label(tokens[key], canvas, TOKEN_CELLS).strip()} {weights[key]:.2f}"
@@ -80,7 +81,11 @@ def live_row(
     columns = -(-S // factor)
     old = (S - 1) // factor if n_prompt < S else 0
     cache = Text(f"{edge}{kept * old}{new * (columns - old)}{edge}", "dim")
-    row = Text(edge) + draw_map(_pool(weights[None], factor), canvas, cell_width=1)[0] + Text(edge)
+    row = (
+        Text(edge)
+        + draw_map(pool(weights[None], np.arange(0, S, factor), 1), canvas)[0]
+        + Text(edge)
+    )
     appended = S - 1 if n_prompt < S else 0
     return Group(
         Text(f"layer {layer} head {head} · q_{S - 1} is live · reads {strongest}"),
@@ -92,9 +97,3 @@ def live_row(
             "dim",
         ),
     )
-
-
-def _pool(row: FloatArray, factor: int) -> FloatArray:
-    """Neighbouring columns by their greatest weight; NaN where nothing is seen."""
-    pooled: FloatArray = np.fmax.reduceat(row, np.arange(0, row.shape[1], factor), axis=1)
-    return pooled
