@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from kvgen.attention.residual import Written
-from kvgen.attention.steps import attention_weights, products, scaled_scores
+from kvgen.attention.steps import attention_weights, products, scaled_scores, softmax_of
 from kvgen.errors import UsageError
 from kvgen.tensors import FloatArray
 from kvgen.trace import AttentionTrace
@@ -45,7 +45,7 @@ def measured(
             lengths = np.outer(*(np.linalg.norm(rows, axis=1) for rows in (one.q[:, 0], keys)))
             numbers = np.divide(numbers, lengths, out=np.zeros_like(numbers), where=lengths > 0)
     else:
-        numbers = attention_weights(one)[0]
+        numbers = softmax_of(scaled)
         if measure == "norm":
             if written is None:
                 raise UsageError("this recording does not hold what heads write: leave out norm")

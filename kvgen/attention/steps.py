@@ -36,11 +36,15 @@ def scaled_scores(trace: LayerTrace, *, first: int = 0) -> FloatArray:
 
 def attention_weights(trace: LayerTrace, *, first: int = 0) -> FloatArray:
     """The causal weights of the queries from row `first` on, [H, T - first, T]; rows sum to 1."""
-    weights = scaled_scores(trace, first=first)
-    weights -= weights.max(axis=-1, keepdims=True)
-    np.exp(weights, out=weights)
-    weights /= weights.sum(axis=-1, keepdims=True)
-    return weights
+    return softmax_of(scaled_scores(trace, first=first))
+
+
+def softmax_of(scores: FloatArray) -> FloatArray:
+    """The softmax of each row, in the place of the scores."""
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(axis=-1, keepdims=True)
+    return scores
 
 
 def weighted_values(weights: FloatArray, trace: LayerTrace) -> FloatArray:
