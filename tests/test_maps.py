@@ -226,7 +226,7 @@ def many(recording: Recording, canvas: Canvas) -> list[str]:
             view = MapView(show=show, sink=sink, scale="log" if sink == "keep" else "sqrt")
             views.append(head_map(recording, tokens, layer=1, head=2, canvas=canvas, view=view))
             views.append(layer_grid(recording, layer=1, heads=[0, 1, 2], canvas=canvas, view=view))
-    rolled = MapView(rollout=True)
+    rolled = MapView(show="rollout")
     views.append(head_map(recording, tokens, layer=2, head=0, canvas=canvas, view=rolled))
     views.append(summary(recording, canvas, metrics=list(METRICS)))
     return [without_colors(line) for view in views for line in lines_of(view, canvas)]

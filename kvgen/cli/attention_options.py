@@ -49,8 +49,6 @@ class MapFlags(NamedTuple):
 
         flags = self._asdict()
         del flags["metrics"]
-        if self.show == "rollout":
-            flags |= {"show": "weights", "rollout": True}
         return MapView(**flags)
 
 

@@ -105,7 +105,7 @@ def deliver(seen: Seen, wanted: Wanted, output: str | None, display: DisplayFlag
         if not range(trace.length)[slice(*span)]:
             raise UsageError(f"--{name}: none of 0-{trace.length - 1} are chosen")
     layers = _recorded(layer_spec, [layer.layer for layer in trace.layers], "layer")
-    if view.rollout and layer_spec is None:
+    if view.show == "rollout" and layer_spec is None:
         layers = layers[-1:]
     heads = _recorded(head_spec, list(trace.heads), "head")
     kind = Path(output or "").suffix.removeprefix(".")
@@ -164,17 +164,17 @@ def _views(
     if query_spec is not None:
         query = _query(query_spec, len(tokens))
         views = _explanations(seen, wanted.place, query, canvas, layers=layers, heads=heads)
-    elif layer_spec is None and not view.rollout:
+    elif layer_spec is None and view.show != "rollout":
         metrics = wanted.map_flags.metrics or USUAL_PANELS
         views.append(summary(recording, canvas, metrics=metrics))
     else:
         for layer in layers:
-            if head_spec is None and not view.rollout:
+            if head_spec is None and view.show != "rollout":
                 views.append(
                     layer_grid(recording, layer=layer, heads=heads, canvas=canvas, view=view)
                 )
                 continue
-            for head in heads[:1] if view.rollout else heads:
+            for head in heads[:1] if view.show == "rollout" else heads:
                 views.append(
                     decode_steps(recording.trace, tokens, layer=layer, head=head, canvas=canvas)
                     if wanted.steps

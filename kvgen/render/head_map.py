@@ -35,15 +35,15 @@ from kvgen.trace import AttentionTrace
 Sink = Literal["split", "keep", "drop"]
 Span = tuple[int | None, int | None]  # as in a slice
 _PINNED = 8  # last queries that a pooled map shows one by one: in decode they are looked at
-_WITHIN_ONE = frozenset({"weights", "share", "cos"})  # the others have no bound of their own
+_SUM_TO_ONE = frozenset({"weights", "rollout"})  # rows of parts of a whole
+_WITHIN_ONE = _SUM_TO_ONE | {"share", "cos"}  # the others have no bound of their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapView:
     """What is shown of a map, and how."""
 
-    show: Measure = "weights"
-    rollout: bool = False  # in place of one head: all layers up to this one
+    show: Measure | Literal["rollout"] = "weights"  # rollout: of all layers up to this one
     scale: Scale = "sqrt"
     most: float | None = None  # what is as bright as can be; None: 1, or the greatest shown
     sink: Sink = "split"  # the first key apart, as any other, or left out and the rest renormalised
@@ -74,7 +74,7 @@ def chosen_cells(recording: Recording, view: MapView, *, layer: int, head: int) 
     Raises UsageError for what was not recorded.
     """
     trace = recording.trace
-    if view.rollout:
+    if view.show == "rollout":
         whole = causal(rollout(trace, layer))
     else:
         whole = measured(trace, view.show, layer=layer, head=head, written=recording.written)
@@ -83,7 +83,7 @@ def chosen_cells(recording: Recording, view: MapView, *, layer: int, head: int) 
     first = whole[:, 0] if view.sink == "split" else None
     if view.sink != "keep":
         keys = range(max(1, keys.start), max(1, keys.stop))
-    if view.sink == "drop" and (view.show == "weights" or view.rollout):
+    if view.sink == "drop" and view.show in _SUM_TO_ONE:
         rest = 1 - whole[:, :1]
         nothing = np.full_like(whole, np.nan)
         whole = np.divide(whole, rest, out=nothing, where=rest > np.finfo(np.float32).eps)
@@ -91,7 +91,7 @@ def chosen_cells(recording: Recording, view: MapView, *, layer: int, head: int) 
     seen = np.abs(numbers[~np.isnan(numbers)])
     most = 1.0 if view.show in _WITHIN_ONE else float(seen.max(initial=0.0))
     ink = Ink(
-        name="rollout" if view.rollout else MEASURES[view.show],
+        name=view.show if view.show == "rollout" else MEASURES[view.show],
         scale=view.scale,
         most=view.most or most or 1.0,
         signed=view.show in SIGNED,
@@ -103,8 +103,8 @@ def notes_of(view: MapView, cells: Cells) -> str:
     """What a reader must know of a view that is not the whole map as it is."""
     notes = []
     if view.sink == "drop":
-        renormalised = view.show == "weights" or view.rollout
-        notes.append("renormalised without key 0" if renormalised else "without key 0")
+        kept = "renormalised without" if view.show in _SUM_TO_ONE else "without"
+        notes.append(f"{kept} key 0")
     if view.queries != (None, None):
         notes.append(f"queries {_ends(cells.queries)}")
     if view.keys != (None, None):
@@ -143,7 +143,7 @@ def head_map(
     heading += f"{edge}{_key_numbers([cells.keys[start] for start in key_starts], cell)}{edge}"
     if beside:
         top = "top other key" if view.sink != "keep" else "top key"
-        heading += f" {top:<16}" + ("" if view.rollout else " H/nats")
+        heading += f" {top:<16}" + ("" if view.show == "rollout" else " H/nats")
     lines = [Text(heading, "dim")]
     entropies = row_entropy(attention_weights(one.only(head))[0])[slice(*view.queries)]
     drawn = draw_map(pooled, canvas, cells.ink, cell_width=cell)
@@ -156,7 +156,7 @@ def head_map(
         line += Text(edge) + row + Text(edge)
         if beside:
             line += Text(_beside(cells, start, stop, tokens, canvas))
-            line += Text("" if view.rollout else f" {entropies[start:stop].mean():4.2f}")
+            line += Text("" if view.show == "rollout" else f" {entropies[start:stop].mean():4.2f}")
             if cells.queries[stop - 1] >= trace.n_prompt:
                 line += Text(" <" if canvas.mode == "ascii" else " ◂", "bold")
         lines.append(line)
@@ -166,7 +166,7 @@ def head_map(
         title += f" · {factors[0]}x{factors[1]} {view.pool}-pooled"
         title += f", the last {_PINNED} queries alone" if factors[0] > 1 else ""
     footer = canvas.legend(cells.ink)
-    if not view.rollout and (
+    if view.show != "rollout" and (
         label := recording.found.label(trace.row_of(layer), trace.column_of(head))
     ):
         footer += f" · {label}"
@@ -178,7 +178,7 @@ def head_map(
 def _name(recording: Recording, view: MapView, layer: int, head: int) -> str:
     """What a map is of."""
     rows = rows_of(recording.trace)
-    if view.rollout:
+    if view.show == "rollout":
         return f"rollout through layers 0..{layer} · {rows}"
     one = recording.trace.layer(layer)
     return (
@@ -197,7 +197,7 @@ def _first_key(value: float, view: MapView, canvas: Canvas) -> str:
     """The first key's number in 13 cells, as a bar where it is a weight."""
     if math.isnan(value):
         return " " * 13
-    if view.show == "weights":
+    if view.show in _SUM_TO_ONE:
         return f"{draw_bar(value, canvas, 8):<8}{value:>4.0%} "
     return f"{value:>11.2f}  "
 

@@ -86,7 +86,7 @@ def attention_figure(
 
     Raises UsageError where matplotlib is not installed, or there are too many maps for a figure.
     """
-    if not view.rollout and len(layers) * len(heads) > _MOST_MAPS:
+    if view.show != "rollout" and len(layers) * len(heads) > _MOST_MAPS:
         raise UsageError(
             f"{len(layers) * len(heads)} maps are too many for a figure of at most {_MOST_MAPS}: "
             "choose with -l and -H"
@@ -94,7 +94,7 @@ def attention_figure(
     if view.sink == "split":
         view = replace(view, sink="keep")
     figure_class = _figure_class()
-    heads = [0] if view.rollout else heads
+    heads = [0] if view.show == "rollout" else heads
     n_columns = min(4, len(heads)) if len(layers) == 1 else len(heads)
     places = [(layer, head) for layer in layers for head in heads]
     n_rows = -(-len(places) // n_columns)
@@ -115,7 +115,9 @@ def attention_figure(
         image = ax.imshow(
             cells.numbers, norm=norm, cmap=colors, interpolation="nearest", extent=extent
         )
-        ax.set_title(f"layers 0-{layer}" if view.rollout else f"layer {layer} head {head}")
+        ax.set_title(
+            f"layers 0-{layer}" if view.show == "rollout" else f"layer {layer} head {head}"
+        )
         ax.set(xlabel="key", ylabel="query")
         if max(len(queries), len(keys)) <= _MOST_LABELS and len(places) <= 4:
             ax.set_xticks(keys, [tokens[key] for key in keys], rotation=90, parse_math=False)
