@@ -2,6 +2,7 @@
 
     python weights/train.py run TEXTS FOLDER            # Ctrl-C saves; the same command goes on
     python weights/train.py score TEXTS/valid.txt FOLDER
+    python weights/train.py loops FOLDER                # greedy stories, and how they repeat
 
 TEXTS holds train.txt and valid.txt, documents separated by a line `<|endoftext|>`. FOLDER becomes a
 Hugging Face folder of LLaMA type; FOLDER/run keeps the checkpoints and the curve.
@@ -11,14 +12,19 @@ Hugging Face folder of LLaMA type; FOLDER/run keeps the checkpoints and the curv
   not, from the checkpoint kept where its decay began.
 * Documents are shuffled anew each epoch, joined to one stream and cut into blocks of 1024 tokens,
   which are read as windows of 256, later of 512, at last whole: short windows are cheaper, long
-  ones teach what a context holds. Attention crosses the documents of a window.
+  ones teach what a context holds. Attention crosses the documents of a window. A share of the
+  blocks is moved to where a document begins: that is how a prompt looks.
 * A small share of the windows is no text: random tokens, repeated, where only the repeats count.
-  They are there so that an induction head forms within a few million tokens.
-* While the rate falls, a small share of the windows breaks off and repeats its last words to its
-  end, and what is learned of them is to believe each repetition half as much as the one before
-  (Xu et al. 2022, 2206.02369): greedy text shall not fall into a loop.
-* Matrix products in bf16, all else in f32. Step n draws its batch from (seed, n) alone: a resumed
-  run equals an unbroken one.
+  They are there so that an induction head forms within a few million tokens. They never begin with
+  `<|endoftext|>`: at 3 % with it, a prompt was taken for one of them, and text for a list to copy.
+* While the rate falls, a share of the windows is the model's own greedy text, made anew by kvgen
+  every 100 steps. All that is learned of it is to believe each repetition of five tokens half as
+  much as the one before, and the other words as much as they were believed the first time: greedy
+  text shall not fall into a loop. (After Xu et al. 2022, 2206.02369, and Welleck et al. 2019,
+  1908.04319. Books' text that was made to repeat itself taught this model nothing about its own
+  loops; losses that only say what shall not come drove it to odd words instead.)
+* Matrix products in bf16, all else in f32. Step n draws its batch from the seed, n, and the greedy
+  text, which a checkpoint keeps: a resumed run equals an unbroken one.
 """
 
 from __future__ import annotations
@@ -43,7 +49,15 @@ if TYPE_CHECKING:  # torch is imported by the functions that use it: `score` wor
 END = "<|endoftext|>"
 BLOCK = 1024  # tokens; the longest window
 CHUNK = 1024  # rows of logits at a time: f32 [1024, 4096] stays in the cache of a CPU
+SAVE_EVERY = 100  # steps
 TILE = 128  # queries that read the same keys in `attention`
+OPENINGS = (
+    "Once upon a time there was a little girl",
+    "The old man said to the fox",
+    "One morning the king called his three sons",
+    "Far away, in the middle of the forest,",
+    "The wind blew and the snow fell",
+)
 V, NORM_EPS, ROPE_THETA = 4096, 1e-5, 10000.0
 
 
@@ -57,16 +71,17 @@ class Plan:
     n_kv_heads: int = 2
     head_dim: int = 64  # the fastest in `attention`
     d_ff: int = 832
-    tokens: float = 25e6  # length of the run
+    tokens: float = 42e6  # length of the run
     batch: int = 8192  # tokens of a step
     muon_rate: float = 6e-3  # peak rate of the matrices, in AdamW's terms
     adam_rate: float = 6e-3  # peak rate of the embedding and the norms
     n_warm_up: int = 60  # steps
     decay_share: float = 0.4  # of the run
-    until_256: float = 10e6  # tokens read in windows of 256
-    until_512: float = 17e6  # tokens where windows of 1024 begin
-    repeat_share: float = 0.03  # of the windows: random tokens repeated
-    loop_share: float = 0.04  # of the windows during the decay: text that falls into a loop
+    until_256: float = 15e6  # tokens read in windows of 256
+    until_512: float = 30e6  # tokens where windows of 1024 begin
+    begin_share: float = 0.25  # of the blocks: begin with a document
+    repeat_share: float = 0.01  # of the windows: random tokens repeated
+    loop_share: float = 0.1  # of the windows during the decay: the model's own greedy text
     seed: int = 0
 
     @property
@@ -139,38 +154,78 @@ class Stream:
             rng = np.random.default_rng([self.plan.seed, 1, epoch])
             shuffled = rng.permutation(len(self.documents))
             self.ids = np.concatenate([self.documents[i] for i in shuffled])
-            self.order = rng.permutation(self.n_blocks)  # a batch shall hold many stories
+            self.begins = rng.permutation(self.n_blocks) * BLOCK  # a batch shall hold many stories
+            documents = np.cumsum([0, *(len(self.documents[i]) for i in shuffled)])
+            documents = documents[documents < len(self.ids) - BLOCK]
+            moved = rng.random(self.n_blocks) < self.plan.begin_share
+            moved &= self.begins <= documents[-1]
+            self.begins[moved] = documents[np.searchsorted(documents, self.begins[moved])]
             self.epoch = epoch
-        begin = self.order[index] * BLOCK
+        begin = self.begins[index]
         return self.ids[begin : begin + BLOCK + 1]
 
-    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Inputs, targets and periods, int64 [windows, window].
+    def batch(self, step: int, own: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
+        """Inputs, targets, copies and distances, int64 [windows, window]; `own` of `own_stories`.
 
-        A target of -1 does not count. A period p > 0 says that a target is the one p places before
-        once more, and is not to be believed.
+        Of the copies, 0 is a target to be learned, -1 one that does not count, and n > 0 the n-th
+        copy of what stands a distance before, and is not to be believed.
         """
         window, n_blocks = self.plan.window(step), self.plan.batch // BLOCK
         blocks = np.stack([self.block(step * n_blocks + i) for i in range(n_blocks)])
         inputs = blocks[:, :-1].reshape(-1, window).astype(np.int64)
         targets = blocks[:, 1:].reshape(-1, window).astype(np.int64)
+        copies, distances = np.zeros_like(targets), np.zeros_like(targets)
         rng = np.random.default_rng([self.plan.seed, 2, step])
         drawn = rng.random(len(inputs))
         for row in np.flatnonzero(drawn < self.plan.repeat_share):
             segment = rng.integers(1, V, rng.integers(10, window // 2 + 1))
-            targets[row] = np.resize(segment, window)
-            inputs[row] = np.concatenate([[0], targets[row, :-1]])
-            targets[row, : len(segment)] = -1  # nobody can guess the first copy
-        periods = np.zeros_like(targets)
-        share = self.plan.loop_share if step >= self.plan.decay_begin else 0.0
-        for row in np.flatnonzero(drawn >= 1 - share):
-            period, place = rng.integers(3, 49), np.arange(window)
-            end = rng.integers(window // 4, window // 2)
-            again = np.where(place < end, place, end - period + (place - end) % period)
-            targets[row] = targets[row, again]
-            inputs[row, 1:] = targets[row, :-1]
-            periods[row, end:] = period
-        return inputs, targets, periods
+            repeated = np.resize(segment, window + 1)
+            inputs[row], targets[row] = repeated[:-1], repeated[1:]
+            copies[row, : len(segment) - 1] = -1  # nobody can guess them the first time
+        if own is None:
+            return inputs, targets, copies, distances
+        for row in np.flatnonzero(drawn >= 1 - self.plan.loop_share):
+            begin = rng.integers(BLOCK // window) * window
+            ids = own[rng.integers(len(own)), begin : begin + window + 1]
+            inputs[row], targets[row] = ids[:-1], ids[1:]
+            copies[row], distances[row] = repetitions(targets[row])
+            copies[row, copies[row] == 0] = -1
+        return inputs, targets, copies, distances
+
+
+def repetitions(ids: np.ndarray, n: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """How often the n-gram that ends at each id has come before, and how far back it came first.
+
+    A story's end (id 0) makes everything new.
+    """
+    copies, distances = np.zeros_like(ids), np.zeros_like(ids)
+    places: dict[tuple[int, ...], list[int]] = {}
+    for i in range(n - 1, len(ids)):
+        places = {} if ids[i] == 0 else places
+        before = places.setdefault(tuple(ids[i - n + 1 : i + 1]), [])
+        copies[i], distances[i] = len(before), i - before[0] if before else 0
+        before.append(i)
+    return copies, distances
+
+
+def own_stories(
+    folder: Path, documents: list[np.ndarray], seed: list[int], n: int = 32
+) -> np.ndarray:
+    """What the model in `folder` writes greedily after documents' first words: [n, BLOCK + 1].
+
+    Stories of at most 256 tokens, joined.
+    """
+    import kvgen
+    from kvgen.sampling import SamplingOptions
+
+    model, rng, size = kvgen.load(folder), np.random.default_rng(seed), (n, BLOCK + 1)
+    ids: list[int] = []
+    while len(ids) < math.prod(size):
+        opening = documents[rng.integers(len(documents))][: rng.integers(4, 40)].tolist()
+        length = 256 - len(opening)
+        pieces = model.generate(opening, max_new_tokens=length, sampling=SamplingOptions())
+        ids += opening + [piece.token for piece in pieces if piece.token]
+    return np.array(ids[: math.prod(size)]).reshape(size)
 
 
 def initial_tensors(plan: Plan) -> dict[str, Tensor]:
@@ -237,7 +292,7 @@ def forward(tensors: dict[str, Tensor], ids: Tensor, plan: Plan) -> Tensor:
 
         y = rms_norm(x, tensors[f"model.layers.{layer}.input_layernorm.weight"])
         qkv = product(y, "self_attn.q", "self_attn.k", "self_attn.v")
-        q, k, v = qkv.unflatten(-1, (H + 2 * G, d)).split([H, G, G], 2)
+        q, k, v = torch.split(qkv.view(*ids.shape, H + 2 * G, d), [H, G, G], 2)
         k, v = (part.repeat_interleave(H // G, 2) for part in (rotated(k, cos, sin), v))
         q, k, v = (part.transpose(1, 2) for part in (rotated(q, cos, sin), k, v))  # [B, H, T, d]
         x = x + product(attention(q, k, v).transpose(1, 2).flatten(2), "self_attn.o")
@@ -248,32 +303,30 @@ def forward(tensors: dict[str, Tensor], ids: Tensor, plan: Plan) -> Tensor:
 
 
 def surprise(
-    hidden: Tensor, embedding: Tensor, targets: Tensor, periods: Tensor
+    hidden: Tensor, embedding: Tensor, targets: Tensor, copies: Tensor, distances: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The loss summed over targets [N] given hidden [N, D], and its gradient by the logits [N, V].
+    """The cross-entropy summed over targets [N], given hidden [N, D]; its gradient by the logits.
 
-    -ln p; where there is a period, -ln(1 - |p - p'/2|) with p' the probability one period before.
+    The goal at an n-th copy is what is predicted where it came first, the copy itself 2^n times
+    less: other words are to come as they would have come there.
     """
     import torch
 
     logits = (hidden @ embedding.T).float()
     logprobs = logits - logits.logsumexp(1, keepdim=True)
-    hit = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
-    nats = -(logprobs * hit).sum(1)
-    p = (-nats).exp()
-    before = p[torch.arange(len(p), device=p.device) - periods]
-    gap = p - before / 2
-    rest = (1 - gap.abs()).clamp(min=1e-3)
-    loops = periods > 0
-    # Either loss moves the logits along p(each token) - hit, by its derivative by -ln p.
-    along = torch.where(loops, -gap.sign() / rest * p, (targets >= 0).float())
-    d_logits = (logprobs.exp() - hit.float()) * along[:, None]
-    return torch.where(loops, -rest.log(), nats).sum(), d_logits.bfloat16()
+    p = logprobs.exp()
+    hit = (torch.arange(logits.shape[1], device=logits.device) == targets[:, None]).float()
+    first = p[torch.arange(len(p), device=p.device) - distances]
+    damped = first * (1 - hit * (1 - 0.5**copies)[:, None])
+    goal = torch.where((copies > 0)[:, None], damped / damped.sum(1, keepdim=True), hit)
+    counted = (copies >= 0).float()
+    d_logits = (p - goal) * counted[:, None]
+    return -((goal * logprobs).sum(1) * counted).sum(), d_logits.bfloat16()
 
 
 def learn(
     tensors: dict[str, Tensor],
-    batch: tuple[Tensor, Tensor, Tensor],
+    batch: tuple[Tensor, ...],
     compiled: list[Callable[..., Any]],
 ) -> float:
     """Mean loss of the targets; its gradient is put into the tensors.
@@ -283,18 +336,19 @@ def learn(
     """
     import torch
 
-    (inputs, targets, periods), (forward, surprise) = batch, compiled
+    (inputs, targets, copies, distances), (forward, surprise) = batch, compiled
     states, table = forward(tensors, inputs), tensors["model.embed_tokens.weight"]
     hidden, embedding = states.detach().flatten(0, 1), table.detach().bfloat16()
-    targets, periods = targets.flatten(), periods.flatten()
-    nats, n_counted = torch.zeros((), device=table.device), int((targets >= 0).sum())
+    goals = [goal.flatten() for goal in (targets, copies, distances)]
+    nats, n_counted = torch.zeros((), device=table.device), int((copies >= 0).sum())
     d_hidden, d_table = torch.empty_like(hidden), torch.zeros_like(table)
     for chunk in (slice(i, i + CHUNK) for i in range(0, len(hidden), CHUNK)):
-        chunk_nats, d_logits = surprise(hidden[chunk], embedding, targets[chunk], periods[chunk])
+        chunk_nats, d_logits = surprise(hidden[chunk], embedding, *(goal[chunk] for goal in goals))
         nats += chunk_nats
         d_hidden[chunk] = d_logits @ embedding
         d_table += d_logits.T @ hidden[chunk]
     states.backward((d_hidden / n_counted).view_as(states))
+    assert table.grad is not None  # of the inputs
     table.grad += d_table / n_counted
     return nats.item() / n_counted
 
@@ -308,6 +362,7 @@ class Run:
         self.folder, self.plan, self.step, self.decays = folder, plan, 0, False
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.curve: list[dict[str, float]] = []
+        self.own: np.ndarray | None = None  # what the model wrote, once its rate falls
         tensors = {name: tensor.to(self.device) for name, tensor in initial_tensors(plan).items()}
         self.tensors = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
         matrices = [tensor for name, tensor in tensors.items() if name.endswith("_proj.weight")]
@@ -325,8 +380,8 @@ class Run:
         """Make one step; mean nats of its targets."""
         import torch
 
-        inputs, targets, periods = (torch.from_numpy(part).to(self.device) for part in batch)
-        nats = learn(self.tensors, (inputs, targets, periods), compiled)
+        on_device = tuple(torch.from_numpy(part).to(self.device) for part in batch)
+        nats = learn(self.tensors, on_device, compiled)
         for optimiser, peak in self.optimisers.values():
             for group in optimiser.param_groups:
                 group["lr"] = peak * self.plan.rate(self.step)
@@ -338,8 +393,8 @@ class Run:
     def save(self, name: str) -> None:
         """Write the checkpoint FOLDER/run/`name` and the model; a broken write harms neither."""
         import torch
-        from safetensors.torch import save_file
 
+        self.save_model()
         run, new = self.folder / "run", self.folder / "run" / "new"
         tensors = {name: tensor.detach() for name, tensor in self.tensors.items()}
         state = {
@@ -347,15 +402,21 @@ class Run:
             "n_steps": self.plan.n_steps,
             "decays": self.decays,
             "curve": self.curve,
+            "own": None if self.own is None else torch.from_numpy(self.own),
             "tensors": tensors,
             "optimisers": [each.state_dict() for each, _ in self.optimisers.values()],
         }
         torch.save(state, new)
         new.replace(run / name)
         (run / "curve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in self.curve))
+
+    def save_model(self) -> None:
+        from safetensors.torch import save_file
+
         for file, settings in described(self.plan).items():
             (self.folder / file).write_text(json.dumps(settings, indent=2) + "\n")
-        rounded = {name: tensor.bfloat16().cpu() for name, tensor in tensors.items()}
+        rounded = {name: each.detach().bfloat16().cpu() for name, each in self.tensors.items()}
+        new = self.folder / "run" / "new"
         save_file(rounded, new, metadata={"format": "pt"})
         new.replace(self.folder / "model.safetensors")
 
@@ -370,6 +431,7 @@ class Run:
         if state["decays"] and state["n_steps"] != self.plan.n_steps:
             state = torch.load(stable, map_location=self.device)
         self.step, self.decays, self.curve = (state[key] for key in ("step", "decays", "curve"))
+        self.own = None if state["own"] is None else state["own"].cpu().numpy()
         for name, tensor in self.tensors.items():
             tensor.data.copy_(state["tensors"][name])
         for (optimiser, _), kept in zip(self.optimisers.values(), state["optimisers"], strict=True):
@@ -417,29 +479,49 @@ def described(plan: Plan) -> dict[str, dict[str, Any]]:
     }
 
 
+def logits_by_transformers(folder: Path | str) -> Callable[[list[int]], np.ndarray]:
+    """What makes logits [T, V] of T ids, by the reference implementation in f32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+    def logits(ids: list[int]) -> np.ndarray:
+        with torch.no_grad():
+            of_all: np.ndarray = model(torch.tensor([ids])).logits[0].numpy()
+        return of_all
+
+    return logits
+
+
 def measured(
     folder: Path | str | None,
     documents: list[str],
     *,
     window: int,
     tokens: int | None = None,
+    reference: bool = False,
     **dtypes: Any,
 ) -> tuple[float, float]:
-    """Bits per byte and nats per token of the first tokens, by kvgen.
+    """Bits per byte and nats per token of the first tokens, by kvgen or by `transformers`.
 
     Documents are joined and read in windows without overlap; every token but the first is
     predicted. A document's end counts as one byte.
     """
     import kvgen
+    from kvgen.model import default_model
 
     model = kvgen.load(folder, **dtypes)
     assert model.tokenizer is not None
+    logits_of: Callable[[list[int]], np.ndarray] = partial(model.logits, cache=False)
+    if reference:
+        logits_of = logits_by_transformers(folder or default_model())
     ids = [token for text in documents for token in model.tokenizer.encode(text)]
     bytes_per_token = sum(len(text.encode()) + 1 for text in documents) / len(ids)
     ids, nats = ids[:tokens], 0.0
     for begin in range(0, len(ids) - 1, window):
         targets = ids[begin + 1 : begin + window + 1]
-        logits = model.logits(ids[begin : begin + len(targets)], cache=False).astype(np.float64)
+        logits = logits_of(ids[begin : begin + len(targets)]).astype(np.float64)
         nats += (np.log(np.exp(logits).sum(-1)) - logits[range(len(targets)), targets]).sum()
     per_token = nats / (len(ids) - 1)
     return float(per_token / math.log(2) / bytes_per_token), float(per_token)
@@ -453,9 +535,15 @@ def plan_options(command: Any) -> Any:
     return command
 
 
-@click.group(help="Train a small model; measure models in bits per byte.")
+def repeated_share(tokens: list[int], n: int = 8) -> float:
+    """Share of the n-grams that were there before: `repeated_share([1, 2, 1, 2], 2)` is 1/3."""
+    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+@click.group(help="Train a small model; measure models in bits per byte; see whether they loop.")
 def main() -> None:
-    """Two commands: `run` and `score`."""
+    """Three commands: `run`, `score` and `loops`."""
 
 
 @main.command()
@@ -496,7 +584,12 @@ def run(texts: Path, folder: Path, minutes: float, eager: bool, **chosen: Any) -
             state.save("stable.pt")
             state.decays = True
         window = plan.window(state.step)
-        losses.append(state.advance(stream.batch(state.step), parts))
+        losses.append(state.advance(stream.batch(state.step, state.own), parts))
+        if state.step % SAVE_EVERY == 0:
+            state.save_model()
+            if state.decays:
+                state.own = own_stories(folder, stream.documents, [plan.seed, 3, state.step])
+            state.save("last.pt")
         if state.step % 20 == 0:
             speed = len(losses) * plan.batch / (perf_counter() - noted)
             row: dict[str, float] = {
@@ -506,8 +599,6 @@ def run(texts: Path, folder: Path, minutes: float, eager: bool, **chosen: Any) -
                 "nats": float(np.mean(losses)),
                 "tokens_per_second": speed,
             }
-            if state.step % 100 == 0:
-                state.save("last.pt")
             if state.step % 400 == 0:
                 row["bits_per_byte"], _ = measured(folder, held_out, window=window, tokens=65536)
             state.curve.append(row)
@@ -526,11 +617,27 @@ def run(texts: Path, folder: Path, minutes: float, eager: bool, **chosen: Any) -
 @click.option("--dtype", default="auto", show_default=True, help="Of the weights, as in kvgen.")
 @click.option("--cache-dtype", default="auto", show_default=True, help="Of keys and values.")
 @click.option("--window", default=BLOCK, show_default=True, help="Tokens, without overlap.")
-def score(text: Path, folder: str | None, window: int, **dtypes: str) -> None:
+@click.option("--transformers", "reference", is_flag=True, help="Run it by `transformers` in f32.")
+def score(text: Path, folder: str | None, **options: Any) -> None:
     """Bits per byte and nats per token of TEXT by any model that kvgen runs."""
-    documents = documents_in(text)
-    per_byte, per_token = measured(folder, documents, window=window, **dtypes)
+    per_byte, per_token = measured(folder, documents_in(text), **options)
     click.echo(f"{per_byte:.4f} bits/byte, {per_token:.4f} nats/token")
+
+
+@main.command()
+@click.argument("folder", required=False)
+@click.option("--tokens", default=200, show_default=True, help="Length of each story.")
+def loops(folder: str | None, tokens: int) -> None:
+    """Greedy stories from five openings, and the share of their 8-grams that come again."""
+    import kvgen
+    from kvgen.sampling import SamplingOptions
+
+    model = kvgen.load(folder)
+    for opening in OPENINGS:
+        pieces = list(model.generate(opening, max_new_tokens=tokens, sampling=SamplingOptions()))
+        click.echo(opening + "".join(piece.text for piece in pieces))
+        repeated = repeated_share([piece.token for piece in pieces])
+        click.echo(f"[{len(pieces)} tokens, {repeated:.1%} of the 8-grams repeated]\n")
 
 
 if __name__ == "__main__":
