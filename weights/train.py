@@ -17,10 +17,11 @@ Hugging Face folder of LLaMA type; FOLDER/run keeps the checkpoints and the curv
 * A small share of the windows is no text: random tokens, repeated, where only the repeats count.
   They are there so that an induction head forms within a few million tokens. They never begin with
   `<|endoftext|>`: at 3 % with it, a prompt was taken for one of them, and text for a list to copy.
-* While the rate falls, a share of the windows is the model's own greedy text, made anew by kvgen
-  every 100 steps. All that is learned of it is to believe each repetition of five tokens half as
-  much as the one before, and the other words as much as they were believed the first time: greedy
-  text shall not fall into a loop. (After Xu et al. 2022, 2206.02369, and Welleck et al. 2019,
+* While the rate falls, a share of the windows is the model's own greedy text; kvgen writes some
+  more every 100 steps, and all is kept: a model that sees its newest loops only goes back to old
+  ones. All that is learned of it is to believe each repetition of five tokens a tenth as much as
+  the one before, and the other words as much as they were believed the first time: greedy text
+  shall not fall into a loop. (After Xu et al. 2022, 2206.02369, and Welleck et al. 2019,
   1908.04319. Books' text that was made to repeat itself taught this model nothing about its own
   loops; losses that only say what shall not come drove it to odd words instead.)
 * Matrix products in bf16, all else in f32. Step n draws its batch from the seed, n, and the greedy
@@ -50,6 +51,7 @@ END = "<|endoftext|>"
 BLOCK = 1024  # tokens; the longest window
 CHUNK = 1024  # rows of logits at a time: f32 [1024, 4096] stays in the cache of a CPU
 SAVE_EVERY = 100  # steps
+BELIEF = 0.1  # in a repetition, as a share of the one before it
 TILE = 128  # queries that read the same keys in `attention`
 OPENINGS = (
     "Once upon a time there was a little girl",
@@ -71,7 +73,7 @@ class Plan:
     n_kv_heads: int = 2
     head_dim: int = 64  # the fastest in `attention`
     d_ff: int = 832
-    tokens: float = 42e6  # length of the run
+    tokens: float = 52e6  # length of the run
     batch: int = 8192  # tokens of a step
     muon_rate: float = 6e-3  # peak rate of the matrices, in AdamW's terms
     adam_rate: float = 6e-3  # peak rate of the embedding and the norms
@@ -81,7 +83,7 @@ class Plan:
     until_512: float = 30e6  # tokens where windows of 1024 begin
     begin_share: float = 0.25  # of the blocks: begin with a document
     repeat_share: float = 0.01  # of the windows: random tokens repeated
-    loop_share: float = 0.1  # of the windows during the decay: the model's own greedy text
+    loop_share: float = 0.3  # of the windows during the decay: the model's own greedy text
     seed: int = 0
 
     @property
@@ -307,7 +309,7 @@ def surprise(
 ) -> tuple[Tensor, Tensor]:
     """The cross-entropy summed over targets [N], given hidden [N, D]; its gradient by the logits.
 
-    The goal at an n-th copy is what is predicted where it came first, the copy itself 2^n times
+    The goal at an n-th copy is what is predicted where it came first, the copy itself 10^n times
     less: other words are to come as they would have come there.
     """
     import torch
@@ -317,7 +319,7 @@ def surprise(
     p = logprobs.exp()
     hit = (torch.arange(logits.shape[1], device=logits.device) == targets[:, None]).float()
     first = p[torch.arange(len(p), device=p.device) - distances]
-    damped = first * (1 - hit * (1 - 0.5**copies)[:, None])
+    damped = first * (1 - hit * (1 - BELIEF**copies)[:, None])
     goal = torch.where((copies > 0)[:, None], damped / damped.sum(1, keepdim=True), hit)
     counted = (copies >= 0).float()
     d_logits = (p - goal) * counted[:, None]
@@ -362,7 +364,7 @@ class Run:
         self.folder, self.plan, self.step, self.decays = folder, plan, 0, False
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.curve: list[dict[str, float]] = []
-        self.own: np.ndarray | None = None  # what the model wrote, once its rate falls
+        self.own: np.ndarray | None = None  # all that the model wrote since its rate falls
         tensors = {name: tensor.to(self.device) for name, tensor in initial_tensors(plan).items()}
         self.tensors = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
         matrices = [tensor for name, tensor in tensors.items() if name.endswith("_proj.weight")]
@@ -588,7 +590,8 @@ def run(texts: Path, folder: Path, minutes: float, eager: bool, **chosen: Any) -
         if state.step % SAVE_EVERY == 0:
             state.save_model()
             if state.decays:
-                state.own = own_stories(folder, stream.documents, [plan.seed, 3, state.step])
+                new = own_stories(folder, stream.documents, [plan.seed, 3, state.step])
+                state.own = new if state.own is None else np.concatenate([state.own, new])
             state.save("last.pt")
         if state.step % 20 == 0:
             speed = len(losses) * plan.batch / (perf_counter() - noted)
