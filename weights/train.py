@@ -73,17 +73,17 @@ class Plan:
     n_kv_heads: int = 2
     head_dim: int = 64  # the fastest in `attention`
     d_ff: int = 832
-    tokens: float = 52e6  # length of the run
+    tokens: float = 60e6  # length of the run
     batch: int = 8192  # tokens of a step
     muon_rate: float = 6e-3  # peak rate of the matrices, in AdamW's terms
     adam_rate: float = 6e-3  # peak rate of the embedding and the norms
     n_warm_up: int = 60  # steps
-    decay_share: float = 0.4  # of the run
+    decay_share: float = 0.5  # of the run
     until_256: float = 15e6  # tokens read in windows of 256
     until_512: float = 30e6  # tokens where windows of 1024 begin
     begin_share: float = 0.25  # of the blocks: begin with a document
     repeat_share: float = 0.01  # of the windows: random tokens repeated
-    loop_share: float = 0.3  # of the windows during the decay: the model's own greedy text
+    loop_share: float = 0.35  # of the windows during the decay: the model's own greedy text
     seed: int = 0
 
     @property
@@ -468,8 +468,8 @@ def described(plan: Plan) -> dict[str, dict[str, Any]]:
             "bos_token_id": 0,
             "eos_token_id": 0,
             "do_sample": True,
-            "temperature": 0.8,
-            "top_p": 0.95,
+            "temperature": 0.7,
+            "top_p": 0.9,
         },
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
