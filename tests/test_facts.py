@@ -77,12 +77,12 @@ def test_the_default_model_by_hand() -> None:
         "folder": str(folder),
         "family": "llama",
         "parameters": n_numbers,
-        "layers": 8,
-        "heads": 8,
-        "kv_heads": 4,
-        "head_dim": 40,
+        "layers": 7,
+        "heads": 4,
+        "kv_heads": 2,
+        "head_dim": 64,
         "width": 320,
-        "ff": 864,
+        "ff": 832,
         "vocabulary": 4096,
         "context": 1024,
         "tied": True,
@@ -92,32 +92,32 @@ def test_the_default_model_by_hand() -> None:
         "activation": "silu",
         "parallel_residual": False,
         "qk_norm": None,
-        "attention_scales": [pytest.approx(40**-0.5)] * 8,
+        "attention_scales": [64**-0.5] * 7,
         "attention_softcap": None,
         "logit_softcap": None,
-        "rope": [{"layers": list(range(8)), "kind": "default", "theta": 10000.0, "dim": 40}],
+        "rope": [{"layers": list(range(7)), "kind": "default", "theta": 10000.0, "dim": 64}],
         "windows": [],
         "dtype": "bf16",
         "stored_bytes": {"BF16": n_bytes},
         "file_bytes": (folder / "model.safetensors").stat().st_size,
         "weight_bytes": n_bytes - norms,
         "cache_dtype": "f16",
-        "kv_bytes_per_token": 2 * 8 * 4 * 40 * 2,
-        "kv_bytes": 2 * 8 * 4 * 40 * 2 * 1024,
-        "kv_sharing": [[0, 1], [2, 3], [4, 5], [6, 7]],
+        "kv_bytes_per_token": 2 * 7 * 2 * 64 * 2,
+        "kv_bytes": 2 * 7 * 2 * 64 * 2 * 1024,
+        "kv_sharing": [[0, 1], [2, 3]],
         "tokenizer": {
             "kind": "BPE", "tokens": 4096, "start": "<|endoftext|>", "end": "<|endoftext|>",
         },
         "chat_template": False,
         "stop_ids": [0],
-        "sampling": "top-p 0.95 > temperature 0.8",
+        "sampling": "top-p 0.9 > temperature 0.7",
         "notes": [],
         "ignored_keys": facts["ignored_keys"],
         "version": facts["version"],
     }  # fmt: skip
-    C, F, V, D = 320, 864, 4096, 40
-    layer = C * 8 * D * 2 + C * 4 * D * 2 + 3 * C * F + 2 * C
-    assert n_numbers == V * C + 8 * layer + C == 10_409_280
+    C, F, V, D = 320, 832, 4096, 64
+    layer = C * 4 * D * 2 + C * 2 * D * 2 + 3 * C * F + 2 * C
+    assert n_numbers == V * C + 7 * layer + C == 8_626_880
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -411,7 +411,7 @@ def _cut(folder: Path) -> None:
         (_cut, "is truncated (1,000 bytes)"),
         (lambda folder: (folder / "config.json").write_text("{"), "is not valid JSON"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "is not a usable tokenizer"),
-        (lambda folder: change(folder, "config.json", num_hidden_layers=9), "layers.8."),
+        (lambda folder: change(folder, "config.json", num_hidden_layers=8), "layers.7."),
         (lambda folder: change(folder, "config.json", hidden_size=160), "has shape"),
         (lambda folder: change(folder, "config.json", sliding_windows=3), "is not understood"),
         (lambda folder: change(folder, "generation_config.json", top_p=7), "top-p is 7"),

@@ -144,7 +144,7 @@ def _text(model: Model, *, stop: Sequence[str]) -> str:
 
 
 def test_the_default_model_samples_as_it_recommends(storyteller: Model) -> None:
-    assert storyteller.sampling == SamplingOptions(temperature=0.8, top_p=0.95)
+    assert storyteller.sampling == SamplingOptions(temperature=0.7, top_p=0.9)
     one, again, other = (
         [piece.token for piece in storyteller.generate("Once", max_new_tokens=12, seed=seed)]
         for seed in (1, 1, 2)

@@ -3,7 +3,7 @@
     python -m tests.golden.make_golden [NAME ...]
 
 For every tiny model: the logits of 200 random ids. For the default model: logits at every tenth
-of 200 positions, and the greedy continuation of one prompt.
+of 200 positions, and the greedy continuations of five openings.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import transformers
 
 from tests import tiny
 from tests.configs import CONFIGS, LENGTH_DEPENDENT
+from tests.test_train import train
 
 FOLDER = Path(__file__).parent
 STORYTELLER = FOLDER.parents[1] / "weights" / "storyteller"
-OPENING = "Once upon a time there was a little girl who lived in the forest."
 N_IDS = 200
 
 
@@ -82,23 +82,24 @@ def make_tiny(names: list[str]) -> None:
 
 
 def make_storyteller() -> None:
-    """The default model: logits on fixed random ids, and one greedy text."""
+    """The default model: logits on fixed random ids, and five greedy texts of 200 tokens."""
     model = _load(STORYTELLER)
     tokenizer = transformers.AutoTokenizer.from_pretrained(STORYTELLER)
     ids = [0, *tiny.make_ids(N_IDS - 1, vocab_size=model.config.vocab_size)]
-    prompt = tokenizer(OPENING, return_tensors="pt")
-    greedy = model.generate(
-        **prompt, max_new_tokens=100, do_sample=False, temperature=None, top_p=None
-    )[0]
+    prompts = [tokenizer(opening)["input_ids"] for opening in train.OPENINGS]
+    greedy = np.zeros((len(prompts), N_IDS), int)  # a text that ends is filled up with the end, 0
+    for row, prompt in zip(greedy, prompts, strict=True):
+        tokens = model.generate(
+            torch.tensor([prompt]), max_new_tokens=N_IDS, do_sample=False, pad_token_id=0
+        )[0, len(prompt) :]
+        row[: len(tokens)] = tokens
     np.savez_compressed(
         FOLDER / "storyteller.npz",
         ids=ids,
         logits=_logits(model, ids)[::10],
-        prompt_ids=prompt["input_ids"][0].numpy(),
-        greedy_ids=greedy[prompt["input_ids"].shape[1] :].numpy(),
-        greedy_text=tokenizer.decode(
-            greedy[prompt["input_ids"].shape[1] :], skip_special_tokens=True
-        ),
+        openings=train.OPENINGS,
+        greedy_ids=greedy,
+        greedy_texts=[tokenizer.decode(row, skip_special_tokens=True) for row in greedy],
         versions=_versions(),
     )
 
