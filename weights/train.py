@@ -18,9 +18,9 @@ Hugging Face folder of LLaMA type; FOLDER/run keeps the checkpoints and the curv
   They are there so that an induction head forms within a few million tokens. They never begin with
   `<|endoftext|>`: at 3 % with it, a prompt was taken for one of them, and text for a list to copy.
 * While the rate falls, a share of the windows is the model's own greedy text; kvgen writes some
-  more every 100 steps, and all is kept: a model that sees its newest loops only goes back to old
-  ones. All that is learned of it is to believe each repetition of five tokens a tenth as much as
-  the one before, and the other words as much as they were believed the first time: greedy text
+  more every 100 steps, and all is kept: a model that sees only its newest loops goes back to the
+  old ones. All that is learned of it is to believe each repetition of five tokens a tenth as much
+  as the one before, and the other words as much as they were believed the first time: greedy text
   shall not fall into a loop. (After Xu et al. 2022, 2206.02369, and Welleck et al. 2019,
   1908.04319. Books' text that was made to repeat itself taught this model nothing about its own
   loops; losses that only say what shall not come drove it to odd words instead.)
@@ -61,6 +61,7 @@ OPENINGS = (
     "The wind blew and the snow fell",
 )
 V, NORM_EPS, ROPE_THETA = 4096, 1e-5, 10000.0
+NO_TEXT = np.empty((0, BLOCK + 1), np.int64)
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class Stream:
         begin = self.begins[index]
         return self.ids[begin : begin + BLOCK + 1]
 
-    def batch(self, step: int, own: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
+    def batch(self, step: int, own: np.ndarray = NO_TEXT) -> tuple[np.ndarray, ...]:
         """Inputs, targets, copies and distances, int64 [windows, window]; `own` of `own_stories`.
 
         Of the copies, 0 is a target to be learned, -1 one that does not count, and n > 0 the n-th
@@ -184,7 +185,7 @@ class Stream:
             repeated = np.resize(segment, window + 1)
             inputs[row], targets[row] = repeated[:-1], repeated[1:]
             copies[row, : len(segment) - 1] = -1  # nobody can guess them the first time
-        if own is None:
+        if not len(own):
             return inputs, targets, copies, distances
         for row in np.flatnonzero(drawn >= 1 - self.plan.loop_share):
             begin = rng.integers(BLOCK // window) * window
@@ -309,8 +310,8 @@ def surprise(
 ) -> tuple[Tensor, Tensor]:
     """The cross-entropy summed over targets [N], given hidden [N, D]; its gradient by the logits.
 
-    The goal at an n-th copy is what is predicted where it came first, the copy itself 10^n times
-    less: other words are to come as they would have come there.
+    The goal at an n-th copy is what is predicted where it came first, the copy itself times
+    BELIEF^n: other words are to come as they would have come there.
     """
     import torch
 
@@ -364,7 +365,7 @@ class Run:
         self.folder, self.plan, self.step, self.decays = folder, plan, 0, False
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.curve: list[dict[str, float]] = []
-        self.own: np.ndarray | None = None  # all that the model wrote since its rate falls
+        self.own = NO_TEXT  # all that the model wrote since its rate falls
         tensors = {name: tensor.to(self.device) for name, tensor in initial_tensors(plan).items()}
         self.tensors = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
         matrices = [tensor for name, tensor in tensors.items() if name.endswith("_proj.weight")]
@@ -404,7 +405,7 @@ class Run:
             "n_steps": self.plan.n_steps,
             "decays": self.decays,
             "curve": self.curve,
-            "own": None if self.own is None else torch.from_numpy(self.own),
+            "own": torch.from_numpy(self.own),
             "tensors": tensors,
             "optimisers": [each.state_dict() for each, _ in self.optimisers.values()],
         }
@@ -433,7 +434,7 @@ class Run:
         if state["decays"] and state["n_steps"] != self.plan.n_steps:
             state = torch.load(stable, map_location=self.device)
         self.step, self.decays, self.curve = (state[key] for key in ("step", "decays", "curve"))
-        self.own = None if state["own"] is None else state["own"].cpu().numpy()
+        self.own = state["own"].cpu().numpy()
         for name, tensor in self.tensors.items():
             tensor.data.copy_(state["tensors"][name])
         for (optimiser, _), kept in zip(self.optimisers.values(), state["optimisers"], strict=True):
@@ -588,10 +589,10 @@ def run(texts: Path, folder: Path, minutes: float, eager: bool, **chosen: Any) -
         window = plan.window(state.step)
         losses.append(state.advance(stream.batch(state.step, state.own), parts))
         if state.step % SAVE_EVERY == 0:
-            state.save_model()
             if state.decays:
+                state.save_model()  # it writes the text
                 new = own_stories(folder, stream.documents, [plan.seed, 3, state.step])
-                state.own = new if state.own is None else np.concatenate([state.own, new])
+                state.own = np.concatenate([state.own, new])
             state.save("last.pt")
         if state.step % 20 == 0:
             speed = len(losses) * plan.batch / (perf_counter() - noted)
