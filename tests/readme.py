@@ -48,8 +48,12 @@ def run(command: str) -> str:
 
 def masked(output: str, command: str) -> str:
     """The output with what differs from run to run taken out: durations, rates, rounding, CPU."""
+    # A CPU's name may take a second line; a busy or slow machine is told how long it will take.
+    output = re.sub(r"(threads?) · .*(\n(?!prompt).*)?(?=\nprompt: )", r"\1", output)
     lines = []
     for line in output.splitlines():
+        if line.endswith("make it shorter"):
+            continue
         timed = r"load|prefill +\d|decode +\d|cache +o"
         if " bench" in command:
             timed += r"|pp\d|tg\d| +[\d,]+ +[\d.]+ |this machine|last step|without the cache, dec"
@@ -60,7 +64,6 @@ def masked(output: str, command: str) -> str:
         if " bench" in command:  # columns move with the width of the figures in them
             line = re.sub(r" +", " ", line)
         line = re.sub(r"\d(\.\d)?e[-+]\d\d", "#", line)
-        line = re.sub(r"(threads?) · .*", r"\1", line)
         line = re.sub(r"passes 100 ms/token .*|stays below .*", "#", line)
         lines.append(line.rstrip())
     return "\n".join(lines)
