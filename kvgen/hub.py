@@ -24,11 +24,13 @@ _WANTED = (
     "config.json",
     "generation_config.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
 )
+_TEMPLATES = "additional_chat_templates/"
 # What a tokenizer can be made from, the best first; each needs the files of its row.
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))
-_ADDED = "added_tokens.json"  # may go with merges.txt
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -99,8 +101,6 @@ class _Repository:
         files = {file.rfilename for file in listed.siblings or ()}
         names = [name for name in _WANTED if name in files]
         names += next((row for row in _TOKENIZERS if files.issuperset(row)), ())
-        if "merges.txt" in names and _ADDED in files:
-            names.append(_ADDED)
         if WEIGHTS in files:
             names.append(WEIGHTS)
         elif INDEX in files:
@@ -113,6 +113,9 @@ class _Repository:
         if "config.json" not in files:
             raise CheckpointError(f"{self.label}: config.json is missing")
         find(read_json(self._file("config.json", snapshot)))  # before anything large is fetched
+        for name in sorted(files):
+            if name.startswith(_TEMPLATES) and name.endswith(".jinja"):
+                self._file(name, snapshot)
         folders = {self._file(name, snapshot).parent for name in names}
         if len(folders) != 1:
             raise KvgenError(f"{self.label} has just changed on the Hub; run the command again")

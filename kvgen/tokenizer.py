@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,24 @@ import tokenizers
 from tokenizers import decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
+from kvgen.added_tokens import add_listed, add_named, merge_settings, named_tokens
+from kvgen.checkpoint import read_json
 from kvgen.errors import CheckpointError, UsageError
+from kvgen.stream import TextStream
 
 FILE = "tokenizer.json"
 _MERGES = ("vocab.json", "merges.txt")
-_ADDED = "added_tokens.json"
-# The classes that read these two files, and what <|endoftext|> is to each unless the settings say
-# otherwise (transformers, tokenization_gpt2.py and its like).
-_CLASSES = {
+# Classes of transformers that make their own word rules, and what <|endoftext|> is to each unless
+# the settings say otherwise (tokenization_gpt2.py and its like).
+_END = "<|endoftext|>"
+_OWN_RULES = {
     "GPT2Tokenizer": ("bos_token", "eos_token", "unk_token"),
     "CodeGenTokenizer": ("bos_token", "eos_token", "unk_token"),
     "Qwen2Tokenizer": ("eos_token", "pad_token", "unk_token"),
+    "GPTNeoXTokenizer": ("bos_token", "eos_token", "unk_token"),
+    "CohereTokenizer": (),
 }
+_FROM_MERGES = ("GPT2Tokenizer", "CodeGenTokenizer", "Qwen2Tokenizer")  # known word rules
 # How Qwen's tokenizer cuts a text before merging (transformers, tokenization_qwen2.py).
 _QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -32,27 +38,45 @@ _QWEN2_WORDS = (
 
 
 class Tokenizer:
-    """A checkpoint's tokenizer, with what tokenizer_config.json adds to it.
+    """A checkpoint's tokenizer, with what its other files add to tokenizer.json.
 
     Made by `open_tokenizer`.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> None:
-        """Raises ValueError where there are no tokens."""
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        settings: Mapping[str, Any],
+        *,
+        kind: str = "",
+        add_eos: bool = False,
+    ) -> None:
+        """`settings` as `merge_settings` gives them; `kind` is the class in transformers.
+
+        With `add_eos` every text ends with the end token. Raises ValueError where there are no
+        tokens, CheckpointError where settings are broken.
+        """
         self._tokenizer = tokenizer
-        self.eos_id = self._special_id(settings.get("eos_token"))
-        self._bos_id = self._special_id(settings.get("bos_token"))
+        self.named = named_tokens(settings)  # bos_token, eos_token, ...: their texts
+        self.notes = add_listed(tokenizer, settings)
+        # A start token that only its name makes known has no embedding.
+        self._bos_id = self._id(self.named.get("bos_token"))
+        add_named(tokenizer, settings, kind=kind)
+        self.eos_id = self._id(self.named.get("eos_token"))
         # Ids run from 0 to n_tokens - 1; the embedding may have more rows.
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         self.n_tokens = max(vocabulary.values(), default=-1) + 1
         if not self.n_tokens:
             raise ValueError("it has no tokens")
         # Files saved in training may pad or cut; a prompt is neither padded nor cut.
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._mark_special(settings)
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = settings.get("split_special_tokens") is True
         self._add_bos = settings.get("add_bos_token") is True
-        self._byte_level = "ByteLevel" in repr(self._tokenizer.decoder)
+        self._add_eos = add_eos
+        self._byte_level = "ByteLevel" in repr(tokenizer.decoder)
+        added = tokenizer.get_added_tokens_decoder()
+        self._special = {number: each.content for number, each in added.items() if each.special}
 
     @property
     def kind(self) -> str:
@@ -83,6 +107,8 @@ class Tokenizer:
             and ids[:1] != [self._bos_id]
         ):
             ids.insert(0, self._bos_id)
+        if special_tokens and self._add_eos and self.eos_id is not None:
+            ids.append(self.eos_id)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -111,42 +137,59 @@ class Tokenizer:
         return [token for token, one in zip(ids, encoded, strict=True) if one.ids == [token]]
 
     def stream(self, prompt_ids: Sequence[int], *, stops: Sequence[str] = ()) -> TextStream:
-        """A stream for the text that continues the prompt."""
-        return TextStream(self._tokenizer, prompt_ids, stops=stops)
+        """A stream for the text that continues the prompt.
 
-    def _special_id(self, token: Any) -> int | None:
-        name = token.get("content") if isinstance(token, dict) else token
-        return self._tokenizer.token_to_id(name) if isinstance(name, str) else None
+        A stop text may name special tokens, such as `<|eot_id|>`, though they are no text.
+        """
+        return TextStream(self.decode, prompt_ids, stops=stops, special=self._special)
 
-    def _mark_special(self, settings: Mapping[str, Any]) -> None:
-        """Make the tokens that settings name special: they are never text, nor cut into pieces."""
-        added = self._tokenizer.get_added_tokens_decoder()
-        for key, token in settings.items():
-            number = self._special_id(token) if key.endswith("_token") else None
-            if number is not None and not (number in added and added[number].special):
-                self._tokenizer.add_special_tokens([self.name(number)])
+    def _id(self, name: str | None) -> int | None:
+        return None if name is None else self._tokenizer.token_to_id(name)
 
 
-def open_tokenizer(folder: Path, settings: Mapping[str, Any]) -> Tokenizer | None:
+def open_tokenizer(
+    folder: Path, settings: Mapping[str, Any], *, usual_class: str = ""
+) -> Tokenizer | None:
     """The tokenizer of a checkpoint folder, None where it has none that kvgen can read.
 
     It comes from tokenizer.json, or from vocab.json and merges.txt, GPT-2's two files: these do not
     say how a text is cut into words, so the class that tokenizer_config.json names has to be a
-    known one. Raises CheckpointError where a file is broken.
+    known one. `usual_class` is the one that transformers takes where no class is named. Raises
+    CheckpointError where a file is broken.
     """
     where = str(folder / FILE)
-    kind = str(settings.get("tokenizer_class")).removesuffix("Fast")
+    kind = str(settings.get("tokenizer_class") or usual_class).removesuffix("Fast")
+    settings = merge_settings(folder, settings)
     try:
         if (folder / FILE).exists():
             content = (folder / FILE).read_bytes()
-            return Tokenizer(tokenizers.Tokenizer.from_buffer(content), settings)
-        if kind in _CLASSES and all((folder / name).exists() for name in _MERGES):
+            tokenizer = tokenizers.Tokenizer.from_buffer(content)
+            return _finish(tokenizer, settings, kind)
+        if kind in _FROM_MERGES and all((folder / name).exists() for name in _MERGES):
             where = f"{folder}: {' with '.join(_MERGES)}"
-            settings = dict.fromkeys(_CLASSES[kind], "<|endoftext|>") | dict(settings)
-            return Tokenizer(_from_merges(folder, settings, kind), settings)
+            return _open_merges(folder, settings, kind)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
     except Exception as error:  # the library raises nothing narrower
         raise CheckpointError(f"{where}: is not a usable tokenizer: {error}") from None
     return None
+
+
+def _rules(rules: Any) -> list[Any]:
+    """A pre-tokenizer, or the parts of a sequence of them, which the library does not count."""
+    if not isinstance(rules, pre_tokenizers.Sequence):
+        return [rules]
+    parts: list[Any] = []
+    with suppress(IndexError):
+        while True:
+            parts.append(rules[len(parts)])
+    return parts
+
+
+def find_tokenizer(folder: Path, *, usual_class: str = "") -> Tokenizer | None:
+    """`open_tokenizer` with the folder's own tokenizer_config.json."""
+    settings = read_json(folder / "tokenizer_config.json", required=False)
+    return open_tokenizer(folder, settings, usual_class=usual_class)
 
 
 def missing_tokenizer(folder: Path) -> str:
@@ -162,104 +205,54 @@ def missing_tokenizer(folder: Path) -> str:
     return f"{folder}: {FILE} is missing{instead}"
 
 
-def _from_merges(folder: Path, settings: Mapping[str, Any], kind: str) -> tokenizers.Tokenizer:
-    """A byte-level BPE with the word rules of that class and the tokens that settings add."""
+def _open_merges(folder: Path, settings: dict[str, Any], kind: str) -> Tokenizer:
+    """A byte-level BPE with the word rules of that class."""
     model = BPE.from_file(*(str(folder / name) for name in _MERGES))
     tokenizer = tokenizers.Tokenizer(model)
-    prefix = settings.get("add_prefix_space") is True
     if kind == "Qwen2Tokenizer":
         tokenizer.normalizer = normalizers.NFC()
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
                 pre_tokenizers.Split(tokenizers.Regex(_QWEN2_WORDS), "isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
     else:
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    listed = settings.get("added_tokens_decoder") or {}
-    if not listed and (folder / _ADDED).exists():  # where older checkpoints list them
-        added = json.loads((folder / _ADDED).read_text(encoding="utf-8"))
-        listed = {number: {"content": content} for content, number in added.items()}
-    for number, token in sorted((int(number), token) for number, token in listed.items()):
-        tokenizer.add_tokens([tokenizers.AddedToken(**token)])
-        if tokenizer.token_to_id(token["content"]) != number:
-            raise ValueError(f"{token['content']!r} should get the id {number}")
-    return tokenizer
+    add_eos = settings.get("add_eos_token") is True
+    return _finish(tokenizer, settings, kind, add_eos=add_eos)
 
 
-class TextStream:
-    """New tokens in, whole characters out; ends before the first stop text.
+def _finish(
+    tokenizer: tokenizers.Tokenizer, settings: dict[str, Any], kind: str, *, add_eos: bool = False
+) -> Tokenizer:
+    """With what a class of that kind does whatever file it was read from."""
+    _set_prefix_space(tokenizer, settings.get("add_prefix_space"), kind)
+    if tokenizer.token_to_id(_END) is not None:
+        settings = dict.fromkeys(_OWN_RULES.get(kind, ()), _END) | settings
+    return Tokenizer(tokenizer, settings, kind=kind, add_eos=add_eos)
 
-    Text that may be the beginning of a stop text is held back until that is settled.
+
+def _set_prefix_space(tokenizer: tokenizers.Tokenizer, wanted: Any, kind: str) -> None:
+    """Begin every text with a space, or not, where the settings of such a class say so.
+
+    The classes that make their own word rules obey `add_prefix_space`, whatever tokenizer.json
+    says; the general class leaves it aside.
     """
-
-    def __init__(
-        self, tokenizer: tokenizers.Tokenizer, prompt_ids: Sequence[int], *, stops: Sequence[str]
-    ) -> None:
-        if not all(stops):
-            raise UsageError("a stop text must not be empty")
-        self._tokenizer = tokenizer
-        ids = list(prompt_ids)
-        self._said = self._decode(ids)  # the text that is out
-        # The prompt may end within a character, with one to three of its bytes.
-        ends = [len(ids) - n_open for n_open in range(min(4, len(ids) + 1))]
-        whole = (end for end in ends if not self._decode(ids[:end]).endswith("\ufffd"))
-        end = next(whole, len(ids))
-        self._before = ids[:end]  # what decoding has to know of the past
-        self._undecoded = ids[end:]  # tokens that do not make whole characters yet
-        self._stops = tuple(stops)
-        self._held = ""
-        self.stopped = False
-
-    def push(self, token: int) -> str:
-        """The text that this token settles, often empty."""
-        self._undecoded.append(token)
-        text = self._decode([*self._before, *self._undecoded])
-        if text == self._said or text.endswith("\ufffd"):
-            return ""
-        fresh = self._fresh(text)
-        self._before, self._undecoded = self._undecoded, []
-        self._said = self._decode(self._before)
-        return self._settle(fresh)
-
-    def finish(self) -> str:
-        """What is left at the end; bytes that never became a character come out as U+FFFD."""
-        rest = self._settle(self._fresh(self._decode([*self._before, *self._undecoded])))
-        rest += "" if self.stopped else self._held
-        self._before, self._undecoded, self._said, self._held = [], [], "", ""
-        return rest
-
-    def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
-
-    def _fresh(self, text: str) -> str:
-        """What the undecoded tokens add, where `text` is that of the tokens before and of them."""
-        for said in (self._said, self._decode(self._before)):  # all that is out, or whole of it
-            if text.startswith(said):
-                return text[len(said) :]
-        # A byte too many turns the characters before it into bytes again, but they are out.
-        return self._decode(self._undecoded)
-
-    def _settle(self, text: str) -> str:
-        text = self._held + text
-        found = [position for stop in self._stops if (position := text.find(stop)) >= 0]
-        if found:
-            self.stopped = True
-            self._held = ""
-            return text[: min(found)]
-        longest = max(
-            (
-                n
-                for stop in self._stops
-                for n in range(1, min(len(stop), len(text)) + 1)
-                if text.endswith(stop[:n])
-            ),
-            default=0,
+    if not isinstance(wanted, bool):
+        return
+    rules = tokenizer.pre_tokenizer
+    if kind in _OWN_RULES:
+        for rule in _rules(rules):
+            if isinstance(rule, pre_tokenizers.ByteLevel):
+                rule.add_prefix_space = wanted
+    elif kind == "LlamaTokenizer" and not wanted and "ByteLevel" not in repr(rules):
+        tokenizer.normalizer = None
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
         )
-        self._held = text[len(text) - longest :]
-        return text[: len(text) - longest]
 
 
 def _byte_alphabet() -> dict[str, int]:

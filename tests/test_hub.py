@@ -39,7 +39,7 @@ SAMPLED = b'{"do_sample": true, "temperature": 0.5}'
 CONFIG = "llama_gqa"
 # What is in many repositories and of no use to kvgen.
 UNWANTED = (".gitattributes", "README.md", "onnx/model.onnx", "onnx/model.safetensors",
-            "vocab.json", "merges.txt", "tokenizer.model", "special_tokens_map.json",
+            "vocab.json", "merges.txt", "tokenizer.model", "additional_chat_templates/notes.txt",
             "pytorch_model.bin", "model-00001-of-00002.safetensors", INDEX)  # fmt: skip
 # The client waits between its attempts: 1, 2, 4, 8, 8 seconds.
 NO_WAITING = "import time; time.sleep = lambda _: None"
@@ -215,7 +215,10 @@ def test_only_the_files_that_are_needed_are_fetched(hub: Hub, client: Client, fi
 @pytest.mark.parametrize(
     ("there", "fetched"),
     [
-        (["tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"], ["tokenizer.json"]),
+        (["tokenizer.json", "vocab.json", "merges.txt"], ["tokenizer.json"]),
+        (["tokenizer.json", "added_tokens.json", "special_tokens_map.json"],
+         ["tokenizer.json", "added_tokens.json", "special_tokens_map.json"]),
+        (["additional_chat_templates/rag.jinja"], ["additional_chat_templates/rag.jinja"]),
         (["vocab.json", "merges.txt", "tokenizer.model"], ["vocab.json", "merges.txt"]),
         (["vocab.json", "merges.txt", "added_tokens.json"],
          ["vocab.json", "merges.txt", "added_tokens.json"]),

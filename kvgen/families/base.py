@@ -42,6 +42,7 @@ class Family:
     inert: frozenset[str] = frozenset()  # keys that sound like arithmetic and are not, here
     text_key: str | None = None  # where config.json describes the text model
     ignored: tuple[str, ...] = ()  # beginnings of tensors that the text model does not use
+    tokenizer: str = ""  # the class that transformers takes where the settings name none
 
 
 # Keys that change nothing at inference although their names speak of arithmetic.

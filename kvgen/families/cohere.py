@@ -36,4 +36,4 @@ def _sources(keys: Keys) -> Mapping[str, Source]:
     return names
 
 
-COHERE = Family(model_type="cohere", config=_config, sources=_sources)
+COHERE = Family(model_type="cohere", config=_config, sources=_sources, tokenizer="CohereTokenizer")

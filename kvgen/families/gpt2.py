@@ -57,6 +57,7 @@ GPT2 = Family(
     model_type="gpt2",
     config=_config,
     sources=_sources,
+    tokenizer="GPT2Tokenizer",
     # reorder_and_upcast_attn changes the order of roundings, not the result.
     inert=frozenset({"reorder_and_upcast_attn"}),
 )

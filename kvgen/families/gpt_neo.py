@@ -57,5 +57,6 @@ GPT_NEO = Family(
     model_type="gpt_neo",
     config=_config,
     sources=_sources,
+    tokenizer="GPT2Tokenizer",
     inert=frozenset({"attention_layers"}),  # attention_types written out
 )

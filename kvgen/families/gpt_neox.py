@@ -45,4 +45,6 @@ def _sources(keys: Keys) -> Mapping[str, Source]:
     }
 
 
-GPT_NEOX = Family(model_type="gpt_neox", config=_config, sources=_sources)
+GPT_NEOX = Family(
+    model_type="gpt_neox", config=_config, sources=_sources, tokenizer="GPTNeoXTokenizer"
+)

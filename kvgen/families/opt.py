@@ -62,4 +62,4 @@ def _sources(keys: Keys) -> Mapping[str, Source]:
     }
 
 
-OPT = Family(model_type="opt", config=_config, sources=_sources)
+OPT = Family(model_type="opt", config=_config, sources=_sources, tokenizer="GPT2Tokenizer")

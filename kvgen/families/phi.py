@@ -74,5 +74,5 @@ def _phi3_sources(_: Keys) -> Mapping[str, Source]:
     }
 
 
-PHI = Family(model_type="phi", config=_phi_config, sources=_phi_sources)
+PHI = Family(model_type="phi", config=_phi_config, sources=_phi_sources, tokenizer="GPT2Tokenizer")
 PHI3 = Family(model_type="phi3", config=_phi3_config, sources=_phi3_sources)

@@ -63,5 +63,9 @@ def _qwen3_sources(keys: Keys) -> Mapping[str, Source]:
     return llama_sources(attention_bias=keys.flag("attention_bias", False)) | head_norms()
 
 
-QWEN2 = Family(model_type="qwen2", config=_qwen2_config, sources=_qwen2_sources)
-QWEN3 = Family(model_type="qwen3", config=_qwen3_config, sources=_qwen3_sources)
+QWEN2 = Family(
+    model_type="qwen2", config=_qwen2_config, sources=_qwen2_sources, tokenizer="Qwen2Tokenizer"
+)
+QWEN3 = Family(
+    model_type="qwen3", config=_qwen3_config, sources=_qwen3_sources, tokenizer="Qwen2Tokenizer"
+)

@@ -45,6 +45,7 @@ STARCODER2 = Family(
     model_type="starcoder2",
     config=_config,
     sources=_sources,
+    tokenizer="GPT2Tokenizer",
     # Left over from an earlier implementation: widths of arithmetic, and what is always so here.
     inert=frozenset(
         {
