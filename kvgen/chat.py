@@ -14,52 +14,72 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
+from kvgen.checkpoint import read_json
 from kvgen.errors import CheckpointError, KvgenError, UsageError
 
 # role ("system", "user", "assistant") and content, which is a text in all but a few templates.
 Message = Mapping[str, Any]
-_FILE = "chat_template.jinja"
+_FILE, _FOLDER = "chat_template.jinja", "additional_chat_templates"
+_SETTINGS = "tokenizer_config.json"
 _SAFE_JINJA = (3, 1, 6)  # templates could leave the sandbox of those before
 
 
-def find_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    """The checkpoint's template: chat_template.jinja, else what tokenizer_config.json holds.
-
-    Of several named templates the one called `default`. Raises CheckpointError where it is no text.
-    """
+def has_template(folder: Path) -> bool:
+    """Whether the checkpoint brings a chat template, be it usable or not."""
     try:
-        return (folder / _FILE).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        pass
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{folder / _FILE}: cannot be read: {error}") from None
-    template = settings.get("chat_template")
-    if isinstance(template, list):
-        named = [each for each in template if isinstance(each, dict)]
-        template = {each.get("name"): each.get("template") for each in named}.get("default")
-        if template is None:
-            raise CheckpointError("tokenizer_config.json: no chat_template is called `default`")
-    if template is not None and not isinstance(template, str):
-        raise CheckpointError("tokenizer_config.json: chat_template should be a text")
+        return bool(_templates(folder))
+    except CheckpointError:
+        return False
+
+
+def find_template(folder: Path) -> str | None:
+    """The checkpoint's chat template; of several named ones that called `default`.
+
+    chat_template.jinja and the files of additional_chat_templates/ come before what
+    tokenizer_config.json holds. Raises CheckpointError where there is none that can be used.
+    """
+    templates = _templates(folder)
+    if not templates:
+        return None
+    if "default" not in templates:
+        names = ", ".join(sorted(map(str, templates)))
+        raise CheckpointError(f"{folder}: no chat template is called `default`, only {names}")
+    template = templates["default"]
+    if isinstance(template, Path):
+        try:
+            return template.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{template}: cannot be read: {error}") from None
+    if not isinstance(template, str):
+        raise CheckpointError(f"{folder / _SETTINGS}: chat_template should be a text")
     return template
 
 
-def special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
-    """What a template may name: bos_token, eos_token, ... of tokenizer_config.json."""
-    contents = {
-        name: token.get("content") if isinstance(token, dict) else token
-        for name, token in settings.items()
-        if name.endswith("_token")
-    }
-    return {name: token for name, token in contents.items() if isinstance(token, str)}
+def _templates(folder: Path) -> dict[Any, Any]:
+    """Templates, or their files, by name, as in transformers (tokenization_utils_base.py)."""
+    files = {path.stem: path for path in sorted((folder / _FOLDER).glob("*.jinja"))}
+    if (folder / _FILE).exists():
+        files["default"] = folder / _FILE
+    if files:
+        return files
+    template = read_json(folder / _SETTINGS, required=False).get("chat_template")
+    if template is None:
+        return {}
+    if isinstance(template, dict):
+        return template
+    if isinstance(template, list):
+        named = [each for each in template if isinstance(each, dict)]
+        template = {each.get("name"): each.get("template") for each in named}
+        return template or {"default": None}
+    return {"default": template}
 
 
 def render(template: str, messages: Sequence[Message], *, tokens: Mapping[str, str]) -> str:
     """The text of a conversation, up to where the model's answer begins.
 
-    `tokens` are the checkpoint's `special_tokens`. Raises UsageError where the template turns the
-    messages down (some know no system message), CheckpointError where it is broken, and KvgenError
-    where jinja2 is missing or too old.
+    `tokens` are bos_token, eos_token and the like by name, which a template may use. Raises
+    UsageError where the template turns the messages down (some know no system message),
+    CheckpointError where it is broken, and KvgenError where jinja2 is missing or too old.
     """
     conversation = _plain(messages)
     try:

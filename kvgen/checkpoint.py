@@ -55,12 +55,10 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The files of one model, read as far as they can be without knowing its family."""
+    """A model's config.json and tensors, read as far as they can be without knowing its family."""
 
     folder: Path
     config: Mapping[str, Any]
-    generation: Mapping[str, Any]  # generation_config.json, {} where there is none
-    tokenizer_config: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
 
     @property
@@ -83,8 +81,6 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         return Checkpoint(
             folder=folder,
             config=read_json(folder / "config.json"),
-            generation=read_json(folder / "generation_config.json", required=False),
-            tokenizer_config=read_json(folder / "tokenizer_config.json", required=False),
             tensors=_map_all(folder),
         )
     except OSError as error:

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvgen.bind import bind
-from kvgen.chat import find_template
+from kvgen.chat import has_template
 from kvgen.checkpoint import open_checkpoint
 from kvgen.config import ModelConfig, RopeConfig
+from kvgen.errors import CheckpointError
 from kvgen.families import find
-from kvgen.model import recommended_sampling, stop_ids
-from kvgen.sampling import SamplingOptions
+from kvgen.model import stop_ids
+from kvgen.recommendation import read_recommendation
 from kvgen.tensors import DTypeName
-from kvgen.tokenizer import missing_tokenizer, open_tokenizer
+from kvgen.tokenizer import find_tokenizer, missing_tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +45,10 @@ class ModelFacts:
     no_tokenizer: str | None  # why there is none
     has_chat_template: bool
     stop_ids: tuple[int, ...]
-    sampling: SamplingOptions
+    sampling: str  # the chain that generation_config.json recommends
     notes: tuple[str, ...]
-    ignored_keys: tuple[str, ...]
+    ignored_keys: tuple[str, ...]  # of config.json
+    ignored_generation_keys: tuple[str, ...]
 
     @property
     def kv_sharing(self) -> list[list[int]]:
@@ -71,8 +73,15 @@ def read_facts(folder: Path) -> ModelFacts:
     stored: dict[str, int] = {}
     for tensor in checkpoint.tensors.values():
         stored[tensor.kind] = stored.get(tensor.kind, 0) + tensor.mapped.nbytes
-    tokenizer = open_tokenizer(folder, checkpoint.tokenizer_config)
-    facts = None
+    tokenizer = find_tokenizer(folder, usual_class=family.tokenizer)
+    recommendation = read_recommendation(folder)
+    notes = [*params.notes, *(tokenizer.notes if tokenizer else ()), *recommendation.notes]
+    facts, ends, sampling = None, frozenset[int](), "unknown"
+    try:
+        ends = stop_ids(params.config, recommendation, tokenizer)
+        sampling = recommendation.sampling().describe()
+    except CheckpointError as problem:
+        notes.append(str(problem))
     if tokenizer is not None:
         start = tokenizer.encode("")
         facts = TokenizerFacts(
@@ -93,10 +102,11 @@ def read_facts(folder: Path) -> ModelFacts:
         file_bytes=sum(file.stat().st_size for file in files),
         weight_bytes=params.nbytes,
         tokenizer=facts,
-        no_tokenizer=missing_tokenizer(folder) if facts is None else None,
-        has_chat_template=find_template(folder, checkpoint.tokenizer_config) is not None,
-        stop_ids=tuple(sorted(stop_ids(checkpoint, params.config, tokenizer))),
-        sampling=recommended_sampling(checkpoint.generation),
-        notes=params.notes,
+        no_tokenizer=missing_tokenizer(folder) if tokenizer is None else None,
+        has_chat_template=has_template(folder),
+        stop_ids=tuple(sorted(ends)),
+        sampling=sampling,
+        notes=tuple(notes),
         ignored_keys=params.ignored_keys,
+        ignored_generation_keys=recommendation.ignored_keys,
     )

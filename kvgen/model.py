@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
 from kvgen.bind import bind
-from kvgen.chat import Message, find_template, render, special_tokens
+from kvgen.chat import Message, find_template, has_template, render
 from kvgen.checkpoint import Checkpoint, open_checkpoint
 from kvgen.config import ModelConfig
 from kvgen.engine import Engine, KVCache, check_ids, open_engine
 from kvgen.errors import CheckpointError, UsageError
-from kvgen.families import Keys, find
+from kvgen.families import find
 from kvgen.generate import check_lengths, generate, require_finite
 from kvgen.hub import locate
 from kvgen.params import Params
+from kvgen.recommendation import Recommendation, read_recommendation
 from kvgen.sampling import Sampler, SamplingOptions
 from kvgen.tensors import DTypeName, FloatArray, PrefillName
-from kvgen.tokenizer import Tokenizer, missing_tokenizer, open_tokenizer
+from kvgen.tokenizer import Tokenizer, find_tokenizer, missing_tokenizer
 from kvgen.trace import Recorder
 
 _BACKENDS = ("auto", "numpy", "numba")
@@ -60,14 +61,30 @@ class Model:
         self.config: ModelConfig = engine.config
         self.engine = engine
         self.load_seconds = load_seconds  # reading and binding; kernels are counted by the engine
-        self.notes = params.notes
         self.ignored_keys = params.ignored_keys
         self.weight_bytes = params.nbytes
-        self.tokenizer = open_tokenizer(checkpoint.folder, checkpoint.tokenizer_config)
-        self.chat_template = find_template(checkpoint.folder, checkpoint.tokenizer_config)
-        self._special_tokens = special_tokens(checkpoint.tokenizer_config)
-        self.sampling = recommended_sampling(checkpoint.generation)
-        self.stop_ids = stop_ids(checkpoint, self.config, self.tokenizer)
+        usual_class = find(checkpoint.config).tokenizer
+        self.tokenizer = find_tokenizer(checkpoint.folder, usual_class=usual_class)
+        self.has_chat_template = has_template(checkpoint.folder)
+        self.recommendation = read_recommendation(checkpoint.folder)
+        self.notes = (
+            *params.notes,
+            *(self.tokenizer.notes if self.tokenizer is not None else ()),
+            *self.recommendation.notes,
+        )
+
+    @property
+    def sampling(self) -> SamplingOptions:
+        """How the checkpoint recommends to choose tokens.
+
+        Raises CheckpointError where what it recommends cannot be.
+        """
+        return self.recommendation.sampling()
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The ids that end a text. Raises CheckpointError where the checkpoint names no ids."""
+        return stop_ids(self.config, self.recommendation, self.tokenizer)
 
     def require_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises CheckpointError where the checkpoint has none."""
@@ -81,9 +98,10 @@ class Model:
         Encode it without special tokens: the template brings its own. Raises CheckpointError where
         there is no template, UsageError where it turns the messages down.
         """
-        if self.chat_template is None:
+        template = find_template(self.folder)
+        if template is None:
             raise CheckpointError(f"{self.folder}: has no chat template; its prompts go in raw")
-        return render(self.chat_template, messages, tokens=self._special_tokens)
+        return render(template, messages, tokens=self.require_tokenizer().named)
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """The text's ids, with the start token that the tokenizer adds.
@@ -160,12 +178,13 @@ class Model:
             raise UsageError(f"cannot generate {max_new_tokens!r} tokens")
         check_lengths(self.config, len(ids), max_new_tokens)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        stop_ids = self.stop_ids
         steps = generate(
             self.engine,
             ids,
             sampler=sampler or self.sampler(sampling or self.sampling, seed=seed),
             max_new_tokens=max_new_tokens,
-            stop_ids=self.stop_ids,
+            stop_ids=stop_ids,
             reuse_cache=cache,
             cache=kv,
             capture=capture,
@@ -175,7 +194,7 @@ class Model:
         for count, step in enumerate(steps, start=1):
             text = stream.push(step.token) if stream is not None else ""
             reason: FinishReason | None = None
-            if step.token in self.stop_ids or (stream is not None and stream.stopped):
+            if step.token in stop_ids or (stream is not None and stream.stopped):
                 reason = "stop"
             elif count == max_new_tokens:
                 reason = "length"
@@ -238,30 +257,14 @@ def _check_choice(what: str, value: str, choices: Sequence[str]) -> None:
         raise UsageError(f"{what} {value!r} is not one of {', '.join(choices)}")
 
 
-def recommended_sampling(generation: Mapping[str, Any]) -> SamplingOptions:
-    """What generation_config.json recommends: greedy unless it asks for sampling.
-
-    Raises CheckpointError where its numbers cannot be.
-    """
-    if generation.get("do_sample") is not True:
-        return SamplingOptions()
-    given = {
-        name: generation[name]
-        for name in ("temperature", "top_k", "top_p", "min_p")
-        if generation.get(name) is not None
-    }
-    try:
-        return SamplingOptions(**{"temperature": 1.0, **given})
-    except (TypeError, UsageError) as error:
-        raise CheckpointError(f"generation_config.json: {error}") from None
-
-
 def stop_ids(
-    checkpoint: Checkpoint, config: ModelConfig, tokenizer: Tokenizer | None
+    config: ModelConfig, recommendation: Recommendation, tokenizer: Tokenizer | None
 ) -> frozenset[int]:
-    """The ids that end a text: what config, generation_config.json and tokenizer call the end."""
-    keys = Keys(checkpoint.generation, where="generation_config.json")
-    ids = {*config.eos_ids, *keys.token_ids("eos_token_id")}
+    """The ids that end a text: what config, generation_config.json and tokenizer call the end.
+
+    Raises CheckpointError where generation_config.json names no ids.
+    """
+    ids = {*config.eos_ids, *recommendation.eos_ids()}
     if tokenizer is not None and tokenizer.eos_id is not None:
         ids.add(tokenizer.eos_id)
     return frozenset(ids)

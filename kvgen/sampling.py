@@ -1,7 +1,7 @@
 """From logits to a token: filters, each logits -> logits, and the Sampler that chains them.
 
-A filter sets what it takes out to -inf. The chain is llama.cpp's: top-k, top-p, min-p, and the
-temperature last, so that it does not change what the filters keep.
+A filter sets what it takes out to -inf. The chain is llama.cpp's: the repetition penalty, top-k,
+top-p, min-p, and the temperature last, so that it does not change what the filters keep.
 """
 
 from __future__ import annotations
@@ -17,6 +17,23 @@ from kvgen.errors import UsageError
 from kvgen.tensors import FloatArray
 
 _REMOVED = np.float32(-np.inf)
+
+
+def penalize_repetition(logits: FloatArray, history: Sequence[int], penalty: float) -> FloatArray:
+    """Make tokens that were there before less likely (CTRL, arXiv:1909.05858).
+
+    Their logits are divided by the penalty where they are above 0, else multiplied with it, once
+    however often a token has occurred.
+
+    >>> penalize_repetition(np.float32([1, 2, -2]), [1, 2, 2], 2.0).tolist()
+    [1.0, 1.0, -4.0]
+    """
+    ids = np.unique(np.asarray(history, np.int64))
+    ids = ids[ids < len(logits)]
+    before, factor = logits[ids], np.float32(penalty)
+    penalized = logits.copy()
+    penalized[ids] = np.where(before < 0, before * factor, before / factor)
+    return penalized
 
 
 def keep_top_k(logits: FloatArray, k: int) -> FloatArray:
@@ -73,12 +90,13 @@ class SamplingOptions:
     """
 
     temperature: float = 0.0  # 0: the most probable token
-    top_k: int = 0  # 0: all
+    top_k: int = 0  # 0 or -1: all
     top_p: float = 1.0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0  # of tokens that were there before, the prompt's included
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "top_p", "min_p"):
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or value > 1e300:
                 raise UsageError(f"{name.replace('_', '-')} is {value!r}; it must be a number")
@@ -86,19 +104,24 @@ class SamplingOptions:
             raise UsageError(f"top-k is {self.top_k!r}; it must be a whole number")
         if not 0 <= self.temperature < float("inf"):
             raise UsageError(f"temperature is {self.temperature}; it must be 0 or more")
-        if self.top_k < 0:
-            raise UsageError(f"top-k is {self.top_k}; it must be 0 or more")
+        if self.top_k < -1:
+            raise UsageError(f"top-k is {self.top_k}; it must be 0 or more, or -1 for all")
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top-p is {self.top_p}; it must be above 0 and at most 1")
         if not 0 <= self.min_p <= 1:
             raise UsageError(f"min-p is {self.min_p}; it must lie between 0 and 1")
+        if not self.repetition_penalty > 0:
+            raise UsageError(f"repetition-penalty is {self.repetition_penalty}; it must be above 0")
 
     def describe(self) -> str:
         """The chain in the order in which it is applied."""
+        penalty = self.repetition_penalty
+        penalized = f"repetition penalty {penalty:g}" if penalty != 1 else ""
         if self.temperature == 0:
-            return "greedy"
+            return f"{penalized} > greedy" if penalized else "greedy"
         chain = [
-            f"top-k {self.top_k}" if self.top_k else "",
+            penalized,
+            f"top-k {self.top_k}" if self.top_k > 0 else "",
             f"top-p {self.top_p:g}" if self.top_p < 1 else "",
             f"min-p {self.min_p:g}" if self.min_p else "",
             f"temperature {self.temperature:g}",
@@ -122,10 +145,12 @@ class Sampler:
         self._n_tokens = n_tokens
         self._random = np.random.Generator(np.random.PCG64(self.seed))
 
-    def __call__(self, logits: FloatArray, history: Sequence[int]) -> int:  # noqa: ARG002
-        """The next token's id, from logits [V]; `history` is for filters that look back."""
+    def __call__(self, logits: FloatArray, history: Sequence[int]) -> int:
+        """The next token's id, from logits [V] and all ids so far, the prompt's included."""
         options = self.options
         logits = logits[: self._n_tokens]
+        if options.repetition_penalty != 1:
+            logits = penalize_repetition(logits, history, options.repetition_penalty)
         if options.temperature == 0:
             return int(np.argmax(logits))
         if 0 < options.top_k < len(logits):

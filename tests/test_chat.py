@@ -12,12 +12,14 @@ import pytest
 
 import kvgen
 from kvgen import chat
-from kvgen.chat import find_template, render, special_tokens
+from kvgen.chat import find_template, has_template, render
 from kvgen.errors import CheckpointError, KvgenError, UsageError
 from kvgen.model import Model, default_model
 from kvgen.sampling import SamplingOptions
+from tests import tiny
 from tests.chats import CONVERSATIONS, FEATURES, TEMPLATES, TOKENS, July26, Messages, said
 from tests.test_cli import assert_fails, inside
+from tests.token_files import tokenizer_json
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "chats.json").read_text("utf-8"))
 HELLO = CONVERSATIONS["one message"]
@@ -163,53 +165,95 @@ def test_what_is_no_conversation_is_refused(messages: Any, message: str) -> None
 # --- where a template comes from --------------------------------------------------------------
 
 
-def test_the_file_comes_before_the_settings(tmp_path: Path) -> None:
-    settings = {"chat_template": "from the settings"}
-    assert find_template(tmp_path, {}) is None
-    assert find_template(tmp_path, settings) == "from the settings"
+def with_settings(folder: Path, **settings: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder
+
+
+def test_files_come_before_the_settings(tmp_path: Path) -> None:
+    assert find_template(tmp_path) is None and not has_template(tmp_path)
+    assert find_template(with_settings(tmp_path, chat_template="from the settings")) == (
+        "from the settings"
+    )
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("for documents")
+    with pytest.raises(CheckpointError, match="no chat template is called `default`, only rag"):
+        find_template(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("from the file: 月\n", encoding="utf-8")
-    assert find_template(tmp_path, settings) == "from the file: 月\n"
-
-
-def test_of_several_templates_the_default_one_is_taken(tmp_path: Path) -> None:
-    named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
-    assert find_template(tmp_path, {"chat_template": named}) == "d"
+    assert find_template(tmp_path) == "from the file: 月\n" and has_template(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("template", "message"),
+    "named",
     [
-        ([{"name": "tool_use", "template": "t"}], "no chat_template is called `default`"),
-        ([], "no chat_template is called `default`"),
-        ([{"name": "default", "template": 3}], "chat_template should be a text"),
-        ({"default": "d"}, "chat_template should be a text"),
-        (3, "chat_template should be a text"),
+        [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}],
+        {"tool_use": "t", "default": "d"},
     ],
 )
-def test_settings_without_a_template_text_are_told(
+def test_of_several_templates_the_default_one_is_taken(named: object, tmp_path: Path) -> None:
+    assert find_template(with_settings(tmp_path, chat_template=named)) == "d"
+
+
+BROKEN_TEMPLATES: list[tuple[object, str]] = [
+    ([{"name": "tool_use", "template": "t"}], "no chat template is called `default`, only tool_"),
+    ({"rag": "x", "tools": "y"}, "no chat template is called `default`, only rag, tools"),
+    ([], "chat_template should be a text"),
+    (["x"], "chat_template should be a text"),
+    ([{"name": "default", "template": 3}], "chat_template should be a text"),
+    ({"default": ["d"]}, "chat_template should be a text"),
+    (3, "chat_template should be a text"),
+]
+
+
+@pytest.mark.parametrize(("template", "message"), BROKEN_TEMPLATES)
+def test_a_template_that_cannot_be_used_stops_only_a_chat(
     template: object, message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(CheckpointError, match=f"^tokenizer_config.json: {message}"):
-        find_template(tmp_path, {"chat_template": template})
+    folder = tiny_chat(tmp_path, chat_template=template)
+    with pytest.raises(CheckpointError, match=message):
+        find_template(folder)
+    run_all_but_chat(folder, message)
 
 
-def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
-    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+def test_a_file_that_is_no_text_stops_only_a_chat(tmp_path: Path) -> None:
+    folder = tiny_chat(tmp_path)
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(CheckpointError, match=r"chat_template\.jinja: cannot be read: 'utf-8'"):
-        find_template(tmp_path, {})
+        find_template(folder)
+    run_all_but_chat(folder, "chat_template.jinja: cannot be read")
 
 
-def test_a_template_may_name_the_special_tokens() -> None:
+def tiny_chat(folder: Path, **settings: Any) -> Path:
+    """A tiny model with a tokenizer."""
+    tiny.write_checkpoint(folder, "qwen2")
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json()))
+    return with_settings(folder, **settings)
+
+
+def run_all_but_chat(folder: Path, message: str) -> None:
+    """Every command runs, and a chat ends with this message."""
+    model = ["-m", str(folder), "--backend", "numpy"]
+    assert inside("generate", "ab", *model, "-n", "2", "-q").returncode == 0
+    assert inside("info", "-m", str(folder)).returncode == 0
+    assert inside("verify", *model, "-p", "9", "-q").returncode == 0
+    assert_fails(inside("generate", "ab", "--chat", *model), 4, message)
+
+
+def test_a_template_may_name_the_special_tokens(tmp_path: Path) -> None:
+    """Those of special_tokens_map.json too, and those that only this model has."""
     settings = {
         "bos_token": {"__type": "AddedToken", "content": "<s>", "lstrip": False},
         "eos_token": "</s>",
         "pad_token": None,
         "add_bos_token": True,
         "image_token": "<image>",
-        "tokenizer_class": "LlamaTokenizer",
+        "chat_template": "{{ bos_token }}{{ image_token }}{{ eos_token }}{{ pad_token }}",
     }
-    tokens = {"bos_token": "<s>", "eos_token": "</s>", "image_token": "<image>"}
-    assert special_tokens(settings) == tokens
+    folder = tiny_chat(tmp_path, **settings)
+    (folder / "special_tokens_map.json").write_text('{"eos_token": "<end>"}')
+    model = kvgen.load(folder, backend="numpy")
+    assert model.render_chat(HELLO) == "<s><image><end>"
 
 
 # --- the library that renders -----------------------------------------------------------------

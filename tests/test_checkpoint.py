@@ -343,22 +343,6 @@ def test_keys_that_play_no_part_are_listed(tiny_folder: Callable[..., Path]) -> 
     assert "embd_pdrop" in ignored and "n_embd" not in ignored
 
 
-@pytest.mark.parametrize(
-    ("generation", "message"),
-    [
-        ({"eos_token_id": "x"}, "generation_config.json: eos_token_id should be a token id"),
-        ({"do_sample": True, "top_p": 2.0}, "generation_config.json: top-p is 2.0"),
-        ({"do_sample": True, "temperature": "hot"}, "generation_config.json: "),
-    ],
-)
-def test_a_wrong_generation_config_is_named(
-    generation: dict[str, object], message: str, tmp_path: Path
-) -> None:
-    folder = tiny.write_checkpoint(tmp_path, NAME)
-    (folder / "generation_config.json").write_text(json.dumps(generation))
-    refuse(folder, message)
-
-
 def test_stop_ids_are_those_of_every_file(tmp_path: Path) -> None:
     folder = edit_config(tiny.write_checkpoint(tmp_path, NAME), eos_token_id=[3, 4])
     (folder / "generation_config.json").write_text('{"eos_token_id": 5}')

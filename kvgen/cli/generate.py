@@ -13,14 +13,12 @@ import click
 
 from kvgen.cli.options import (
     ModelFlags,
-    SamplingFlags,
-    choose_sampling,
     load_model,
     model_options,
-    sampling_options,
 )
 from kvgen.cli.output import counting, note, write_text
 from kvgen.cli.prompt import PromptFlags, encode_prompt, prompt_options, read_prompt
+from kvgen.cli.sampling_options import SamplingFlags, choose_sampling, sampling_options
 from kvgen.cli.watch import Watch
 from kvgen.errors import TerminatedError, UsageError
 
@@ -94,7 +92,7 @@ def generate(
     """
     text = read_prompt(prompt_flags)
     model = load_model(model_flags, quiet=quiet, verbose=verbose)
-    sampling = choose_sampling(model.sampling, sampling_flags, quiet=quiet)
+    sampling = choose_sampling(model.recommendation.sampling, sampling_flags, quiet=quiet)
     sampler = model.sampler(sampling, seed=sampling_flags.seed)
     if verbose:
         note(f"sampling: {sampling.describe()}")

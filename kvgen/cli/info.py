@@ -6,7 +6,7 @@ import json
 
 import click
 
-from kvgen.cli.options import DisplayFlags, display_options, find_model
+from kvgen.cli.options import DisplayFlags, display_options, find_model, note_ignored
 from kvgen.cli.output import make_canvas, note, show, working, write_text
 from kvgen.errors import UsageError
 
@@ -68,5 +68,5 @@ def info(
         return
     for text in facts.notes:
         note(text)
-    if verbose and facts.ignored_keys:
-        note(f"config.json keys that play no part: {', '.join(facts.ignored_keys)}")
+    if verbose:
+        note_ignored(facts.ignored_keys, facts.ignored_generation_keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import click
@@ -27,12 +28,9 @@ from kvgen.cli.attention_views import (
 from kvgen.cli.options import (
     DisplayFlags,
     ModelFlags,
-    SamplingFlags,
-    choose_sampling,
     display_options,
     load_model,
     model_options,
-    sampling_options,
 )
 from kvgen.cli.output import (
     check_writable,
@@ -42,6 +40,7 @@ from kvgen.cli.output import (
     show,
 )
 from kvgen.cli.prompt import PromptFlags, encode_prompt, prompt_options, read_prompt
+from kvgen.cli.sampling_options import SamplingFlags, choose_sampling, sampling_options
 from kvgen.cli.what_ifs import show_edits
 from kvgen.errors import UsageError
 
@@ -180,9 +179,9 @@ def inspect_attention(
 
     from kvgen.attention.record import record, recording_bytes
     from kvgen.generate import check_lengths
-    from kvgen.sampling import SamplingOptions
 
-    sampling = choose_sampling(SamplingOptions(), sampling_flags, quiet=quiet)
+    recommend = functools.partial(model.recommendation.sampling, temperature=0.0)
+    sampling = choose_sampling(recommend, sampling_flags, quiet=quiet)
     sampler = model.sampler(sampling, seed=sampling_flags.seed)
     check_lengths(config, len(prompt_ids), max_new_tokens)
     taken = recording_bytes(

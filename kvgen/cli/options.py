@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -19,7 +19,6 @@ from kvgen.errors import UsageError
 
 if TYPE_CHECKING:
     from kvgen.model import Model
-    from kvgen.sampling import SamplingOptions
 
 Command = Callable[..., Any]
 
@@ -34,17 +33,6 @@ class ModelFlags(NamedTuple):
     cache_dtype: Literal["auto", "f32", "f16"]
     prefill: Literal["exact", "fast"]
     threads: int | None
-
-
-class SamplingFlags(NamedTuple):
-    """How to choose tokens, as far as it was said."""
-
-    temperature: float | None
-    greedy: bool
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    seed: int | None
 
 
 class DisplayFlags(NamedTuple):
@@ -159,38 +147,6 @@ model_options = _model_options(several=False)
 several_model_options = _model_options(several=True)
 
 
-def sampling_options(*, default: str) -> Callable[[Command], Command]:
-    """Flags for choosing tokens; `default` is for the help."""
-    return bundle(
-        SamplingFlags,
-        "sampling_flags",
-        click.option(
-            "--temperature",
-            "--temp",
-            type=click.FloatRange(min=0),
-            help=f"0 is greedy. [default: {default}]",
-        ),
-        click.option("--greedy", is_flag=True, help="Same as --temperature 0."),
-        click.option("--top-k", type=click.IntRange(min=0), help="Keep the K most probable."),
-        click.option(
-            "--top-p",
-            type=click.FloatRange(0, 1, min_open=True),
-            help="Keep the fewest whose probabilities reach P.",
-        ),
-        click.option(
-            "--min-p",
-            type=click.FloatRange(0, 1),
-            help="Keep those at least P times as probable as the best.",
-        ),
-        click.option(
-            "-s",
-            "--seed",
-            type=click.IntRange(min=0),
-            help="The same seed gives the same text. [default: random, and printed]",
-        ),
-    )
-
-
 display_options = bundle(
     DisplayFlags,
     "display_flags",
@@ -259,9 +215,16 @@ def load_model(
             f"{model.weight_bytes / 2**20:.1f} MiB as {model.engine.dtype}, "
             f"{model.engine.backend} backend"
         )
-        if model.ignored_keys:
-            note(f"config.json keys that play no part: {', '.join(model.ignored_keys)}")
+        note_ignored(model.ignored_keys, model.recommendation.ignored_keys)
     return model
+
+
+def note_ignored(config_keys: Sequence[str], generation_keys: Sequence[str]) -> None:
+    """Name the keys of config.json and generation_config.json that play no part."""
+    files = {"config.json": config_keys, "generation_config.json": generation_keys}
+    for file, keys in files.items():
+        if keys:
+            note(f"{file} keys that play no part: {', '.join(keys)}")
 
 
 def load_models(flags: ModelFlags, *, quiet: bool = False, verbose: bool = False) -> list[Model]:
@@ -273,22 +236,3 @@ def load_models(flags: ModelFlags, *, quiet: bool = False, verbose: bool = False
         again = bool(models)  # what was said of the model holds still
         models.append(load_model(one, quiet=quiet or again, verbose=verbose and not again))
     return models
-
-
-def choose_sampling(
-    default: SamplingOptions, flags: SamplingFlags, *, quiet: bool = False
-) -> SamplingOptions:
-    """The default with the given flags in place of it."""
-    from dataclasses import replace
-
-    if flags.greedy and flags.temperature:
-        raise UsageError("--greedy and --temperature contradict each other")
-    given = flags._asdict() | {"temperature": 0.0 if flags.greedy else flags.temperature}
-    for name in ("greedy", "seed"):
-        del given[name]
-    said = {name: value for name, value in given.items() if value is not None}
-    chosen = replace(default, **said)
-    idle = [f"--{name.replace('_', '-')}" for name in said if name != "temperature"]
-    if chosen.temperature == 0 and idle and not quiet:
-        note(f"at temperature 0 the best token is taken whatever {' and '.join(idle)} says")
-    return chosen

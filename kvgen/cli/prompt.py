@@ -131,6 +131,6 @@ def encode_prompt(model: Model, text: str, flags: PromptFlags, *, quiet: bool = 
             system = [{"role": "system", "content": _argument(flags.system, "--system")}]
         text = model.render_chat([*system, {"role": "user", "content": text}])
         return Prompt(text, model.encode(text, special_tokens=False))
-    if flags.chat is None and model.chat_template is not None and not quiet:
+    if flags.chat is None and model.has_chat_template and not quiet:
         note("this model has a chat template: --chat uses it, --raw ends this note")
     return Prompt(text, model.encode(text))

@@ -71,9 +71,10 @@ def facts_json(facts: ModelFacts) -> dict[str, Any]:
         },
         "chat_template": facts.has_chat_template,
         "stop_ids": list(facts.stop_ids),
-        "sampling": facts.sampling.describe(),
+        "sampling": facts.sampling,
         "notes": list(facts.notes),
         "ignored_keys": list(facts.ignored_keys),
+        "ignored_generation_keys": list(facts.ignored_generation_keys),
         "version": kvgen.__version__,
     }
 
@@ -116,7 +117,7 @@ def _answers(facts: ModelFacts, canvas: Canvas) -> list[tuple[str, list[str]]]:
         ("kv heads", _sharing(facts.kv_sharing)),
         ("tokenizer", _tokenizer(facts, canvas)),
         ("chat", ["a template: --chat uses it" if facts.has_chat_template else "no template"]),
-        ("sampling", [facts.sampling.describe()]),
+        ("sampling", [facts.sampling]),
     ]
 
 

@@ -1,0 +1,86 @@
+"""Options that say how to choose tokens, and what they come to on top of a recommendation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from kvgen.cli.options import Command, bundle
+from kvgen.cli.output import note
+from kvgen.errors import UsageError
+
+if TYPE_CHECKING:
+    from kvgen.sampling import SamplingOptions
+
+
+class SamplingFlags(NamedTuple):
+    """How to choose tokens, as far as it was said."""
+
+    temperature: float | None
+    greedy: bool
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    seed: int | None
+
+
+def sampling_options(*, default: str) -> Callable[[Command], Command]:
+    """Flags for choosing tokens; `default` is for the help."""
+    return bundle(
+        SamplingFlags,
+        "sampling_flags",
+        click.option(
+            "--temperature",
+            "--temp",
+            type=click.FloatRange(min=0),
+            help=f"0 is greedy. [default: {default}]",
+        ),
+        click.option("--greedy", is_flag=True, help="Same as --temperature 0."),
+        click.option(
+            "--top-k", type=click.IntRange(min=-1), help="Keep the K most probable; 0 or -1: all."
+        ),
+        click.option(
+            "--top-p",
+            type=click.FloatRange(0, 1, min_open=True),
+            help="Keep the fewest whose probabilities reach P.",
+        ),
+        click.option(
+            "--min-p",
+            type=click.FloatRange(0, 1),
+            help="Keep those at least P times as probable as the best.",
+        ),
+        click.option(
+            "--repetition-penalty",
+            "--repeat-penalty",
+            type=click.FloatRange(min=0, min_open=True),
+            help="Above 1: make tokens that were there before less likely. [default: what the "
+            "checkpoint recommends, else 1]",
+        ),
+        click.option(
+            "-s",
+            "--seed",
+            type=click.IntRange(min=0),
+            help="The same seed gives the same text. [default: random, and printed]",
+        ),
+    )
+
+
+def choose_sampling(
+    recommend: Callable[..., SamplingOptions], flags: SamplingFlags, *, quiet: bool = False
+) -> SamplingOptions:
+    """What `recommend` makes of the flags that were given; the others are left to it."""
+    if flags.greedy and flags.temperature:
+        raise UsageError("--greedy and --temperature contradict each other")
+    given = flags._asdict() | {"temperature": 0.0 if flags.greedy else flags.temperature}
+    for name in ("greedy", "seed"):
+        del given[name]
+    said = {name: value for name, value in given.items() if value is not None}
+    chosen = recommend(**said)
+    filters = said.keys() - {"temperature", "repetition_penalty"}
+    idle = [f"--{name.replace('_', '-')}" for name in said if name in filters]
+    if chosen.temperature == 0 and idle and not quiet:
+        note(f"at temperature 0 the best token is taken whatever {' and '.join(idle)} says")
+    return chosen
