@@ -28,11 +28,16 @@ class RopeConfig:
 
     - `default`: inv_freq_i = theta^(-2i/dim)
     - `linear`: all frequencies divided by `factor` (arXiv:2306.15595)
-    - `dynamic`: theta grows with the planned length beyond `original_context` (NTK)
+    - `dynamic`: theta grows with the length of the sequence beyond `original_context` (NTK), so
+      that every length has its own frequencies, and all kept ids run again at each decode step
     - `llama3`: low frequencies divided by `factor`, high ones kept, a ramp between
     - `yarn`: the same idea with a ramp over dimensions, and cos and sin scaled (arXiv:2309.00071)
     - `longrope`: a divisor for each frequency, one list up to `original_context` and one beyond
-      (arXiv:2402.13753)
+      (arXiv:2402.13753); at the step that goes beyond, the kept ids run again
+
+    Logits of a sequence are those of transformers without its cache at that length, whatever
+    length it was planned for. With its cache, transformers keeps keys of older frequencies
+    (`dynamic`, and `longrope` in other families than phi3).
     """
 
     theta: float
@@ -67,6 +72,11 @@ class RopeConfig:
                 f"config.json: RoPE needs {self.dim // 2} short and long factors, not "
                 f"{len(self.short_factors)} and {len(self.long_factors)}"
             )
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether sequences of different lengths may have different frequencies."""
+        return self.kind in ("dynamic", "longrope")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,8 @@
 
 appends the positions of `ids` to the cache and gives the logits of the last one. Prefill is
 `forward` in chunks, a decode step is `forward` of one id, and "no cache" is a caller who clears
-the cache and feeds everything again.
+the cache and feeds everything again. Where RoPE's frequencies depend on the length of the sequence
+(`kvgen.rope`) and change, `forward` runs the kept ids again before the new ones.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from kvgen.tensors import CacheDTypeName, DTypeName, FloatArray, PrefillName, us
 from kvgen.trace import Recorder
 
 Backend = Literal["numpy", "numba"]
+PREFILL_CHUNK = 192  # positions at a time where many are to be run: bounds the memory of the scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +69,11 @@ class KVCache(Protocol):
     @property
     def nbytes(self) -> int:
         """Bytes of the positions held."""
+        ...
+
+    @property
+    def positions_run(self) -> int:
+        """Positions run through the model for this cache so far: each counts every time."""
         ...
 
     def truncate(self, length: int) -> None:
@@ -147,10 +154,15 @@ class Engine(Protocol):
         *,
         capture: Recorder | None = None,
         all_logits: bool = False,
+        rope_length: int | None = None,
     ) -> FloatArray:
         """Run T new positions through the model and append them to the cache.
 
         Returns the last position's logits [V], or every new position's [T, V] with `all_logits`.
+        Where RoPE's frequencies depend on the length of the sequence, they are those of the length
+        after this pass, or of `rope_length` where that is longer: who feeds a text in parts gives
+        the length of the whole. Kept ids whose keys have other frequencies are run again first; a
+        pass that fails meanwhile leaves fewer of them in the cache, or none.
         With `capture`, each captured layer's q and z of these positions are written into it; the
         compiled engine knows no other recorder than `kvgen.trace.Capture`.
         Raises UsageError for ids outside the vocabulary and for more positions than there is room.

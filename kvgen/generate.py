@@ -1,7 +1,8 @@
 """Token ids in, one `Step` per new token out; knows no text.
 
 Without the cache nothing else changes: it is cleared before every step, and everything so far is
-fed again. `Step.positions` counts what that costs: P, 1, 1, ... against P, P+1, P+2, ...
+fed again. `Step.positions` counts what that costs: P, 1, 1, ... against P, P+1, P+2, ... Where
+rotary frequencies change with the length (`kvgen.rope`), a cached step runs P+i positions too.
 """
 
 from __future__ import annotations
@@ -14,13 +15,11 @@ from typing import Protocol
 import numpy as np
 
 from kvgen.config import ModelConfig
-from kvgen.engine import Engine, KVCache
+from kvgen.engine import PREFILL_CHUNK, Engine, KVCache
 from kvgen.errors import NonFiniteError, UsageError
 from kvgen.sampling import log_probability
 from kvgen.tensors import FloatArray
 from kvgen.trace import Recorder
-
-PREFILL_CHUNK = 192  # positions per forward: bounds the memory of the scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,7 @@ class Step:
     token: int
     logprob: float  # natural logarithm, before any sampling filter
     seconds: float  # the forward passes and the choice of the token
-    positions: int  # positions run through the model for it
+    positions: int  # positions run through the model for it, those run again included
 
 
 class ChooseToken(Protocol):
@@ -68,9 +67,10 @@ def prefill(
     Raises NonFiniteError where the logits hold NaN or infinity.
     """
     logits = np.empty(0, np.float32)
+    length = cache.length + len(ids)
     for begin in range(0, len(ids), chunk):
         part = ids[begin : begin + chunk]
-        logits = engine.forward(part, cache, capture=capture)
+        logits = engine.forward(part, cache, capture=capture, rope_length=length)
         if on_progress is not None:
             on_progress(len(part))
     require_finite(logits)
@@ -101,23 +101,22 @@ def generate(
         cache = engine.new_cache(len(prompt_ids) + max_new_tokens)
     cache.clear()
     ids = list(prompt_ids)
-    began = time.perf_counter()
+    began, run_before = time.perf_counter(), cache.positions_run
     logits = prefill(engine, ids, cache, capture=capture, on_progress=on_progress)
-    positions = len(ids)
     for step in range(max_new_tokens):
         if step:
             fed = ids[-1:] if reuse_cache else ids
             if not reuse_cache:
                 cache.clear()
             logits = prefill(engine, fed, cache, capture=capture)
-            positions = len(fed)
         token = sampler(logits, ids)
         ids.append(token)
         now = time.perf_counter()
+        positions = cache.positions_run - run_before
         yield Step(token, log_probability(logits, token), now - began, positions)
         if token in stop_ids:
             return
-        began = time.perf_counter()
+        began, run_before = time.perf_counter(), cache.positions_run
 
 
 def require_finite(logits: FloatArray) -> None:

@@ -44,7 +44,7 @@ class Piece:
     text: str
     logprob: float  # natural logarithm, before any sampling filter
     seconds: float
-    positions: int  # positions run through the model for it
+    positions: int  # positions run through the model for it, those run again included
     finish_reason: FinishReason | None
 
 
@@ -140,15 +140,18 @@ class Model:
         """Every position's logits, float32 [T, V].
 
         With `cache` the first half is prefilled and the rest decoded one by one through the cache;
-        without it everything is one full pass. Both agree to rounding. Raises UsageError for ids
-        outside the vocabulary or more of them than the context holds.
+        without it everything is one full pass. Both agree to rounding: every position is turned
+        with the rotary frequencies of the whole length, where they depend on it. Raises UsageError
+        for ids outside the vocabulary or more of them than the context holds.
         """
         ids = self._as_ids(ids)
         check_lengths(self.config, len(ids), 0)
         kv = self.engine.new_cache(len(ids))
         half = max(1, len(ids) // 2) if cache else len(ids)
         parts = [ids[:half], *([token] for token in ids[half:])]
-        logits = np.concatenate([self.engine.forward(part, kv, all_logits=True) for part in parts])
+        logits = np.concatenate(
+            [self.engine.forward(part, kv, all_logits=True, rope_length=len(ids)) for part in parts]
+        )
         require_finite(logits)
         return logits
 

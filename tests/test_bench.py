@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -364,7 +364,7 @@ def writes_one_row_too_far(patch: pytest.MonkeyPatch) -> None:
 
     def shifted(self: KeyValueCache, layer: int, k: np.ndarray, v: np.ndarray) -> None:
         if len(k) == 1 and 0 < self.length < self.capacity - 1:
-            self.extend(1)
+            self.extend([0])
             write(self, layer, k, v)
             self.truncate(self.length - 1)
         else:
@@ -395,8 +395,8 @@ def keeps_a_stale_row(patch: pytest.MonkeyPatch) -> None:
         kept["row"] = self.k[kept["place"]].copy()
         truncate(self, length)
 
-    def put_back(self: KeyValueCache, n_positions: int) -> None:
-        extend(self, n_positions)
+    def put_back(self: KeyValueCache, ids: Sequence[int]) -> None:
+        extend(self, ids)
         if kept.get("cache") is self:
             self.k[kept["place"]] = kept["row"]
 

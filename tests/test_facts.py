@@ -250,7 +250,12 @@ def test_colour_sets_the_questions_back(tiny_folder: Callable[..., Path]) -> Non
         ("opt", "positions", ["learned, 256 of them"]),
         ("gpt_neox", "positions", ["RoPE theta 10,000 over 4 of 16"]),
         ("llama_yarn", "positions", ["RoPE theta 10,000, yarn x 4"]),
-        ("phi3_longrope", "positions", ["RoPE theta 10,000, longrope"]),
+        ("phi3_longrope", "positions",
+         ["RoPE theta 10,000, longrope",
+          "other frequencies beyond 100 positions: kept ids run again once"]),
+        ("llama_dynamic", "positions",
+         ["RoPE theta 10,000, dynamic x 3",
+          "other frequencies at each length beyond 100: kept ids run again at every step"]),
         ("llama3_mqa", "kv heads", ["0 for query heads 0-5"]),
         ("llama_gqa", "kv heads", ["0 for query heads 0-2", "1 for 3-5"]),
         ("gpt2", "kv heads", ["one for each query head"]),
@@ -293,6 +298,9 @@ def test_layers_are_listed_for_programs_too(tiny_folder: Callable[..., Path]) ->
     assert [rope["layers"] for rope in gemma["rope"]] == [[0, 1, 2, 3, 4, 6], [5]]
     smollm = facts_of(tiny_folder("smollm3"))
     assert smollm["rope"][1] == {"layers": [3], "kind": None}
+    longrope = facts_of(tiny_folder("phi3_longrope"))["rope"]
+    assert [rope["changes_beyond"] for rope in longrope] == [100]
+    assert "changes_beyond" not in gemma["rope"][0]
     assert facts_of(tiny_folder("gpt2"))["rope"] == []
 
 

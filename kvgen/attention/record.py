@@ -46,7 +46,8 @@ def record(
     """Prefill and decode with the KV cache, keeping Q of these layers and heads (None: all).
 
     N new tokens make N - 1 decode rows: the first comes out of the prefill, and the last one is
-    never fed. `output_weights` gives a layer's W_O [C, H * D]; for `probe` see `diagnose`.
+    never fed. Where rotary frequencies change with the length, all rows are those of the last
+    length. `output_weights` gives a layer's W_O [C, H * D]; for `probe` see `diagnose`.
     """
     capacity = len(prompt_ids) + max(max_new_tokens, 0)
     cache = engine.new_cache(capacity)
@@ -68,7 +69,6 @@ def record(
     trace = gather(engine, ids, cache, capture, n_prompt=len(prompt_ids))
     decode_rows = None
     if len(ids) > len(prompt_ids):
-        # The same capacity: some RoPE scalings depend on the length that was planned.
         full_cache = engine.new_cache(capacity)
         full_capture = Capture(engine.config, layers, capacity, heads=heads)
         prefill(engine, ids, full_cache, capture=full_capture)

@@ -27,6 +27,7 @@ class EditingEngine(Engine, Protocol):
         *,
         capture: Recorder | None = None,
         all_logits: bool = False,
+        rope_length: int | None = None,
         edit: Edit | None = None,
     ) -> FloatArray:
         """See `kvgen.engine.Engine.forward`; `edit` is for a whole sequence at once."""
@@ -69,7 +70,7 @@ def what_ifs(engine: EditingEngine, ids: Sequence[int], edits: Sequence[Edit]) -
             distances.append(difference.sum(axis=2).mean(axis=1) / 2)
         kept_rows_change = None
         if edit.kind == "unmasked":
-            _, shorter = _run(engine, ids[:-1], edit)
+            _, shorter = _run(engine, ids[:-1], edit, rope_length=len(ids))
             kept_rows_change = max(
                 float(np.abs(getattr(new, name)[:-1] - getattr(old, name)).max())
                 for new, old in zip(edited, shorter, strict=True)
@@ -135,12 +136,18 @@ def local_weights(trace: LayerTrace, edit: Edit) -> FloatArray:
 
 
 def _run(
-    engine: EditingEngine, ids: Sequence[int], edit: Edit | None
+    engine: EditingEngine,
+    ids: Sequence[int],
+    edit: Edit | None,
+    *,
+    rope_length: int | None = None,
 ) -> tuple[FloatArray, tuple[LayerTrace, ...]]:
     """All logits [T, V], and what each layer's attention was made of."""
     cache = engine.new_cache(len(ids))
     capture = Capture(engine.config, range(engine.config.n_layers), len(ids))
-    logits = engine.forward(ids, cache, capture=capture, all_logits=True, edit=edit)
+    logits = engine.forward(
+        ids, cache, capture=capture, all_logits=True, rope_length=rope_length, edit=edit
+    )
     trace: AttentionTrace = gather(engine, ids, cache, capture, n_prompt=len(ids))
     return logits, trace.layers
 

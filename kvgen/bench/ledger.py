@@ -21,7 +21,7 @@ from kvgen.cache import KeyValueCache
 from kvgen.engine import Engine, open_engine
 from kvgen.generate import prefill
 from kvgen.params import Params
-from kvgen.rope import RopeTables
+from kvgen.rope import RopeTables, length_dependent, positions_run_again
 from kvgen.tensors import FloatArray
 
 Counts = npt.NDArray[np.int64]
@@ -91,8 +91,15 @@ class CountingCache:
     def nbytes(self) -> int:
         return self._cache.nbytes
 
-    def extend(self, n_positions: int) -> None:
-        self._cache.extend(n_positions)
+    @property
+    def positions_run(self) -> int:
+        return self._cache.positions_run
+
+    def prepare(self, n_new: int, *, rope_length: int | None = None) -> list[int]:
+        return self._cache.prepare(n_new, rope_length=rope_length)
+
+    def extend(self, ids: Sequence[int]) -> None:
+        self._cache.extend(ids)
 
     def truncate(self, length: int) -> None:
         self._cache.truncate(length)
@@ -160,11 +167,12 @@ def count_rows(
             counting.step(ids[: n_before + step + 1], keep=cache == "on") for step in range(n_steps)
         ]
     cost, different, compared = cost_of(engine), 0, 0
+    ropes = length_dependent(params.config)
     for cache, of_steps in totals.items():
         counted = counts["off" if cache == "off" else "on"].steps
         for step, total in enumerate(of_steps):
             end = n_before + step + 1
-            start = 0 if cache == "off" else end - 1
+            start = 0 if cache == "off" or positions_run_again(ropes, end - 1) else end - 1
             expected = np.array(
                 [cost.visible_in(number, start, end - start) for number in range(len(cut.layers))]
             )
@@ -214,13 +222,13 @@ class _Counting:
         fresh = cache.computed_q - computed
         asked = cache.queries_read - queries - fresh  # beyond those that were just computed
         change, cache.max_abs_change = cache.max_abs_change, max(cache.max_abs_change, changed)
-        n_computed = int(fresh[layer].sum())
+        old_computed = int(fresh[layer, :before].sum())
         return StepCount(
             length=before,
-            computed=n_computed,
-            old_computed=int(fresh[layer, :before].sum()),
+            computed=int(fresh[layer].sum()),
+            old_computed=old_computed,
             keys_read=int(cache.touched[layer].sum()),
-            old_keys_read=int(cache.touched[layer, :before].sum()) if keep else 0,
+            old_keys_read=0 if old_computed else int(cache.touched[layer, :before].sum()),
             old_queries_read=int(asked[layer].sum()),
             pairs=cache.keys_read.sum(axis=1) - pairs,
             max_abs_change=change,

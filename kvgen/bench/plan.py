@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from kvgen.config import RopeConfig
+from kvgen.rope import positions_run_again
+
 Cache = Literal["on", "off", "on+q"]  # K and V kept; nothing kept; K, V and Q kept
 
 
@@ -16,6 +19,8 @@ class Workload:
     n_prompt: int
     n_gen: int
     depth: int = 0  # of the ids, those that are fed before the clock starts
+    # The model's kinds of RoPE whose frequencies depend on the length, see `length_dependent`.
+    ropes: tuple[RopeConfig, ...] = ()
 
     @property
     def length(self) -> int:
@@ -24,7 +29,8 @@ class Workload:
 
     def fed(self, cache: Cache, step: int) -> int:
         """Positions run through the model for a decode step, from 0 on."""
-        return self.length + step + 1 if cache == "off" else 1
+        before = self.length + step
+        return 1 + (before if cache == "off" else positions_run_again(self.ropes, before))
 
     def positions(self, cache: Cache) -> int:
         """Positions that one pass of an arm runs through the model."""

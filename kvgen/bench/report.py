@@ -55,11 +55,12 @@ class StepMaps:
     step: int  # 0-based
     on: FloatArray  # the one row [1, S]
     off: FloatArray | None  # the whole triangle [S, S]; None where that arm did not run
+    run_again: bool = False  # rotary frequencies changed: the cached arm made the triangle as well
 
     def n_scores(self, cache: Cache) -> int:
         """Scores q . k that this arm computes in one head at this step."""
         S = int(self.on.shape[1])
-        return S * (S + 1) // 2 if cache == "off" else S
+        return S * (S + 1) // 2 if cache == "off" or self.run_again else S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

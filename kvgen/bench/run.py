@@ -14,8 +14,8 @@ from kvgen.bench.cost import cost_of
 from kvgen.bench.ledger import Counts, count_rows
 from kvgen.bench.plan import BenchPlan, Cache, Workload
 from kvgen.bench.report import Arm, BenchReport, Run, StepMaps, Verification
-from kvgen.engine import Calibration, Engine, KVCache
-from kvgen.generate import PREFILL_CHUNK, check_lengths, require_finite
+from kvgen.engine import PREFILL_CHUNK, Calibration, Engine, KVCache
+from kvgen.generate import check_lengths, require_finite
 from kvgen.params import Params
 from kvgen.tensors import CacheDTypeName, FloatArray
 from kvgen.trace import Capture
@@ -189,15 +189,20 @@ class _Lane:
         """The weights that each arm computes at the first, a middle and the last step."""
         engine, length, n_gen = self._engine, self.workload.length, self.workload.n_gen
         capture = Capture(engine.config, range(engine.config.n_layers), len(self.ids))
+        drawn = sorted({0, n_gen // 2, n_gen - 1}) if n_gen else []
+        rows = {}  # of each step's query, in every layer [H, 1, S], when it has just been made
         for step in range(_PREFILL, n_gen):
             self._step("on", step, capture=capture)
+            if step in drawn:
+                S = length + step + 1
+                trace = gather(engine, self.ids[:S], self._cache, capture, n_prompt=length)
+                rows[step] = [attention_weights(one, first=S - 1) for one in trace.layers]
         trace = gather(engine, self.ids, self._cache, capture, n_prompt=length)
         layer, head = self._plan.head or _least_on_sink(
             np.array([sink_mass(attention_weights(layer)) for layer in trace.layers])
         )
-        rows = attention_weights(trace.layer(layer).only(head), first=length)[0]
         maps = []
-        for step in sorted({0, n_gen // 2, n_gen - 1}) if n_gen else ():
+        for step in drawn:
             S = length + step + 1
             triangle = None
             if "off" in self._plan.caches:
@@ -205,7 +210,14 @@ class _Lane:
                 self._step("off", step, capture=again)
                 whole = gather(engine, self.ids[:S], self._cache, again, n_prompt=S)
                 triangle = attention_weights(whole.layers[0].only(head))[0]
-            maps.append(StepMaps(step=step, on=rows[step : step + 1, :S], off=triangle))
+            maps.append(
+                StepMaps(
+                    step=step,
+                    on=rows[step][layer][head],
+                    off=triangle,
+                    run_again=self.workload.fed("on", step) > 1,
+                )
+            )
         return (layer, head), tuple(maps)
 
     def _step(
@@ -219,32 +231,45 @@ class _Lane:
         """One step's logits [V] and seconds; the prefill is the same in all arms."""
         end = self.workload.length + step + 1
         start = 0 if cache == "off" else end - 1
+        run_before = self._cache.positions_run
         if cache == "on+q" and capture is None:
             capture = self._queries
         if step == _PREFILL:
             self._cache.clear()
             start = self.workload.depth
             if start:
-                self._feed(self.ids[:start], capture)
+                self._feed(self.ids[:start], capture, rope_length=end)
         began = time.perf_counter()
         if start == 0:
             self._cache.clear()
-        logits, total = self._feed(self.ids[start:end], capture, count=totals is not None)
+        logits, total = self._feed(
+            self.ids[start:end], capture, rope_length=end, count=totals is not None
+        )
         seconds = time.perf_counter() - began
         require_finite(logits)
         if totals is not None:
             totals.append(total)
-        self._on_progress(end - start)  # outside the clock
+        self._on_progress(self._cache.positions_run - run_before)  # outside the clock
         return logits, seconds
 
     def _feed(
-        self, ids: Sequence[int], capture: Capture | None, *, count: bool = False
+        self,
+        ids: Sequence[int],
+        capture: Capture | None,
+        *,
+        rope_length: int,
+        count: bool = False,
     ) -> tuple[FloatArray, Counts]:
-        """Run ids behind what the cache holds: the last one's logits, and rows read if counted."""
+        """Run ids behind what the cache holds: the last one's logits, and rows read if counted.
+
+        `rope_length` is the length of the text that they belong to.
+        """
         logits, total = np.empty(0, np.float32), np.zeros(self._engine.config.n_layers, np.int64)
         for begin in range(0, len(ids), PREFILL_CHUNK):
             part = ids[begin : begin + PREFILL_CHUNK]
-            logits = self._engine.forward(part, self._cache, capture=capture)
+            logits = self._engine.forward(
+                part, self._cache, capture=capture, rope_length=rope_length
+            )
             if count:
                 total += self._engine.rows_read
         return logits, total

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from kvgen.bench.cost import cost_of
 from kvgen.bench.run import ROUNDING
-from kvgen.engine import Engine
-from kvgen.generate import PREFILL_CHUNK, require_finite
+from kvgen.engine import PREFILL_CHUNK, Engine
+from kvgen.generate import prefill, require_finite
+from kvgen.rope import length_dependent, positions_run_again
 from kvgen.tensors import CacheDTypeName, FloatArray
 
 # Where a prompt is cut in two: single tokens, and both sides of blocks and chunks.
@@ -40,6 +42,8 @@ class Check:
 def verify(engine: Engine, reference: Engine, ids: Sequence[int]) -> Iterator[Check]:
     """Cached, cut at several places, after a truncate, and against the reference engine.
 
+    All of them turn positions with the rotary frequencies of the whole length. Where these depend
+    on the length, one check more lets them change.
     Raises NonFiniteError where the logits hold NaN or infinity.
     """
     whole = _whole(engine, ids)
@@ -52,6 +56,9 @@ def verify(engine: Engine, reference: Engine, ids: Sequence[int]) -> Iterator[Ch
     if len(ids) > 2:
         yield _check("cut back and fed again", _after_truncate(engine, ids), whole, allowed)
     yield _counted(engine, ids)
+    changed = _across_a_change(engine, ids)
+    if changed is not None:
+        yield _check("across a change of frequencies", *changed, allowed)
     if engine is not reference and engine.backend != reference.backend:
         narrow = _NARROW_CACHE[engine.cache_dtype]
         yield _check(f"the {reference.backend} reference", _whole(reference, ids), whole, narrow)
@@ -67,7 +74,7 @@ def _in_pieces(engine: Engine, ids: Sequence[int], cuts: Sequence[int]) -> Float
     cache = engine.new_cache(len(ids))
     return np.concatenate(
         [
-            engine.forward(ids[begin:end], cache, all_logits=True)
+            engine.forward(ids[begin:end], cache, all_logits=True, rope_length=len(ids))
             for begin, end in zip([0, *cuts], [*cuts, len(ids)], strict=True)
         ]
     )
@@ -76,11 +83,27 @@ def _in_pieces(engine: Engine, ids: Sequence[int], cuts: Sequence[int]) -> Float
 def _after_truncate(engine: Engine, ids: Sequence[int]) -> FloatArray:
     """Feed half, then other ids behind it, take those back, and go on: no stale row may be left."""
     cache, half = engine.new_cache(len(ids)), len(ids) // 2
-    first = engine.forward(ids[:half], cache, all_logits=True)
-    engine.forward([ids[0]] * (len(ids) - half), cache)
+    forward = partial(engine.forward, cache=cache, all_logits=True, rope_length=len(ids))
+    first = forward(ids[:half])
+    forward([ids[0]] * (len(ids) - half))
     cache.truncate(half)
-    again = engine.forward(ids[half:-1], cache, all_logits=True)
-    return np.concatenate([first, again, engine.forward(ids[-1:], cache, all_logits=True)])
+    return np.concatenate([first, forward(ids[half:-1]), forward(ids[-1:])])
+
+
+def _across_a_change(
+    engine: Engine, ids: Sequence[int]
+) -> tuple[FloatArray, FloatArray] | None:  # -> [N, V] and [N, V]
+    """Decode steps around the first change of rotary frequencies, and one pass at each length."""
+    ropes = length_dependent(engine.config)
+    changes = [n for n in range(1, len(ids)) if positions_run_again(ropes, n)]
+    if not changes:
+        return None
+    first, last = changes[0], min(changes[0] + 2, len(ids))
+    cache = engine.new_cache(len(ids))
+    cached = [prefill(engine, ids[:first], cache)]
+    cached += [engine.forward([ids[n]], cache) for n in range(first, last)]
+    whole = [prefill(engine, ids[:n], engine.new_cache(n)) for n in range(first, last + 1)]
+    return np.stack(cached), np.stack(whole)
 
 
 def _check(name: str, got: FloatArray, whole: FloatArray, allowed: float) -> Check:
@@ -119,7 +142,8 @@ def _counted(engine: Engine, ids: Sequence[int]) -> Check:
     for begin, end in zip([0, *range(split, len(ids))], [*range(split, len(ids) + 1)], strict=True):
         read = np.zeros(engine.config.n_layers, np.int64)
         for start in range(begin, end, PREFILL_CHUNK):
-            engine.forward(ids[start : min(end, start + PREFILL_CHUNK)], cache)
+            part = ids[start : min(end, start + PREFILL_CHUNK)]
+            engine.forward(part, cache, rope_length=len(ids))
             read += engine.rows_read
         for layer, total in enumerate(read):
             wrong += int(total != cost.visible_in(layer, begin, end - begin))

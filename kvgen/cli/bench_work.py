@@ -40,14 +40,16 @@ def choose_work(model: Model, text: str | None, flags: WorkFlags) -> Work:
     """The ids to feed: the text's, those of a text of our own, or random ones."""
     from kvgen.bench.plan import Workload
     from kvgen.generate import check_lengths
+    from kvgen.rope import length_dependent
 
+    ropes = length_dependent(model.config)
     context = model.config.max_context
     # Defaults shrink with the context; what was asked for is taken or refused.
     n_new = flags.n_gen if flags.n_gen is not None else min(NEW_TOKENS, max(1, context // 5))
     if text is not None:
         ids = tuple(model.encode(text))
         check_lengths(model.config, len(ids), n_new)
-        only = Workload(ids=ids, n_prompt=len(ids), n_gen=n_new)
+        only = Workload(ids=ids, n_prompt=len(ids), n_gen=n_new, ropes=ropes)
         return Work(workloads=(only,), prompt=f"{len(ids)} tokens", seed=None)
     usual = max(1, min(PROMPT_TOKENS, context - n_new))
     if flags.n_prompt is None and flags.depth is None and model.tokenizer is not None:
@@ -55,7 +57,7 @@ def choose_work(model: Model, text: str | None, flags: WorkFlags) -> Work:
         ids = tuple(own[:usual])
         scaled = f", scaled to the context of {context}" if usual < PROMPT_TOKENS else ""
         words = f"{len(ids)} tokens of the text that ships with the benchmark{scaled}"
-        only = Workload(ids=ids, n_prompt=len(ids), n_gen=n_new)
+        only = Workload(ids=ids, n_prompt=len(ids), n_gen=n_new, ropes=ropes)
         return Work(workloads=(only,), prompt=words, seed=None)
 
     import numpy as np
@@ -72,7 +74,11 @@ def choose_work(model: Model, text: str | None, flags: WorkFlags) -> Work:
             random_ids = np.random.default_rng(seed).integers(0, n_tokens, n_prompt + depth)
             workloads.append(
                 Workload(
-                    ids=tuple(random_ids.tolist()), n_prompt=n_prompt, n_gen=n_new, depth=depth
+                    ids=tuple(random_ids.tolist()),
+                    n_prompt=n_prompt,
+                    n_gen=n_new,
+                    depth=depth,
+                    ropes=ropes,
                 )
             )
     lengths = ", ".join(dict.fromkeys(f"{work.n_prompt}" for work in workloads))

@@ -168,6 +168,11 @@ def _report(run: _Run, sampler: Sampler, *, as_json: bool, quiet: bool, verbose:
     model, pieces = run.model, run.pieces
     positions = len(run.prompt_ids) + max(len(pieces) - 1, 0)
     position_bytes = CACHE_ITEM_BYTES[model.engine.cache_dtype] * model.config.kv_floats_per_token
+    changes = tuple(
+        (len(run.prompt_ids) + step, piece.positions - 1)
+        for step, piece in enumerate(pieces[1:])
+        if run.use_cache and piece.positions > 1
+    )
     timings = RunTimings(
         load_seconds=model.load_seconds,
         compile_seconds=model.engine.compile_seconds,
@@ -176,6 +181,7 @@ def _report(run: _Run, sampler: Sampler, *, as_json: bool, quiet: bool, verbose:
         decode_seconds=tuple(piece.seconds for piece in pieces[1:]),
         cache_on=run.use_cache,
         positions=positions,
+        changes=changes,
         cache_dtype=model.engine.cache_dtype,
         cache_bytes=position_bytes * positions,
         peak_rss_bytes=peak_rss_bytes(),
@@ -183,7 +189,7 @@ def _report(run: _Run, sampler: Sampler, *, as_json: bool, quiet: bool, verbose:
         bytes_per_step=model.engine.weight_bytes
         + position_bytes * (len(run.prompt_ids) + len(pieces) / 2),
         bandwidth=known_calibration(model.engine).read_bytes_per_second
-        if verbose and run.use_cache and len(pieces) > 1
+        if verbose and run.use_cache and len(pieces) > 1 and not changes
         else None,
     )
     if as_json:
@@ -223,6 +229,8 @@ def _as_json(run: _Run, sampler: Sampler, timings: RunTimings) -> dict[str, Any]
             "decode_steps": len(timings.decode_seconds),
             "decode_seconds": sum(timings.decode_seconds),
             "first_token_seconds": timings.prefill_seconds,
+            "positions_run": sum(piece.positions for piece in run.pieces) or len(run.prompt_ids),
+            "positions_run_again": sum(again for _, again in timings.changes),
         },
         "peak_rss_bytes": timings.peak_rss_bytes,
         "version": kvgen.__version__,

@@ -78,6 +78,7 @@ class FastEngine:
         *,
         capture: Recorder | None = None,
         all_logits: bool = False,
+        rope_length: int | None = None,
     ) -> FloatArray:  # T ids -> logits [V] or [T, V]
         """Run T new positions through the model; see `kvgen.engine.Engine.forward`.
 
@@ -91,14 +92,19 @@ class FastEngine:
         logits = np.empty((T if all_logits else 1, self.config.vocab_size), np.float32)
         with self._lock:
             self._own_reads[:] = 0
+            again = cache.prepare(T, rope_length=rope_length)
             self._point_to(cache, capture)
+            for begin in range(0, len(again), layout.CHUNK):
+                part = np.asarray(again[begin : begin + layout.CHUNK], np.int64)
+                self._run(part, begin, layout.NONE, logits)
+            cache.extend(again)
             for begin in range(0, T, layout.CHUNK):
                 part = tokens[begin : begin + layout.CHUNK]
                 last = begin + len(part) == T
                 which = layout.ALL if all_logits else layout.LAST if last else layout.NONE
                 rows = logits[begin if all_logits else 0 :]
                 self._run(part, cache.length + begin, which, rows)
-        cache.extend(T)
+            cache.extend(ids)
         return logits if all_logits else logits[0]
 
     def calibrate(self) -> Calibration:

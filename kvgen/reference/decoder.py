@@ -12,7 +12,7 @@ from threadpoolctl import ThreadpoolController
 from kvgen.cache import KeyValueCache
 from kvgen.config import ModelConfig
 from kvgen.edits import Edit, edited_output, edited_weights
-from kvgen.engine import Calibration, KVCache, check_request, median_seconds
+from kvgen.engine import PREFILL_CHUNK, Calibration, KVCache, check_request, median_seconds
 from kvgen.params import LayerParams, Linear, Norm, Params
 from kvgen.reference.ops import (
     Projection,
@@ -36,7 +36,8 @@ class RowCache(KVCache, Protocol):
 
     @property
     def rope(self) -> RopeTables: ...
-    def extend(self, n_positions: int) -> None: ...
+    def prepare(self, n_new: int, *, rope_length: int | None = None) -> list[int]: ...
+    def extend(self, ids: Sequence[int]) -> None: ...
     def write(self, layer: int, k: FloatArray, v: FloatArray) -> None: ...
     def read(self, layer: int, mask: npt.NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]: ...
 
@@ -113,6 +114,7 @@ class ReferenceEngine:
         *,
         capture: Recorder | None = None,
         all_logits: bool = False,
+        rope_length: int | None = None,
         edit: Edit | None = None,
     ) -> FloatArray:  # T ids -> logits [V] or [T, V]
         """Run T new positions through the model; see `kvgen.engine.Engine.forward`.
@@ -124,16 +126,26 @@ class ReferenceEngine:
         assert isinstance(cache, RowCache)
         check_request(self.config, ids, cache)
         self.rows_read[:] = 0
+        again = cache.prepare(len(ids), rope_length=rope_length)
         # A model that has lost its way may overflow: the caller checks the logits.
         with self._blas.limit(limits=self.threads), np.errstate(all="ignore"):
-            x = self._embed(np.asarray(ids, np.int64), cache.length)
-            for layer in range(self.config.n_layers):
-                x = self._block(x, layer, cache, capture, edit)
-            cache.extend(len(ids))
+            for begin in range(0, len(again), PREFILL_CHUNK):
+                self._run(again[begin : begin + PREFILL_CHUNK], cache, capture, None)
+            x = self._run(ids, cache, capture, edit)
             x = self._norm(x if all_logits else x[-1:], self._params.final_norm)
             logits = linear(x, self._head) * np.float32(self.config.logit_scale)
             logits = soft_cap(logits, self.config.logit_softcap)
         return logits if all_logits else logits[0]
+
+    def _run(
+        self, ids: Sequence[int], cache: RowCache, capture: Recorder | None, edit: Edit | None
+    ) -> FloatArray:  # [T] -> [T, C]
+        """Append positions to the cache: the hidden states after the last layer."""
+        x = self._embed(np.asarray(ids, np.int64), cache.length)
+        for layer in range(self.config.n_layers):
+            x = self._block(x, layer, cache, capture, edit)
+        cache.extend(ids)
+        return x
 
     def _embed(self, ids: npt.NDArray[np.int64], start: int) -> FloatArray:  # [T] -> [T, C]
         x = self._params.embed.rows(ids) * np.float32(self.config.embed_scale)

@@ -212,12 +212,14 @@ def _lesson(report: BenchReport) -> list[str]:
     last = int((ledger.reads_of_keys > 0).sum()) - 1
     first_reads, last_reads = ledger.reads_of_keys[0], ledger.reads_of_keys[last]
     change = max((count.max_abs_change for count in ledger.off), default=0.0)
+    ropes = report.runs[0].workload.ropes
+    turned = ", as rotary frequencies change with the length" if ropes and change > 1e-3 else ""
     lines = [
         f"with the cache, {first_reads:,} queries have read K and V of position 0, {last_reads:,} "
         f"those of position {last:,}; a q is read by its own step only: K and V are kept, Q is not",
         "without it, old rows of Q are made again too: not for the new output, but to build the "
         "hidden states that the next layer's K and V come from (rebuilt rows differ by at most "
-        f"{change:.0e})",
+        f"{change:.0e}{turned})",
     ]
     state = "agree" if ledger.agrees else f"DIFFER in {ledger.n_different} places"
     lines.append(

@@ -50,6 +50,7 @@ def facts_json(facts: ModelFacts) -> dict[str, Any]:
         "rope": [
             {"layers": layers, "kind": None if rope is None else rope.kind}
             | ({} if rope is None else {"theta": rope.theta, "dim": rope.dim})
+            | ({"changes_beyond": rope.original_context} if rope and rope.depends_on_length else {})
             for rope, layers in facts.ropes
         ],
         "windows": list(config.windows),
@@ -163,7 +164,7 @@ def _positions(facts: ModelFacts) -> list[str]:
     return [
         _rope(rope, facts.config.head_dim) + (f" ({_layers(layers)})" if len(kinds) > 1 else "")
         for rope, layers in kinds
-    ]
+    ] + [_change(rope) for rope, _ in kinds if rope is not None and rope.depends_on_length]
 
 
 def _rope(rope: RopeConfig | None, head_dim: int) -> str:
@@ -173,6 +174,14 @@ def _rope(rope: RopeConfig | None, head_dim: int) -> str:
     kind = f", {rope.kind}" if rope.kind != "default" else ""
     factor = f" x {rope.factor:g}" if rope.factor != 1 else ""
     return f"RoPE theta {rope.theta:,.0f}{part}{kind}{factor}"
+
+
+def _change(rope: RopeConfig) -> str:
+    """What happens where the frequencies depend on the length."""
+    context = f"{rope.original_context:,}"
+    if rope.kind == "longrope":
+        return f"other frequencies beyond {context} positions: kept ids run again once"
+    return f"other frequencies at each length beyond {context}: kept ids run again at every step"
 
 
 def _windows(windows: tuple[int | None, ...]) -> list[str]:

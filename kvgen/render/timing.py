@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -25,6 +26,8 @@ class RunTimings:
     prefill: str = "exact"
     bytes_per_step: float = 0  # of weights and cache that a decode step reads, the mean
     bandwidth: float | None = None  # bytes per second that the machine reads; None: not asked
+    # Cached steps that changed the rotary frequencies: the position fed, and how many ran again.
+    changes: tuple[tuple[int, int], ...] = ()
 
 
 def timing_block(run: RunTimings) -> str:
@@ -52,9 +55,24 @@ def timing_block(run: RunTimings) -> str:
                 f"bandwidth   ({read / 1e9:.1f} of {run.bandwidth / 1e9:.1f} GB/s)"
             )
     kept = f"{run.positions} positions · {run.cache_bytes / 2**20:.1f} MiB {run.cache_dtype}"
-    state = f"on · {kept}" if run.cache_on else "off · everything is recomputed at each step"
+    state = (
+        f"on · {kept}{_changed(run.changes)}"
+        if run.cache_on
+        else "off · everything is recomputed at each step"
+    )
     peak = f" · peak RSS {run.peak_rss_bytes / 2**20:.0f} MiB" if run.peak_rss_bytes else ""
     return "\n".join([*lines, f"cache   {state}{peak}"])
+
+
+def _changed(changes: Sequence[tuple[int, int]]) -> str:
+    """What new rotary frequencies have cost, if there were any."""
+    if not changes:
+        return ""
+    first, times = changes[0][0], f" ({len(changes)} changes)" if len(changes) > 1 else ""
+    again = sum(positions for _, positions in changes)
+    return (
+        f" · rotary frequencies changed at position {first}{times}: {again:,} positions run again"
+    )
 
 
 def _duration(seconds: float) -> str:
