@@ -65,6 +65,10 @@ class RopeConfig:
             raise CheckpointError(
                 f"config.json: RoPE's bounds must satisfy 0 < {self.low:g} < {self.high:g}"
             )
+        if self.kind == "dynamic" and self.dim < 4:
+            raise CheckpointError(
+                f"config.json: dynamic RoPE needs to turn at least 4 numbers of a head, not {self.dim}"
+            )
         if self.kind == "longrope" and not (
             len(self.short_factors) == len(self.long_factors) == self.dim // 2
         ):

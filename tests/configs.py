@@ -305,7 +305,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "activation_function": "relu",
         "tie_word_embeddings": False,
     },
-    # theta grows with the length planned
+    # theta grows with the length of the sequence
     "llama_dynamic": _LLAMA
     | {
         "head_dim": 12,
@@ -441,5 +441,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "opt": _OPT,
     "opt_plain": _OPT | {"enable_bias": False, "activation_function": "gelu"},
 }
-# RoPE depends on the length that is planned: half a sequence is another sequence.
-LENGTH_DEPENDENT = {"llama_dynamic", "phi3_longrope"}
+# RoPE's frequencies depend on the length of the sequence and change beyond 100 positions.
+LENGTH_DEPENDENT = ("llama_dynamic", "phi3_longrope")
+CROSSING_LENGTHS = (60, 85, 95, 98, 99, 100, 101, 102, 103, 120)

@@ -29,6 +29,7 @@ from kvgen.fast.engine import FastEngine
 from kvgen.model import Model
 from kvgen.reference import decoder, ops
 from kvgen.render.bench_files import bench_csv, bench_json, bench_lines, bench_markdown
+from kvgen.rope import rope_tables
 from kvgen.trace import Capture
 from tests import tiny
 from tests.conftest import BACKENDS, Loader
@@ -415,6 +416,17 @@ def shifts_positions(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(FastEngine, "_run", late)
 
 
+def keeps_old_frequencies(patch: pytest.MonkeyPatch) -> None:
+    """New rotary frequencies are used for new positions, and the kept keys stay as they are."""
+
+    def prepare(self: KeyValueCache, n_new: int, *, rope_length: int | None = None) -> list[int]:
+        length = max(self.length + n_new, rope_length or 0)
+        self.rope = rope_tables(self._config, self.capacity, length)
+        return []
+
+    patch.setattr(KeyValueCache, "prepare", prepare)
+
+
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
@@ -431,6 +443,8 @@ Plant = Callable[[pytest.MonkeyPatch], None]
         ("verify", "llama_gqa", "numba", shifts_positions),
         ("verify", "llama_gqa", "numpy", keeps_a_stale_row),
         ("verify", "llama_gqa", "numba", keeps_a_stale_row),
+        ("verify", "phi3_longrope", "numpy", keeps_old_frequencies),
+        ("verify", "llama_dynamic", "numba", keeps_old_frequencies),
     ],
 )
 def test_a_planted_bug_is_found(

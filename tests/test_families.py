@@ -455,10 +455,10 @@ def test_what_a_family_does_not_understand_is_refused(
         read(CONFIGS[name] | changes)
 
 
-def test_a_scaling_that_depends_on_the_length_is_decided_once(
+def test_all_logits_of_one_length_have_the_same_frequencies(
     tiny_folder: Callable[..., Path],
 ) -> None:
-    """`new_cache` plans the length: cached and uncached agree on either side of the boundary."""
+    """Cached and uncached agree on either side of the boundary."""
     for name in ("llama_dynamic", "phi3_longrope"):
         model = kvgen.load(tiny_folder(name))
         for length in (90, 100, 101, 110):

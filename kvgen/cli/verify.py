@@ -24,8 +24,9 @@ _POSITIONS = 200
     epilog="""\b
 Each line is one way to run the same ids, held against one pass over all
 of them: cached token by token; cut in two at several places; after a cut
-back; on the NumPy reference. Exit code 5 where one differs by more than
-rounding explains.
+back; on the NumPy reference; where rotary frequencies change with the
+length, steps across the change. Exit code 5 where one differs by more
+than rounding explains.
 
 \b
 Examples:

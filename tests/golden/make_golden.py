@@ -2,8 +2,10 @@
 
     python -m tests.golden.make_golden [NAME ...]
 
-For every tiny model: the logits of 200 random ids. For the default model: logits at every tenth
-of 200 positions, and the greedy continuations of five openings.
+For every tiny model: the logits of 200 random ids. Where RoPE depends on the length of the
+sequence: the last logits at some lengths, and greedy continuations of some prompts, all without the
+cache, because with it transformers keeps keys of older frequencies. For the default model: logits
+at every tenth of 200 positions, and the greedy continuations of five openings.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import torch
 import transformers
 
 from tests import tiny
-from tests.configs import CONFIGS, LENGTH_DEPENDENT
+from tests.configs import CONFIGS, CROSSING_LENGTHS, LENGTH_DEPENDENT
 from tests.test_train import train
 
 FOLDER = Path(__file__).parent
@@ -37,6 +39,25 @@ def _load(folder: Path) -> transformers.PreTrainedModel:
 def _logits(model: transformers.PreTrainedModel, ids: list[int]) -> np.ndarray:
     with torch.no_grad():
         return model(torch.tensor([ids])).logits[0].numpy()
+
+
+def _crossing(folder: Path, ids: list[int]) -> dict[str, np.ndarray]:
+    """What depends on the length: a fresh model each time, as rotary frequencies are its state."""
+    logits, greedy = [], []
+    for length in CROSSING_LENGTHS:
+        logits.append(_logits(_load(folder), ids[:length])[-1])
+        model = _load(folder)
+        model.generation_config.eos_token_id = None
+        tokens = model.generate(
+            torch.tensor([ids[:length]]),
+            attention_mask=torch.ones(1, length, dtype=torch.long),  # id 0 is no padding here
+            max_new_tokens=16,
+            do_sample=False,
+            pad_token_id=0,
+            use_cache=False,
+        )
+        greedy.append(tokens[0, length:].numpy())
+    return {"crossing_logits": np.stack(logits), "crossing_greedy_ids": np.stack(greedy)}
 
 
 def _versions() -> str:
@@ -61,9 +82,12 @@ def make_tiny(names: list[str]) -> None:
         shapes = _shapes(config)
         with tempfile.TemporaryDirectory() as folder:
             tensors = tiny.make_tensors(name, shapes)
-            model = _load(tiny.write_checkpoint(Path(folder), name, tensors))
+            path = tiny.write_checkpoint(Path(folder), name, tensors)
+            model = _load(path)
             ids = tiny.make_ids(N_IDS)
-            short = {"logits_40": _logits(model, ids[:40])} if name in LENGTH_DEPENDENT else {}
+            by_length = {}
+            if name in LENGTH_DEPENDENT:
+                by_length = {"logits_40": _logits(model, ids[:40])} | _crossing(path, ids)
             logits = _logits(model, ids)
             model.generation_config.eos_token_id = None
             greedy = model.generate(
@@ -76,7 +100,7 @@ def make_tiny(names: list[str]) -> None:
             logits=logits,
             greedy_ids=greedy[0, 12:].numpy(),
             versions=_versions(),
-            **short,
+            **by_length,
         )
         print(name, logits.shape, f"largest {np.abs(logits).max():.2f}", flush=True)  # noqa: T201
 
