@@ -67,7 +67,8 @@ class RopeConfig:
             )
         if self.kind == "dynamic" and self.dim < 4:
             raise CheckpointError(
-                f"config.json: dynamic RoPE needs to turn at least 4 numbers of a head, not {self.dim}"
+                "config.json: dynamic RoPE needs to turn at least 4 numbers of a head, not "
+                f"{self.dim}"
             )
         if self.kind == "longrope" and not (
             len(self.short_factors) == len(self.long_factors) == self.dim // 2

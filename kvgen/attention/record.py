@@ -28,6 +28,7 @@ class Recording:
     found: Diagnostics
     decode_rows: float | None  # greatest |weight - the same weight in one full pass|
     written: Written | None  # None where W_O was not at hand
+    run_again: int = 0  # positions run once more because rotary frequencies changed
 
 
 def record(
@@ -52,9 +53,8 @@ def record(
     capacity = len(prompt_ids) + max(max_new_tokens, 0)
     cache = engine.new_cache(capacity)
     capture = Capture(engine.config, layers, capacity, heads=heads)
-    new = [
-        step.token
-        for step in generate(
+    steps = list(
+        generate(
             engine,
             prompt_ids,
             sampler=sampler,
@@ -64,7 +64,8 @@ def record(
             capture=capture,
             on_progress=on_progress,
         )
-    ]
+    )
+    new = [step.token for step in steps]
     ids = [*prompt_ids, *new[:-1]]
     trace = gather(engine, ids, cache, capture, n_prompt=len(prompt_ids))
     decode_rows = None
@@ -81,6 +82,7 @@ def record(
         found=found,
         decode_rows=decode_rows,
         written=None if output_weights is None else measure_written(trace, found, output_weights),
+        run_again=sum(step.positions - 1 for step in steps[1:]),
     )
 
 

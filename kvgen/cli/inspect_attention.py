@@ -209,6 +209,11 @@ def inspect_attention(
             output_weights=model.output_weights,
             probe=_PROBE_TOKENS if probe else None,
         )
+    if recording.run_again and not quiet:
+        note(
+            f"rotary frequencies changed: {recording.run_again:,} positions were run again, and "
+            "every row is shown with the last frequencies"
+        )
     seen = Seen(
         recording=recording,
         tokens=[tokenizer.token_bytes(token) for token in recording.trace.token_ids],

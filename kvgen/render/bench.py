@@ -177,10 +177,11 @@ def _cost(run: Run, over_seconds: float) -> list[str]:
     end = work.length + work.n_gen
     on = run.arm("on")
     if on is not None:
-        one = cost.bytes_read(end - 1, 1)
+        fed = work.fed("on", work.n_gen - 1)
+        one = cost.bytes_read(end - fed, fed)
         rate = one / on.median_step(work.n_gen - 1)
         lines.append(
-            f"last step, cache on: {_bytes(one)} read, {_flops(cost.flops(end - 1, 1))}; "
+            f"last step, cache on: {_bytes(one)} read, {_flops(cost.flops(end - fed, fed))}; "
             f"{100 * rate / measured.read_bytes_per_second:.0f} % of the bandwidth limit"
         )
     off = run.arm("off")
