@@ -16,6 +16,7 @@ from pathlib import Path
 from kvgen.checkpoint import INDEX, WEIGHTS, missing_weights, read_json, shards_of_index
 from kvgen.errors import CheckpointError, KvgenError, ModelNotFoundError, UsageError
 from kvgen.families import find
+from kvgen.visible import one_line
 
 # `org/name`, or an old `name`: what the client's validate_repo_id (utils/_validators.py) lets pass.
 _PART = r"\w(?:[\w.-]{0,94}\w)?"
@@ -112,6 +113,9 @@ class _Repository:
             raise CheckpointError(missing_weights(self.name, files))
         if "config.json" not in files:
             raise CheckpointError(f"{self.label}: config.json is missing")
+        if hidden := [name for name in names if one_line(name) != name]:
+            # The client's progress bars would print it as it is.
+            raise CheckpointError(f"{self.label}: {INDEX}: {hidden[0]!r} is no name for a file")
         find(read_json(self._file("config.json", snapshot)))  # before anything large is fetched
         for name in sorted(files):
             if name.startswith(_TEMPLATES) and name.endswith(".jinja"):

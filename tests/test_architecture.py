@@ -18,6 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # What a module of ours may import of ours; everyone may import errors.
 MAY_IMPORT = {
     "errors": set(),
+    "visible": set(),
     "config": set(),
     "tensors": set(),
     "checkpoint": {"tensors"},
@@ -39,7 +40,7 @@ MAY_IMPORT = {
     "tokenizer": {"added_tokens", "checkpoint", "stream"},
     "chat": {"checkpoint"},
     "recommendation": {"checkpoint", "families", "sampling"},
-    "hub": {"checkpoint", "families"},
+    "hub": {"checkpoint", "families", "visible"},
     "generate": {"config", "engine", "sampling", "tensors", "trace"},
     "model": {
         "bind", "chat", "checkpoint", "config", "engine", "families", "generate", "hub", "params",
@@ -59,7 +60,7 @@ MAY_IMPORT = {
     "machine": set(),
     "calibration": {"engine", "machine"},
     "render": {
-        "attention", "bench", "config", "edits", "facts", "render", "tensors", "trace",
+        "attention", "bench", "config", "edits", "facts", "render", "tensors", "trace", "visible",
     },
 }  # fmt: skip
 

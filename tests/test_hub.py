@@ -287,6 +287,18 @@ def test_a_broken_index_is_reported(hub: Hub, client: Client, files: Files) -> N
     assert_fails(client.info(), 4, "is not the name of a file beside it")
 
 
+def test_a_shard_whose_name_would_act_on_the_terminal_is_not_fetched(
+    hub: Hub, client: Client, files: Files
+) -> None:
+    shard = "\x1b]0;owned\x07.safetensors"
+    index = {"weight_map": {"lm_head.weight": shard}}
+    files[shard] = files.pop(WEIGHTS)
+    hub.publish(NAME, files | {INDEX: json.dumps(index).encode()})
+    run = client.info()
+    assert_fails(run, 4, f"{shard!r} is no name for a file")
+    assert hub.asked("cdn") == 0
+
+
 # --- The cache --------------------------------------------------------------------------------
 
 

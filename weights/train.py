@@ -634,12 +634,13 @@ def score(text: Path, folder: str | None, **options: Any) -> None:
 def loops(folder: str | None, tokens: int) -> None:
     """Greedy stories from five openings, and the share of their 8-grams that come again."""
     import kvgen
+    from kvgen.cli.output import write_text
     from kvgen.sampling import SamplingOptions
 
     model = kvgen.load(folder)
     for opening in OPENINGS:
         pieces = list(model.generate(opening, max_new_tokens=tokens, sampling=SamplingOptions()))
-        click.echo(opening + "".join(piece.text for piece in pieces))
+        write_text(opening + "".join(piece.text for piece in pieces) + "\n")
         repeated = repeated_share([piece.token for piece in pieces])
         click.echo(f"[{len(pieces)} tokens, {repeated:.1%} of the 8-grams repeated]\n")
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import threading
+import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -16,11 +18,14 @@ from kvgen.cli.bench import bench
 from kvgen.cli.generate import generate
 from kvgen.cli.info import info
 from kvgen.cli.inspect_attention import inspect_attention
+from kvgen.cli.output import note
 from kvgen.cli.verify import verify
 from kvgen.errors import KvgenError, TerminatedError
+from kvgen.visible import one_line
 
 _INTERRUPTED = 130
 _PIPE_CLOSED = 141
+_LONGEST_LINE = 400  # characters of a message that a person still reads
 
 
 @click.group(
@@ -58,6 +63,8 @@ cli.add_command(info)
 def main() -> NoReturn:
     """Run the command line of this process and leave with its exit code."""
     signals.install()
+    if not os.environ.get("KVGEN_DEBUG"):
+        _take_over_messages()
     code = run(sys.argv[1:])
     signals.ignore()  # all is said and done
     for stream in (sys.stdout, sys.stderr):
@@ -112,9 +119,24 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _take_over_messages() -> None:
+    """Let what Python prints on stderr by itself be notes: a library's words may quote a file."""
+
+    def lost(failure: Any) -> None:
+        if failure.exc_type is not SystemExit:  # the end of a thread
+            note(f"internal error: {failure.exc_type.__name__}: {failure.exc_value}")
+
+    def warn(message: Warning | str, *_: Any, **__: Any) -> None:
+        note(f"warning: {message}")
+
+    threading.excepthook = lost
+    sys.unraisablehook = lost
+    warnings.showwarning = warn
+
+
 def _fail(message: str, code: int) -> int:
     try:
-        click.echo("kvgen: " + " ".join(message.split()), err=True)
+        click.echo("kvgen: " + one_line(message, most=_LONGEST_LINE), err=True)
     except OSError:  # nobody listens on stderr either
         return code
     return code

@@ -199,7 +199,8 @@ def _report(run: _Run, sampler: Sampler, *, as_json: bool, quiet: bool, verbose:
         write_text("\n")
     if quiet:
         return
-    note(timing_block(timings))
+    for line in timing_block(timings).splitlines():
+        note(line)
     if sampler.options.temperature > 0:
         note(f"sampled {sampler.options.describe()} · seed {sampler.seed}")
     if run.finish_reason == "interrupted":

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from kvgen.errors import KvgenError, UsageError
+from kvgen.visible import one_line, visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,27 +26,42 @@ if TYPE_CHECKING:
 
 _PATIENCE_SECONDS = 0.5  # what is over sooner needs no sign of life
 _PIPE_WIDTH, _NARROWEST = 100, 60
+_LONGEST_NOTE = 2000  # characters; the keys of a large config.json go into it
 _SHAPES = "▁▂▃▄▅▆▇█▀░▒▓·│◂…␣⏎⇥"  # what views are drawn with where ASCII is not asked for
 
 
 def write_text(text: str) -> None:
-    """A piece of the result to stdout at once: to a pipe or a file as UTF-8, byte for byte."""
+    """A piece of the result to stdout at once.
+
+    To a pipe or a file as UTF-8, byte for byte; on a terminal with what would act on it written
+    out.
+    """
     if sys.stdout is None:
         return
     if sys.stdout.isatty():
-        encoding = sys.stdout.encoding
-        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+        _write_encodable(visible(text))
     else:
         sys.stdout.flush()
         sys.stdout.buffer.write(text.encode("utf-8", "replace"))
         sys.stdout.buffer.flush()
-    sys.stdout.flush()
+        sys.stdout.flush()
 
 
 def write_line(text: str, *, good: bool) -> None:
     """A line of the result, on a terminal in green or red."""
-    colored = sys.stdout is not None and sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    write_text((click.style(text, fg="green" if good else "red") if colored else text) + "\n")
+    line = one_line(text)
+    if sys.stdout is not None and sys.stdout.isatty() and "NO_COLOR" not in os.environ:
+        _write_encodable(click.style(line, fg="green" if good else "red") + "\n")
+    else:
+        write_text(line + "\n")
+
+
+def _write_encodable(text: str) -> None:
+    """Text to stdout as its encoding has it, with ? for the rest."""
+    if sys.stdout is not None:
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+        sys.stdout.flush()
 
 
 def check_writable(path: str) -> None:
@@ -90,7 +106,7 @@ def write_file(path: str, content: bytes) -> None:
 def note(text: str) -> None:
     """A line for the user on stderr; where nobody listens there the run goes on."""
     with suppress(OSError):
-        click.echo(text, err=True)
+        click.echo(one_line(text, most=_LONGEST_NOTE), err=True)
 
 
 def make_canvas(
@@ -118,13 +134,17 @@ def make_canvas(
 
 
 def draw(view: RenderableType, canvas: Canvas) -> str:
-    """A view as text, with colours where the canvas has them."""
+    """A view as text, with colours where the canvas has them.
+
+    Its words are taken as they are: no markup, no emoji codes, and visible throughout.
+    """
     from rich.console import Console
+    from rich.segment import Segment, Segments
 
     buffer = io.StringIO()
     colored = canvas.mode == "color"
     depth = Console(file=sys.stdout).color_system
-    Console(
+    console = Console(
         file=buffer,
         width=canvas.width,
         force_terminal=colored,
@@ -133,8 +153,22 @@ def draw(view: RenderableType, canvas: Canvas) -> str:
         else None,
         no_color=not colored,  # decided already: --color wins over the environment
         highlight=False,
+        markup=False,
+        emoji=False,
         legacy_windows=False,
-    ).print(view, overflow="fold")
+    )
+    # The styles become escape sequences when they are printed: the text is looked at before.
+    lines = console.render_lines(view, console.options.update(overflow="fold"), pad=False)
+    console.print(
+        Segments(
+            [
+                Segment(visible(part.text), part.style)
+                for line in lines
+                for part in (*line, Segment.line())
+            ]
+        ),
+        end="",
+    )
     text = buffer.getvalue()
     if not colored:
         text = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
@@ -146,11 +180,7 @@ def draw(view: RenderableType, canvas: Canvas) -> str:
 
 def show(view: RenderableType, canvas: Canvas) -> None:
     """Draw a view on stdout."""
-    text = draw(view, canvas)
-    if sys.stdout is not None:
-        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # a token may hold anything
-        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
-        sys.stdout.flush()
+    _write_encodable(draw(view, canvas))
 
 
 def _can_encode(characters: str) -> bool:
@@ -168,8 +198,9 @@ def working(what: str, *, quiet: bool = False) -> Iterator[None]:
         yield
         return
     from rich.console import Console
+    from rich.text import Text
 
-    status = Console(stderr=True).status(what)
+    status = Console(stderr=True).status(Text(one_line(what)))
     timer = threading.Timer(_PATIENCE_SECONDS, status.start)
     timer.daemon = True
     timer.start()
@@ -194,14 +225,14 @@ def counting(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
     )
-    task = bar.add_task(what, total=total)
+    task = bar.add_task(one_line(what), total=total)
     timer = threading.Timer(_PATIENCE_SECONDS, bar.start)
     timer.daemon = True
     timer.start()

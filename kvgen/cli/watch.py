@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kvgen.cli.attention_views import indices_of
 from kvgen.errors import UsageError
+from kvgen.visible import visible
 
 if TYPE_CHECKING:
     from kvgen.model import Model, Piece
@@ -63,7 +64,7 @@ class Watch:
                     canvas=canvas,
                 )  # fmt: skip
                 room = max(1, console.height - _ROW_LINES)  # the end of a text longer than that
-                lines = Text(text).wrap(console, console.width)[-room:]
+                lines = Text(visible(text)).wrap(console, console.width)[-room:]
                 live.update(Group(*lines, Text(), view), refresh=True)
                 ids.append(piece.token)
                 tokens.append(tokenizer.token_bytes(piece.token))

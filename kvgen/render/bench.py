@@ -25,6 +25,7 @@ from kvgen.render.bench_tables import (
 from kvgen.render.canvas import Canvas, causal, side_by_side
 from kvgen.render.chart import Curve, chart
 from kvgen.tensors import FloatArray
+from kvgen.visible import one_line
 
 _GAP = 3  # columns between the table and the maps beside it
 _CHART_HEIGHT = 11
@@ -43,14 +44,14 @@ def bench_view(
     `over_seconds` is the time per token whose crossing is named.
     """
     run = report.runs[0]
+    name, cpu = (one_line(text) for text in (facts["model"], facts["environment"]["cpu"]))
     rounded = " · fast prefill, with rounded activations" if run.prefill == "fast" else ""
     parts: list[RenderableType] = [
         Text(
-            f"{facts['model']} · {run.dtype} weights, {run.cache_dtype} cache · {run.backend} · "
-            f"{run.threads} thread{'s' if run.threads != 1 else ''} · "
-            f"{facts['environment']['cpu']}{rounded}"
+            f"{name} · {run.dtype} weights, {run.cache_dtype} cache · {run.backend} · "
+            f"{run.threads} thread{'s' if run.threads != 1 else ''} · {cpu}{rounded}"
             if len(report.runs) == 1
-            else f"{facts['model']} · {facts['environment']['cpu']}{rounded}"
+            else f"{name} · {cpu}{rounded}"
         ),
         Text(f"prompt: {facts['prompt']} · medians of {report.plan.repetitions}"),
         Text(),
@@ -68,9 +69,9 @@ def bench_view(
         ]
     parts.append(Text())
     for one in report.runs:
-        name = [f"{traits(one)[what]} {what}" for what in varying(report)]
-        name += [f"{one.workload.length} positions"] if len(report.plan.workloads) > 1 else []
-        parts += map(Text, _verdict(one, name=", ".join(name)))
+        which = [f"{traits(one)[what]} {what}" for what in varying(report)]
+        which += [f"{one.workload.length} positions"] if len(report.plan.workloads) > 1 else []
+        parts += map(Text, _verdict(one, name=", ".join(which)))
     if len(report.runs) == 1:
         parts += map(Text, _cost(run, over_seconds))
     parts += map(Text, _lesson(report))

@@ -13,6 +13,7 @@ import kvgen
 from kvgen.bench.ledger import Ledger, StepCount
 from kvgen.bench.plan import Cache
 from kvgen.bench.report import Arm, BenchReport, Run, spread
+from kvgen.visible import one_line
 
 
 class Row(NamedTuple):
@@ -214,11 +215,10 @@ def bench_markdown(report: BenchReport, facts: dict[str, Any]) -> str:
             f"{test.arm.cache} | {test.title} | {rates['mean']:.2f} ± {rates['stdev']:.2f} |"
         )
     environment = facts["environment"]
-    return "\n".join(lines) + (
-        f"\n\n{facts['model']} ({facts['model_hash']}) · "
-        + " · ".join(f"{name} {value}" for name, value in environment.items() if value is not None)
-        + "\n"
+    about = f"{facts['model']} ({facts['model_hash']}) · " + " · ".join(
+        f"{name} {value}" for name, value in environment.items() if value is not None
     )
+    return "\n".join(lines) + f"\n\n{one_line(about)}\n"
 
 
 def bench_csv(report: BenchReport) -> str:

@@ -16,6 +16,7 @@ from rich.style import Style
 from rich.text import Text
 
 from kvgen.tensors import FloatArray
+from kvgen.visible import picture
 
 Mode = Literal["color", "glyphs", "ascii"]
 Scale = Literal["sqrt", "linear", "log"]
@@ -219,13 +220,13 @@ def _visible(character: str, canvas: Canvas) -> str:
     if canvas.mode == "ascii":
         if character.isascii() and character.isprintable():
             return "_" if character == " " else character
-        return character.encode("unicode_escape").decode()
+        return picture(character)
     if character in " \n\t":
         return {" ": "␣", "\n": "⏎", "\t": "⇥"}[character]
-    # Controls, bidi marks, surrogates, unassigned characters and separators could act on the
-    # terminal; marks that combine would hang on the cell before.
+    # Beyond what acts on a terminal: in a cell of its own a joiner joins nothing, a space is not
+    # seen, and a mark that combines would hang on the cell before.
     if unicodedata.category(character)[0] in "CZM" or unicodedata.combining(character):
-        return character.encode("unicode_escape").decode()
+        return picture(character)
     return character
 
 

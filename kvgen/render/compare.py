@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvgen.bench.compare import ReportComparison
+from kvgen.visible import one_line
 
 
 def comparison_view(comparison: ReportComparison, *, names: tuple[str, str]) -> RenderableType:
@@ -16,13 +17,16 @@ def comparison_view(comparison: ReportComparison, *, names: tuple[str, str]) -> 
         words = name in ("test", "cache", "dtype", "backend", "")
         table.add_column(name, justify="left" if words else "right")
     for row in comparison.tests:
-        test, depth, cache, dtype, cache_dtype, backend, threads = row.key
+        # A file from elsewhere may hold any text here.
+        test, depth, cache, dtype, cache_dtype, backend, threads = (
+            one_line(f"{part}") if part else "" for part in row.key
+        )
         table.add_row(
-            f"{test} @ d{depth}" if depth else f"{test}",
-            f"{cache}",
+            f"{test} @ d{depth}" if depth else test,
+            cache,
             f"{dtype}+{cache_dtype}",
-            f"{backend}",
-            f"{threads}",
+            backend,
+            threads,
             f"{row.one['median']:,.1f}",
             f"{row.other['median']:,.1f}",
             f"{row.ratio:.3f}",
@@ -34,4 +38,4 @@ def comparison_view(comparison: ReportComparison, *, names: tuple[str, str]) -> 
             f"tests without a partner: {comparison.only_one} in A, {comparison.only_other} in B"
         )
     lines += [f"differs  {difference}" for difference in comparison.differences]
-    return Group(*map(Text, lines), Text(), table)
+    return Group(*(Text(one_line(line)) for line in lines), Text(), table)

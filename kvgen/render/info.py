@@ -15,6 +15,7 @@ from kvgen.config import RopeConfig
 from kvgen.facts import ModelFacts
 from kvgen.render.canvas import Canvas, token_label
 from kvgen.tensors import CACHE_ITEM_BYTES, usual_cache_dtype
+from kvgen.visible import one_line
 
 _MARGIN = 11  # columns before the answers
 _LONGEST_TOKEN = 30  # columns of a token's name
@@ -125,7 +126,7 @@ def _answers(facts: ModelFacts, canvas: Canvas) -> list[tuple[str, list[str]]]:
 def _fill(parts: list[str], width: int) -> list[str]:
     """Parts on lines, a dot between those of one line; what no line can hold is cut at spaces."""
     lines: list[str] = []
-    for part in filter(None, parts):
+    for part in map(one_line, filter(None, parts)):  # names of files and folders are among them
         if lines and cell_len(lines[-1]) + 3 + cell_len(part) <= width:
             lines[-1] += f" · {part}"
         else:
