@@ -1,7 +1,7 @@
 """Chat templates: messages to the text that a checkpoint was trained to see.
 
-A template is a Jinja program from the internet, so it runs in a sandbox, with the settings, filters
-and functions that transformers gives it (utils/chat_template_utils.py).
+A template is a Jinja program from the internet: it runs in a process with bounds (kvgen.sandbox),
+and there in Jinja's sandbox (kvgen.template).
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from kvgen import sandbox
 from kvgen.checkpoint import read_json
 from kvgen.errors import CheckpointError, KvgenError, UsageError
 
@@ -22,6 +24,8 @@ Message = Mapping[str, Any]
 _FILE, _FOLDER = "chat_template.jinja", "additional_chat_templates"
 _SETTINGS = "tokenizer_config.json"
 _SAFE_JINJA = (3, 1, 6)  # templates could leave the sandbox of those before
+# Real templates take a hundredth of a second and a few MB.
+_MOST_SECONDS, _MOST_BYTES = 10.0, 512 * 2**20
 
 
 def has_template(folder: Path) -> bool:
@@ -79,67 +83,35 @@ def render(template: str, messages: Sequence[Message], *, tokens: Mapping[str, s
 
     `tokens` are bos_token, eos_token and the like by name, which a template may use. Raises
     UsageError where the template turns the messages down (some know no system message),
-    CheckpointError where it is broken, and KvgenError where jinja2 is missing or too old.
+    CheckpointError where it is broken or takes too long or too much memory, and KvgenError where
+    jinja2 is missing or too old.
     """
-    conversation = _plain(messages)
-    try:
-        from jinja2 import nodes
-        from jinja2.ext import Extension, loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    request = {
+        "template": template,
+        "messages": _plain(messages),
+        "tokens": dict(tokens),
+        "now": datetime.now().isoformat(),
+    }
+    _check_jinja()
+    answer = sandbox.ask(request, seconds=_MOST_SECONDS, memory_bytes=_MOST_BYTES)
+    if "refused" in answer:
+        raise UsageError(f"the model's chat template: {answer['refused']}")
+    if "broken" in answer:
+        raise CheckpointError(f"the chat template is broken: {answer['broken']}")
+    text: str = answer["text"]
+    return text
 
-        version = tuple(map(int, re.findall(r"\d+", metadata.version("jinja2"))[:3]))
-    except ImportError:
-        raise KvgenError("chat templates need jinja2: pip install 'kvgen[chat]'") from None
-    if version < _SAFE_JINJA:
+
+def _check_jinja() -> None:
+    """Raise KvgenError where the other process would find no jinja2, or one that is too old."""
+    try:
+        found = metadata.version("jinja2") if find_spec("jinja2") is not None else None
+    except metadata.PackageNotFoundError:
+        found = None
+    if found is None:
+        raise KvgenError("chat templates need jinja2: pip install 'kvgen[chat]'")
+    if tuple(map(int, re.findall(r"\d+", found)[:3])) < _SAFE_JINJA:
         raise KvgenError("chat templates need a newer jinja2: pip install 'kvgen[chat]'")
-
-    class Generation(Extension):
-        """`{% generation %}` marks what to train on; the text itself is kept."""
-
-        tags = frozenset({"generation"})  # type: ignore[assignment]
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            inside = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(inside, lineno=line)
-
-    def turn_down(reason: str) -> NoReturn:
-        raise _TurnedDownError(reason)
-
-    def tojson(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
-        return json.dumps(
-            value,
-            ensure_ascii=ensure_ascii,
-            indent=indent,
-            separators=separators,
-            sort_keys=sort_keys,
-        )
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["dict"] = _Dict()
-    environment.globals["raise_exception"] = turn_down
-    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-    try:
-        return environment.from_string(template).render(
-            messages=conversation,
-            tools=None,
-            documents=None,
-            add_generation_prompt=True,
-            **tokens,
-        )
-    except _TurnedDownError as refusal:
-        raise UsageError(f"the model's chat template: {_line(refusal)}") from None
-    except Exception as error:  # a program from elsewhere may raise anything
-        raise CheckpointError(f"the chat template is broken: {_line(error)}") from None
 
 
 def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -157,20 +129,3 @@ def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"the messages of a chat must be plain text: {error}") from None
     return copy
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-class _Dict:
-    """What a template knows as `dict`: the type's own methods would change any dictionary."""
-
-    fromkeys = staticmethod(dict.fromkeys)
-
-    def __call__(self, *pairs: Any, **named: Any) -> dict[Any, Any]:
-        return dict(*pairs, **named)
-
-
-class _TurnedDownError(Exception):
-    """What a template says when it does not take the messages."""
