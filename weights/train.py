@@ -119,7 +119,7 @@ class Plan:
 
 
 def documents_in(path: Path) -> list[str]:
-    texts = (text.strip() for text in path.read_text(encoding="utf-8").split(END))
+    texts = (text.strip() for text in path.read_text(encoding="utf-8-sig").split(END))
     return [text for text in texts if text]
 
 

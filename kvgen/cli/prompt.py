@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import os
+import re
 import stat
 import sys
 from pathlib import Path
@@ -40,7 +42,8 @@ prompt_options = bundle(
         "--file",
         "prompt_file",
         metavar="FILE",
-        help="Read the prompt from a file, - for stdin; one final line end is dropped.",
+        help="Read the prompt from a file, - for stdin; a byte order mark and one final line end "
+        "are dropped.",
     ),
     click.option(
         "--chat/--raw",
@@ -90,7 +93,7 @@ def given_prompt(flags: PromptFlags) -> str | None:
             content = Path(flags.prompt_file).read_bytes()
         except OSError as error:
             raise UsageError(f"{flags.prompt_file}: cannot be read: {error.strerror}") from None
-        return _decode(content, flags.prompt_file).removesuffix("\n")
+        return _text_of_file(content, flags.prompt_file)
     return _argument(given[0], "the prompt")
 
 
@@ -102,14 +105,26 @@ def _argument(text: str, where: str) -> str:
 def _read_stdin() -> str:
     if sys.stdin is None:
         raise UsageError("there is no standard input to read the prompt from")
-    return _decode(sys.stdin.buffer.read(), "standard input").removesuffix("\n")
+    return _text_of_file(sys.stdin.buffer.read(), "standard input")
+
+
+def _text_of_file(content: bytes, where: str) -> str:
+    """A file's text without what an editor adds to it: a byte order mark, one final line end.
+
+    Raises UsageError where it is not UTF-8.
+    """
+    text = _decode(content.removeprefix(codecs.BOM_UTF8), where)
+    return re.sub(r"\r?\n\Z", "", text)
 
 
 def _decode(content: bytes, where: str) -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError:
-        raise UsageError(f"{where}: is not valid UTF-8") from None
+        wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        kind = "UTF-32" if content.startswith(codecs.BOM_UTF32_LE) else "UTF-16"
+        advice = f"; it looks like {kind}: save it as UTF-8" if wide else ""
+        raise UsageError(f"{where}: is not valid UTF-8{advice}") from None
 
 
 def _stdin_is_fed() -> bool:
