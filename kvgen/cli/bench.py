@@ -130,6 +130,10 @@ def bench(
         "seed": work.seed,
         "environment": environment(),
     }
+    if report_flags.plot is not None:
+        from kvgen.render.plot import check_latency_figure
+
+        check_latency_figure(facts, kind=Path(report_flags.plot).suffix[1:])
     report = _run(models, plan, work_flags, quiet=quiet)
     _deliver(report, facts, report_flags, display_flags, over_seconds=arm_flags.over / 1e3)
     _judge(report)
@@ -154,6 +158,10 @@ def _check(
             check_writable(path)
             if Path(path).suffix not in kinds:
                 raise UsageError(f"{path}: the name must end in {', '.join(kinds)}")
+    if report.plot is not None:
+        from kvgen.render.plot import check_figures
+
+        check_figures()
 
 
 def _run(models: list[Model], plan: BenchPlan, work: WorkFlags, *, quiet: bool) -> BenchReport:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -18,6 +19,7 @@ from kvgen.cli.attention_options import (
     resolve_place,
 )
 from kvgen.cli.attention_views import (
+    FIGURES,
     Seen,
     Wanted,
     deliver,
@@ -147,6 +149,11 @@ def inspect_attention(
     wanted.check(output)
     if output is not None:
         check_writable(output)
+    drawn = Path(output or "").suffix in FIGURES
+    if drawn:
+        from kvgen.render.plot import check_figures
+
+        check_figures()
     saved = saved_file(prompt_flags)
     if saved is not None:
         if editing or probe or max_new_tokens:
@@ -167,6 +174,8 @@ def inspect_attention(
     wanted = wanted.resolved(layers, heads)
     if map_flags.show == "rollout":
         layers = list(range(max(layers) + 1))
+    elif drawn:
+        check_figures(n_maps=len(layers) * len(heads))
     tokenizer = model.require_tokenizer()
     if probe:
         prompt_ids = _probe_ids(model, sampling_flags.seed or 0)

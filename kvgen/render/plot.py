@@ -1,65 +1,124 @@
-"""Figures by matplotlib (extra `plot`), as the bytes of a file."""
+"""Figures by matplotlib (extra `plot`), as the bytes of a file.
+
+Names and tokens are text: they are given to matplotlib with parse_math=False, since `$1_$2` would
+be a formula for it, and one that it fails at only when the figure is drawn.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from kvgen.attention.record import Recording
-from kvgen.bench.report import BenchReport
-from kvgen.errors import UsageError
+from kvgen.bench.report import BenchReport, Run
+from kvgen.errors import KvgenError, UsageError
 from kvgen.render.bench_files import predicted_step
 from kvgen.render.canvas import Ink
 from kvgen.render.head_map import MapView, chosen_cells
+from kvgen.visible import one_line
 
 _MOST_MAPS, _MOST_LABELS = 64, 40
+_LONGEST_NAME, _LONGEST_TITLE = 60, 90  # characters
 _COLORS = {"on": "tab:green", "off": "tab:red", "on+q": "tab:cyan"}
+
+
+def check_figures(*, n_maps: int = 1) -> None:
+    """Raise UsageError where a figure of so many maps could not be drawn."""
+    if n_maps > _MOST_MAPS:
+        raise UsageError(
+            f"{n_maps} maps are too many for a figure of at most {_MOST_MAPS}: choose with -l and "
+            "-H"
+        )
+    with _matplotlib():
+        pass
+
+
+def check_latency_figure(facts: dict[str, Any], *, kind: str) -> None:
+    """Raise what `latency_figure` would, by drawing its words without the curves."""
+    with _matplotlib() as figure_class:
+        figure, axes = _latency_axes(figure_class, facts)
+        axes.plot([1, 2], [1, 2], label="cache on")
+        axes.legend()
+        _file_of(figure, kind)
 
 
 def latency_figure(report: BenchReport, facts: dict[str, Any], *, kind: str) -> bytes:
     """Milliseconds per token by position: medians with their spread, predictions dashed.
 
-    Raises UsageError where matplotlib is not installed.
+    Raises UsageError where matplotlib is not installed, KvgenError where it fails.
     """
-    figure = _figure_class()(figsize=(8, 4.5), layout="constrained")
+    with _matplotlib() as figure_class:
+        figure, axes = _latency_axes(figure_class, facts)
+        for run in report.runs:
+            _draw_run(axes, run, alone=len(report.runs) == 1)
+        axes.legend()
+        return _file_of(figure, kind)
+
+
+def _latency_axes(figure_class: Any, facts: dict[str, Any]) -> tuple[Any, Any]:
+    """A figure and its axes, with all words but the legend's."""
+    figure = figure_class(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for run in report.runs:
-        places = [run.workload.length + step for step in range(run.workload.n_gen)]
-        name = f"{run.dtype} {run.backend} t{run.threads}, " if len(report.runs) > 1 else ""
-        for arm in run.arms:
-            if not places:
-                continue
-            color = _COLORS[arm.cache] if len(report.runs) == 1 else None
-            of_steps = list(zip(*arm.step_seconds, strict=True))
-            medians = [1e3 * arm.median_step(step) for step in range(len(places))]
-            (line,) = axes.plot(places, medians, color=color, label=f"{name}cache {arm.cache}")
-            low, high = ([1e3 * pick(one) for one in of_steps] for pick in (min, max))
-            axes.fill_between(places, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-            predicted = [1e3 * predicted_step(run, arm.cache, step) for step in range(len(places))]
-            axes.plot(places, predicted, "--", color=line.get_color(), linewidth=0.8)
-    axes.set(
-        xlabel="position",
-        ylabel="ms per token",
-        yscale="log",
-        title=f"{facts['model']} · {facts['environment']['cpu']} (dashed: predicted)",
-    )
+    axes.set(xlabel="position", ylabel="ms per token", yscale="log")
+    names = (facts["model"], facts["environment"]["cpu"])
+    model, cpu = (one_line(name, most=_LONGEST_NAME) for name in names)
+    title = f"{model} · {cpu} (dashed: predicted)"
+    if len(title) > _LONGEST_TITLE:
+        title = f"{model}\n{cpu} (dashed: predicted)"
+    axes.set_title(title, parse_math=False)
     axes.grid(alpha=0.3, which="both")
-    axes.legend()
-    return _file_of(figure, kind)
+    return figure, axes
 
 
-def _figure_class() -> Any:
+def _draw_run(axes: Any, run: Run, *, alone: bool) -> None:
+    """The curves of a run's arms, named by what it is where there are others."""
+    places = [run.workload.length + step for step in range(run.workload.n_gen)]
+    name = "" if alone else f"{run.dtype} {run.backend} t{run.threads}, "
+    for arm in run.arms:
+        if not places:
+            continue
+        color = _COLORS[arm.cache] if alone else None
+        of_steps = list(zip(*arm.step_seconds, strict=True))
+        medians = [1e3 * arm.median_step(step) for step in range(len(places))]
+        (line,) = axes.plot(places, medians, color=color, label=f"{name}cache {arm.cache}")
+        low, high = ([1e3 * pick(one) for one in of_steps] for pick in (min, max))
+        axes.fill_between(places, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        predicted = [1e3 * predicted_step(run, arm.cache, step) for step in range(len(places))]
+        axes.plot(places, predicted, "--", color=line.get_color(), linewidth=0.8)
+
+
+@contextmanager
+def _matplotlib() -> Iterator[Any]:
+    """matplotlib's class of figures, while its warnings reach nobody and no TeX is asked.
+
+    Its warnings and log are of glyphs and fonts that it has not, and of a matplotlibrc.
+    """
+    log = logging.getLogger("matplotlib")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
     try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError(
-            "figures are drawn by matplotlib: install kvgen with its extra `plot`"
-        ) from None
-    return Figure
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                from matplotlib import rc_context
+                from matplotlib.figure import Figure
+            except ImportError:
+                raise UsageError(
+                    "figures are drawn by matplotlib: install kvgen with its extra `plot`"
+                ) from None
+            except Exception as error:  # MPLBACKEND, or its file of settings, may say anything
+                raise UsageError(f"matplotlib cannot be loaded: {error}") from None
+            with rc_context({"text.usetex": False, "text.parse_math": True}):  # for 10^-1
+                yield Figure
+    finally:
+        log.setLevel(level)
 
 
 def _file_of(figure: Any, kind: str) -> bytes:
@@ -67,7 +126,12 @@ def _file_of(figure: Any, kind: str) -> bytes:
     # Neither a date nor a link: the same figure is the same file.
     about = {"svg": ("Date", "Creator", "Format", "Type"), "pdf": ("CreationDate", "Creator")}
     unsaid = dict.fromkeys(about.get(kind, ()))
-    figure.savefig(content, format=kind, dpi=150, metadata=unsaid or None)
+    try:
+        figure.savefig(content, format=kind, dpi=150, metadata=unsaid or None)
+    except MemoryError:
+        raise
+    except Exception as error:  # fonts, settings, styles: many things may be wrong with them
+        raise KvgenError(f"matplotlib cannot draw the figure: {error}") from None
     return content.getvalue()
 
 
@@ -84,19 +148,30 @@ def attention_figure(
 
     The first key stands with the others, unless it is left out.
 
-    Raises UsageError where matplotlib is not installed, or there are too many maps for a figure.
+    Raises UsageError where matplotlib is not installed, or there are too many maps for a figure,
+    and KvgenError where matplotlib fails.
     """
-    if view.show != "rollout" and len(layers) * len(heads) > _MOST_MAPS:
-        raise UsageError(
-            f"{len(layers) * len(heads)} maps are too many for a figure of at most {_MOST_MAPS}: "
-            "choose with -l and -H"
-        )
+    heads = [0] if view.show == "rollout" else heads
+    check_figures(n_maps=len(layers) * len(heads))
     if view.sink == "split":
         view = replace(view, sink="keep")
-    figure_class = _figure_class()
-    heads = [0] if view.show == "rollout" else heads
-    n_columns = min(4, len(heads)) if len(layers) == 1 else len(heads)
     places = [(layer, head) for layer in layers for head in heads]
+    n_columns = min(4, len(heads)) if len(layers) == 1 else len(heads)
+    with _matplotlib() as figure_class:
+        figure = _maps(figure_class, recording, tokens, places, n_columns=n_columns, view=view)
+        return _file_of(figure, kind)
+
+
+def _maps(
+    figure_class: Any,
+    recording: Recording,
+    tokens: Sequence[str],
+    places: Sequence[tuple[int, int]],
+    *,
+    n_columns: int,
+    view: MapView,
+) -> Any:
+    """A figure with a map for each layer and head of `places`, row by row."""
     n_rows = -(-len(places) // n_columns)
     side = 6.0 if len(places) == 1 else 3.0
     size = (side * n_columns + 1.2, (side + 0.6) * n_rows)
@@ -123,7 +198,7 @@ def attention_figure(
             ax.set_xticks(keys, [tokens[key] for key in keys], rotation=90, parse_math=False)
             ax.set_yticks(queries, [tokens[query] for query in queries], parse_math=False)
     figure.colorbar(image, ax=axes, label=ink.name, shrink=0.8)
-    return _file_of(figure, kind)
+    return figure
 
 
 def _colors(ink: Ink) -> tuple[Any, Any]:
