@@ -65,7 +65,11 @@ def _bound(seconds: float, memory_bytes: int) -> None:
         import resource
     except ImportError:  # Windows
         return
-    wanted = {resource.RLIMIT_CPU: math.ceil(seconds) + 1, resource.RLIMIT_CORE: 0}
+    wanted = {
+        resource.RLIMIT_CPU: math.ceil(seconds) + 1,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_DATA: memory_bytes,
+    }
     with contextlib.suppress(OSError, ValueError):  # a system that does not count pages so
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         wanted[resource.RLIMIT_AS] = pages * os.sysconf("SC_PAGE_SIZE") + memory_bytes
