@@ -16,6 +16,7 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
+from kvgen import cli as command_line
 from kvgen.cli.output import draw
 from kvgen.model import default_model
 from kvgen.render.canvas import Canvas, token_label
@@ -253,6 +254,18 @@ def test_what_python_prints_by_itself_is_a_line_too() -> None:
         r"internal error: ValueError: two \x1b]0;owned\x07",
         r"internal error: ValueError: three\x1b]0;owned\x07",
     ]
+
+
+def test_a_panic_of_a_library_is_a_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicException(BaseException):
+        pass
+
+    def panic(*_: object, **__: object) -> None:
+        raise PanicException(f"no entry\nfor {TITLE}")
+
+    monkeypatch.setattr(command_line.generate, "callback", panic)
+    run = inside("generate", "hi")
+    assert_fails(run, 1, r"internal error: PanicException: no entry for \x1b]0;owned\x07; please")
 
 
 def test_importing_the_command_line_leaves_warnings_alone() -> None:

@@ -108,8 +108,10 @@ def run(arguments: Sequence[str]) -> int:
             return _PIPE_CLOSED
         place = error.filename or "cannot write the output"
         return _fail(f"{place}: {error.strerror or error}", 1)
-    except Exception as error:
-        if os.environ.get("KVGEN_DEBUG"):
+    except BaseException as error:
+        # A panic of a library written in Rust (pyo3_runtime) is no Exception.
+        failed = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        if not failed or os.environ.get("KVGEN_DEBUG"):
             raise
         return _fail(
             f"internal error: {type(error).__name__}: {error}; please report it "
