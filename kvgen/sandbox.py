@@ -18,7 +18,7 @@ from typing import Any
 
 from kvgen.errors import CheckpointError, KvgenError
 
-_READY = b"ready\n"
+_READY = b"ready\n"  # goes before the answer: from there on only the template can fail
 _GLANCE_SECONDS = 0.2
 
 
@@ -60,17 +60,14 @@ def ask(request: dict[str, Any], *, seconds: float, memory_bytes: int) -> dict[s
 def _command(seconds: float, memory_bytes: int) -> list[str]:
     """An interpreter that finds modules where this one does, before it imports any."""
     flags = ["-I"] if sys.flags.isolated else ["-E"] if sys.flags.ignore_environment else []
-    places = [
-        *filter(lambda place: isinstance(place, str), sys.path),
-        str(Path(__file__).parents[1]),
-    ]
-    return [
-        sys.executable,
-        *flags,
-        "-c",
+    places = [place for place in sys.path if isinstance(place, str)]
+    places.append(str(Path(__file__).parents[1]))
+    code = (
         f"import sys; sys.path[:] = {places!a}; from kvgen.template import main; "
-        f"main(seconds={seconds}, memory_bytes={memory_bytes})",
-    ]
+        f"sys.stdout.buffer.write({_READY!r}); sys.stdout.flush(); "
+        f"main(seconds={seconds}, memory_bytes={memory_bytes})"
+    )
+    return [sys.executable, *flags, "-c", code]
 
 
 def _output(
@@ -104,9 +101,10 @@ def _answer(output: bytes, code: int, *, seconds: float, memory_bytes: int) -> d
         raise KvgenError(
             f"a chat template runs in a process of its own: {sys.executable} does not start one"
         )
-    if code == -getattr(signal, "SIGXCPU", 0):
+    ended_by = {-number: number.name for number in signal.Signals}.get(code)
+    if ended_by == "SIGXCPU":
         raise _too_long(seconds)
-    if code == -getattr(signal, "SIGKILL", 0):  # by the system, when its memory ends
+    if ended_by == "SIGKILL":  # by the system, when its memory ends
         raise _too_much(memory_bytes)
     try:
         answer: dict[str, Any] = json.loads(output[len(_READY) :].decode("utf-8", "surrogatepass"))

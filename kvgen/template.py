@@ -21,7 +21,6 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-READY = b"ready\n"  # goes before the answer: from there on only the template can fail
 _MOST_CHARACTERS = 2**24  # of a text; no model reads as many
 _LONGEST_REASON = 1000
 
@@ -32,8 +31,6 @@ def main(*, seconds: float, memory_bytes: int) -> None:
     The answer holds `text`, or `refused` or `broken` with the reason, or `memory`.
     """
     _bound(seconds, memory_bytes)
-    sys.stdout.buffer.write(READY)
-    sys.stdout.buffer.flush()
     try:
         answer = _answer()
     except MemoryError:
