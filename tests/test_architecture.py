@@ -19,6 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MAY_IMPORT = {
     "errors": set(),
     "visible": set(),
+    "forks": set(),
     "config": set(),
     "tensors": set(),
     "checkpoint": {"tensors"},
@@ -31,9 +32,10 @@ MAY_IMPORT = {
     "engine": {"config", "fast", "machine", "params", "reference", "tensors", "trace"},
     "cache": {"config", "rope", "tensors"},
     "reference": {
-        "cache", "config", "edits", "engine", "params", "reference", "rope", "tensors", "trace",
+        "cache", "config", "edits", "engine", "forks", "params", "reference", "rope", "tensors",
+        "trace",
     },
-    "fast": {"cache", "config", "engine", "fast", "machine", "params", "tensors", "trace"},
+    "fast": {"cache", "config", "engine", "fast", "forks", "machine", "params", "tensors", "trace"},
     "sampling": {"tensors"},
     "added_tokens": {"checkpoint"},
     "stream": set(),

@@ -15,8 +15,10 @@ import llvmlite
 import llvmlite.binding
 import numba
 from numba import types
+from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 
+from kvgen.forks import wait_before_fork
 from kvgen.machine import user_cache
 
 # Never `True`: that folds isfinite to true, and a NaN must reach the check of the logits.
@@ -63,6 +65,7 @@ def _prune(kernels: Path) -> None:
 
 
 FOLDER = cache_folder()
+wait_before_fork(global_compiler_lock)  # half a compilation is of no use to a child
 
 
 def kernel(function: Callable[..., Any]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
 import time
 from collections.abc import Sequence
 from typing import Literal
@@ -58,7 +57,6 @@ class FastEngine:
         workspace = workspace_of(params.config, threads, packed=prefill == "fast")
         self._own_reads = workspace.own_reads
         self._team = Team(threads, run, (shape_of(params), self._weights, self._request, workspace))
-        self._lock = threading.Lock()  # calls from several threads queue
         self.compile_seconds = self._compile()
 
     def new_cache(self, capacity: int) -> KeyValueCache:
@@ -90,7 +88,7 @@ class FastEngine:
         T = len(ids)
         tokens = np.asarray(ids, np.int64)
         logits = np.empty((T if all_logits else 1, self.config.vocab_size), np.float32)
-        with self._lock:
+        with self._team.lock:
             self._own_reads[:] = 0
             again = cache.prepare(T, rope_length=rope_length)
             self._point_to(cache, capture)

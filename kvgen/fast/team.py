@@ -81,10 +81,16 @@ class Team:
 
     def __init__(self, n_threads: int, run: Callable[..., int], arguments: Sequence[Any]) -> None:
         self._n_threads = n_threads
-        self._state = _State(n_threads, run, tuple(arguments))
+        self._run = run
+        self._arguments = tuple(arguments)
         self._pins = _pins(n_threads)
+        self._begin()
         _TEAMS.add(self)
-        weakref.finalize(self, self._state.close)
+
+    def _begin(self) -> None:
+        self.lock = threading.Lock()  # for callers: a request is one thread's until it is done
+        self._state = _State(self._n_threads, self._run, self._arguments)
+        self._end = weakref.finalize(self, self._state.close)
 
     def run(self) -> None:
         """One request, in the calling thread and all workers; back when all are done."""
@@ -104,8 +110,9 @@ class Team:
         self._state.enter(0, 0, alone=True)
 
     def forget(self) -> None:
-        """Start over without the threads, which a fork does not take along."""
-        self._state = _State(self._n_threads, self._state.run, self._state.arguments)
+        """Start over, in the child of a fork: without the threads, and what they held is free."""
+        self._end.detach()  # it would wait for a lock that nobody gives back
+        self._begin()
 
 
 class _State:

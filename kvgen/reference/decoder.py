@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -13,6 +14,7 @@ from kvgen.cache import KeyValueCache
 from kvgen.config import ModelConfig
 from kvgen.edits import Edit, edited_output, edited_weights
 from kvgen.engine import PREFILL_CHUNK, Calibration, KVCache, check_request, median_seconds
+from kvgen.forks import wait_before_fork
 from kvgen.params import LayerParams, Linear, Norm, Params
 from kvgen.reference.ops import (
     Projection,
@@ -28,6 +30,11 @@ from kvgen.reference.ops import (
 from kvgen.rope import RopeTables
 from kvgen.tensors import DTypeName, FloatArray
 from kvgen.trace import Recorder
+
+# The number of BLAS threads is the process's, so forwards take turns; and BLAS never comes back
+# from a product during which another thread forks.
+_BLAS = threading.RLock()
+wait_before_fork(_BLAS)
 
 
 @runtime_checkable
@@ -93,7 +100,7 @@ class ReferenceEngine:
         x, tokens = np.ones((1, C), np.float32), np.ones((T, C), np.float32)
         q, kv = np.ones((T, H, D), np.float32), np.ones((G, 2 * T, D), np.float32)
         mask = causal_mask(T, 2 * T)
-        with self._blas.limit(limits=self.threads):
+        with _BLAS, self._blas.limit(limits=self.threads):
             read_seconds = median_seconds(lambda: x @ weight.T)
             multiply_seconds = median_seconds(lambda: tokens @ weight[:576].T)
             attend_seconds = median_seconds(lambda: attend(q, kv, kv, 1.0, mask))
@@ -125,10 +132,10 @@ class ReferenceEngine:
         assert edit is None or cache.length == 0
         assert isinstance(cache, RowCache)
         check_request(self.config, ids, cache)
-        self.rows_read[:] = 0
-        again = cache.prepare(len(ids), rope_length=rope_length)
         # A model that has lost its way may overflow: the caller checks the logits.
-        with self._blas.limit(limits=self.threads), np.errstate(all="ignore"):
+        with _BLAS, self._blas.limit(limits=self.threads), np.errstate(all="ignore"):
+            self.rows_read[:] = 0
+            again = cache.prepare(len(ids), rope_length=rope_length)
             for begin in range(0, len(again), PREFILL_CHUNK):
                 self._run(again[begin : begin + PREFILL_CHUNK], cache, capture, None)
             x = self._run(ids, cache, capture, edit)
