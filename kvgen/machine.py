@@ -13,6 +13,7 @@ from typing import Any
 from threadpoolctl import threadpool_info
 
 import kvgen
+from kvgen.cgroups import cpu_quota
 
 
 def peak_rss_bytes() -> int | None:
@@ -64,27 +65,34 @@ def usable_cores() -> int:
 
     Two hardware threads of one core share its arithmetic and its way to memory.
     """
-    try:
-        allowed = os.sched_getaffinity(0)
-    except AttributeError:  # macOS, Windows
-        return os.cpu_count() or 1
     siblings = set()
-    for cpu in allowed:
+    for cpu in _allowed_cpus():
         path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         try:
             siblings.add(path.read_text(encoding="ascii"))
-        except OSError:
+        except OSError:  # not Linux, or a machine that does not say
             siblings.add(str(cpu))
-    return max(1, min(len(siblings), _cpu_quota()))
+    return _within_quota(len(siblings))
 
 
-def _cpu_quota() -> int:
-    """Whole CPUs that a Linux control group lets this process use; many where there is no limit."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return math.ceil(int(quota) / int(period))
-    except (OSError, ValueError):  # no such file, or the word "max"
-        return 10**6
+def usable_cpus() -> int:
+    """Threads of this process that can run at the same moment, by affinity and quota."""
+    return _within_quota(len(_allowed_cpus()))
+
+
+def _allowed_cpus() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))  # macOS, Windows
+
+
+def _within_quota(n_cpus: int) -> int:
+    """So many, or the whole CPUs of the control groups' quota, at least one.
+
+    A thread beyond the quota uses up what the others need, and all of them wait for it.
+    """
+    quota = cpu_quota()
+    return n_cpus if quota is None else max(1, min(n_cpus, math.floor(quota)))
 
 
 def _load_average() -> float | None:

@@ -32,8 +32,8 @@ MAY_IMPORT = {
     "engine": {"config", "fast", "machine", "params", "reference", "tensors", "trace"},
     "cache": {"config", "rope", "tensors"},
     "reference": {
-        "cache", "config", "edits", "engine", "forks", "params", "reference", "rope", "tensors",
-        "trace",
+        "cache", "config", "edits", "engine", "forks", "machine", "params", "reference", "rope",
+        "tensors", "trace",
     },
     "fast": {"cache", "config", "engine", "fast", "forks", "machine", "params", "tensors", "trace"},
     "sampling": {"tensors"},
@@ -61,7 +61,8 @@ MAY_IMPORT = {
         "attention", "bench", "cache", "config", "engine", "generate", "params", "rope", "tensors",
         "trace",
     },
-    "machine": set(),
+    "cgroups": set(),
+    "machine": {"cgroups"},
     "calibration": {"engine", "machine"},
     "render": {
         "attention", "bench", "config", "edits", "facts", "render", "tensors", "trace", "visible",

@@ -20,6 +20,7 @@ from numba import types
 
 from kvgen.fast.atomics import atomic_add, atomic_load, pause
 from kvgen.fast.compiler import kernel
+from kvgen.machine import usable_cpus
 
 # Places in the array that the threads share, each on a cache line of its own.
 ARRIVED, TICKET, WANTED, SPINS = 0, 16, 32, 48
@@ -123,7 +124,7 @@ class _State:
         self.run = run
         self.arguments = arguments
         self.shared = np.zeros(_SHARED, np.int64)
-        self.shared[SPINS] = _SPINS if n_threads <= _n_cpus() else _SPINS_WHERE_CROWDED
+        self.shared[SPINS] = _SPINS if n_threads <= usable_cpus() else _SPINS_WHERE_CROWDED
         self._condition = threading.Condition()
         self._workers: list[threading.Thread] = []
         self._n_parked = 0
@@ -180,12 +181,6 @@ def _forget_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_all)
-
-
-def _n_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _pins(n_threads: int) -> list[int | None]:

@@ -15,6 +15,7 @@ from kvgen.config import ModelConfig
 from kvgen.edits import Edit, edited_output, edited_weights
 from kvgen.engine import PREFILL_CHUNK, Calibration, KVCache, check_request, median_seconds
 from kvgen.forks import wait_before_fork
+from kvgen.machine import usable_cores
 from kvgen.params import LayerParams, Linear, Norm, Params
 from kvgen.reference.ops import (
     Projection,
@@ -79,9 +80,8 @@ class ReferenceEngine:
         self.config: ModelConfig = params.config
         self.dtype: DTypeName = params.dtype
         self._blas = ThreadpoolController().select(user_api="blas")
-        self.threads = threads or max(
-            (pool["num_threads"] for pool in self._blas.info()), default=1
-        )
+        in_pool = max((pool["num_threads"] for pool in self._blas.info()), default=1)
+        self.threads = threads or min(in_pool, usable_cores())
         self._params = params
         self._layers = [_widen(layer) for layer in params.layers]
         self._head = _project(params.head)
