@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-import safetensors
 
 from kvgen.errors import CheckpointError
+from kvgen.files import open_file, read_file
+from kvgen.header import LONGEST_HEADER, parse_header
 from kvgen.tensors import BFloat16, Dense, Tensor
 
 WEIGHTS = "model.safetensors"
@@ -26,7 +28,6 @@ _IMPOSTORS = (
     (b"PK", "a PyTorch .bin archive: convert it to safetensors"),
     (b"GGUF", "a GGUF file: kvgen reads the original safetensors checkpoint"),
 )
-_LONGEST_HEADER = 100_000_000  # bytes; the library's own bound
 _READABLE: dict[str, npt.DTypeLike] = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
@@ -39,6 +40,13 @@ class StoredTensor:
     kind: str  # the file's own word: F32, BF16, I64, ...
     shape: tuple[int, ...]
     mapped: npt.NDArray[np.uint8]
+
+    def equals(self, other: StoredTensor) -> bool:
+        """Whether both hold the same, byte for byte."""
+        return self is other or (
+            (self.kind, self.shape) == (other.kind, other.shape)
+            and np.array_equal(self.mapped, other.mapped)
+        )
 
     def open(self) -> Tensor:
         """The tensor in its stored form. Raises CheckpointError for kinds other than floats."""
@@ -75,9 +83,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
     Raises CheckpointError where a file in it is missing, broken or not what its name says.
     """
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: is a file; name the folder that holds config.json")
     try:
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder}: is a file; name the folder that holds config.json")
         return Checkpoint(
             folder=folder,
             config=read_json(folder / "config.json"),
@@ -93,11 +101,11 @@ def fingerprint(folder: Path) -> str:
     SHA-256 over config.json and, of each .safetensors file, its name, size and header; the numbers
     themselves are not read.
     """
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(length))
+    digest = hashlib.sha256(read_file(folder / "config.json"))
+    for path in sorted(path for path in folder.glob("*.safetensors") if path.is_file()):
+        with open_file(path) as file:
+            length = min(int.from_bytes(file.read(8), "little"), LONGEST_HEADER)
+            digest.update(f"{path.name} {_size(file)}".encode() + file.read(length))
     return digest.hexdigest()[:16]
 
 
@@ -107,7 +115,7 @@ def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
     Raises CheckpointError where it is missing otherwise, or cannot be read.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_file(path).decode())
     except FileNotFoundError:
         if not required:
             return {}
@@ -137,11 +145,11 @@ def _map_all(folder: Path) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for shard in shards:
         for name, tensor in _map_file(folder / shard).items():
-            if name in tensors:
+            if not tensors.setdefault(name, tensor).equals(tensor):
                 raise CheckpointError(
-                    f"{folder}: tensor `{name}` is in both {tensors[name].file.name} and {shard}"
+                    f"{folder}: tensor `{name}` is in both {tensors[name].file.name} and {shard}, "
+                    "with different numbers"
                 )
-            tensors[name] = tensor
     return tensors
 
 
@@ -170,66 +178,61 @@ def shards_of_index(index: Path) -> list[str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: `weight_map` should name the file of each tensor")
     for shard in weight_map.values():
-        if not isinstance(shard, str) or Path(shard).name != shard:
+        if not isinstance(shard, str) or Path(shard).name != shard or "\0" in shard:
             raise CheckpointError(f"{index}: {shard!r} is not the name of a file beside it")
     return sorted(set(weight_map.values()))
 
 
 def _map_file(path: Path) -> dict[str, StoredTensor]:
-    """Map one safetensors file: a length, a JSON header, bytes.
-
-    The library validates the file (offsets in order, sizes that fit the shapes); the header is
-    then read once more for the offsets, because the library only hands out copies.
-    """
+    """Map one safetensors file: a length, a JSON header, bytes."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             start = file.read(32)
             header_length = int.from_bytes(start[:8], "little")
             for magic, meaning in _IMPOSTORS:
                 # What these bytes would mean as a length is far beyond any header.
-                if start.startswith(magic) and header_length > _LONGEST_HEADER:
+                if start.startswith(magic) and header_length > LONGEST_HEADER:
                     raise CheckpointError(f"{path}: is not safetensors but {meaning}")
-            size = file.seek(0, 2)
-            if len(start) < 8 or 8 + header_length > size:
+            base = 8 + header_length
+            size = _size(file)
+            if len(start) < 8 or base > size:
                 raise CheckpointError(
                     f"{path}: is truncated ({size:,} bytes); download it again"
                     if size
                     else f"{path}: is empty; download it again"
                 )
+            if header_length > LONGEST_HEADER:
+                raise ValueError(f"it is {header_length:,} bytes long")
             file.seek(8)
-            header = json.loads(file.read(header_length))
-        offsets = {
-            name: tuple(entry["data_offsets"])
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
-        expected = 8 + header_length + max((end for _, end in offsets.values()), default=0)
-        if size < expected:
-            raise CheckpointError(
-                f"{path}: is truncated ({size:,} of {expected:,} bytes); download it again"
-            )
-        with safetensors.safe_open(path, framework="numpy"):
-            pass
+            entries = parse_header(file.read(header_length))
+            mapped = np.asarray(np.memmap(file, np.uint8, mode="r"))
+            # A page beyond the end of the file would kill the process when it is looked at.
+            size = min(mapped.nbytes, _size(file))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (
-        safetensors.SafetensorError,
-        ValueError,
-        RecursionError,
-        AttributeError,
-        KeyError,
-        TypeError,
-    ):
-        raise CheckpointError(f"{path}: its safetensors header is broken") from None
-    mapped = np.asarray(np.memmap(path, np.uint8, mode="r"))
-    base = 8 + header_length
-    return {
-        name: StoredTensor(
-            name=name,
-            file=path,
-            kind=header[name]["dtype"],
-            shape=tuple(header[name]["shape"]),
-            mapped=mapped[base + begin : base + end],
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its safetensors header is broken: {error}") from None
+    expected = base + (entries[-1].end if entries else 0)
+    if size < expected:
+        raise CheckpointError(
+            f"{path}: is truncated ({size:,} of {expected:,} bytes); download it again"
         )
-        for name, (begin, end) in offsets.items()
+    if size > expected:
+        raise CheckpointError(
+            f"{path}: has {size - expected:,} bytes behind its last tensor; download it again"
+        )
+    return {
+        entry.name: StoredTensor(
+            name=entry.name,
+            file=path,
+            kind=entry.kind,
+            shape=entry.shape,
+            mapped=mapped[base + entry.begin : base + entry.end],
+        )
+        for entry in entries
     }
+
+
+def _size(file: BinaryIO) -> int:
+    """Bytes that the file has at this moment."""
+    return os.fstat(file.fileno()).st_size

@@ -271,11 +271,17 @@ def test_a_wrong_index_is_named(weight_map: object, message: str, tmp_path: Path
     refuse(folder, message)
 
 
-def test_the_same_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
+def test_a_tensor_in_two_shards_is_read_where_both_agree(tmp_path: Path) -> None:
     folder = tiny.write_shards(tmp_path, NAME, n_shards=2)
+    expected = kvgen.load(folder).logits(IDS)
     first, second = sorted(folder.glob("model-*.safetensors"))
-    save_file(load_file(first) | load_file(second), second)
-    refuse(folder, "is in both model-00001-of-00002.safetensors and")
+    both = load_file(first) | load_file(second)
+    save_file(both, second)
+    np.testing.assert_array_equal(kvgen.load(folder).logits(IDS), expected)
+    name = next(iter(load_file(first)))
+    for other in (both[name] + 1, both[name][None], both[name].astype(np.float16)):
+        save_file(both | {name: other}, second)
+        refuse(folder, "is in both model-00001-of-00002.safetensors and .*, with different numbers")
 
 
 def test_the_same_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
