@@ -16,7 +16,6 @@ import tokenizers
 from tokenizers import AddedToken
 
 from kvgen.checkpoint import read_json
-from kvgen.errors import CheckpointError
 
 ADDED = "added_tokens.json"
 SPECIAL_MAP = "special_tokens_map.json"
@@ -78,7 +77,7 @@ def add_listed(tokenizer: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> 
     """Add the tokens that merged settings list to a tokenizer, or give them the listed flags.
 
     A new token gets the next free id, whatever the settings say; the result tells where that is
-    another one. Raises CheckpointError where a token is not described as one.
+    another one. Raises ValueError where a token is not described as one.
     """
     listed = _listed(settings, tokenizer.get_added_tokens_decoder())
     names = {token.content for token in _named(settings).values()}
@@ -116,10 +115,9 @@ def _listed(settings: Mapping[str, Any], own: Mapping[int, AddedToken]) -> dict[
     """Added tokens by the ids that the settings give them."""
     listed = settings.get(_LISTED)
     if listed is not None:
-        try:
-            return {int(number): _token(token, _LISTED) for number, token in listed.items()}
-        except (AttributeError, ValueError):
-            raise _wrong(_LISTED, "tokens by their ids", listed) from None
+        if not isinstance(listed, dict) or not all(number.isdecimal() for number in listed):
+            raise _wrong(_LISTED, "tokens by their ids", listed)
+        return {int(number): _token(token, _LISTED) for number, token in listed.items()}
     # Objects of tokenizer_config.json are left out there: they are not read as tokens yet.
     extra = settings.get(_EXTRA)
     values = [settings.get(name) for name in _NAMED]
@@ -132,7 +130,7 @@ def _listed(settings: Mapping[str, Any], own: Mapping[int, AddedToken]) -> dict[
     added = {}
     for content, number in settings.get(ADDED, {}).items():
         if type(number) is not int:
-            raise CheckpointError(f"{ADDED}: the id of {content!r} should be a number")
+            raise ValueError(f"{ADDED}: the id of {content!r} should be a number")
         known = content in special
         added[number] = AddedToken(content, normalized=not known, special=known)
     return added | dict(own)
@@ -164,5 +162,5 @@ def _token(value: Any, name: str) -> AddedToken:
     raise _wrong(name, "a text, or an object with `content` and flags", value)
 
 
-def _wrong(name: str, wanted: str, value: Any) -> CheckpointError:
-    return CheckpointError(f"{_CONFIG}: {name} should be {wanted}, not {value!r}")
+def _wrong(name: str, wanted: str, value: Any) -> ValueError:
+    return ValueError(f"{_CONFIG}: {name} should be {wanted}, not {value!r}")

@@ -15,6 +15,7 @@ from tokenizers.models import BPE
 from kvgen.added_tokens import add_listed, add_named, merge_settings, named_tokens
 from kvgen.checkpoint import read_json
 from kvgen.errors import CheckpointError, UsageError
+from kvgen.files import open_file, read_file
 from kvgen.stream import TextStream
 
 FILE = "tokenizer.json"
@@ -54,7 +55,7 @@ class Tokenizer:
         """`settings` as `merge_settings` gives them; `kind` is the class in transformers.
 
         With `add_eos` every text ends with the end token. Raises ValueError where there are no
-        tokens, CheckpointError where settings are broken.
+        tokens, and where settings describe one wrongly.
         """
         self._tokenizer = tokenizer
         self.named = named_tokens(settings)  # bos_token, eos_token, ...: their texts
@@ -162,14 +163,13 @@ def open_tokenizer(
     settings = merge_settings(folder, settings)
     try:
         if (folder / FILE).exists():
-            content = (folder / FILE).read_bytes()
-            tokenizer = tokenizers.Tokenizer.from_buffer(content)
+            tokenizer = tokenizers.Tokenizer.from_buffer(read_file(folder / FILE))
             return _finish(tokenizer, settings, kind)
         if kind in _FROM_MERGES and all((folder / name).exists() for name in _MERGES):
             where = f"{folder}: {' with '.join(_MERGES)}"
             return _open_merges(folder, settings, kind)
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from None
+    except CheckpointError:
+        raise
     except Exception as error:  # the library raises nothing narrower
         raise CheckpointError(f"{where}: is not a usable tokenizer: {error}") from None
     return None
@@ -207,6 +207,8 @@ def missing_tokenizer(folder: Path) -> str:
 
 def _open_merges(folder: Path, settings: dict[str, Any], kind: str) -> Tokenizer:
     """A byte-level BPE with the word rules of that class."""
+    for name in _MERGES:  # the library opens whatever is there
+        open_file(folder / name).close()
     model = BPE.from_file(*(str(folder / name) for name in _MERGES))
     tokenizer = tokenizers.Tokenizer(model)
     if kind == "Qwen2Tokenizer":
