@@ -16,6 +16,7 @@ from kvgen.added_tokens import add_listed, add_named, merge_settings, named_toke
 from kvgen.checkpoint import read_json
 from kvgen.errors import CheckpointError, UsageError
 from kvgen.files import open_file, read_file
+from kvgen.patience import within
 from kvgen.stream import TextStream
 
 FILE = "tokenizer.json"
@@ -97,8 +98,14 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError:  # bytes of a command line that no text was made of
             raise UsageError("the prompt is not valid UTF-8") from None
+        seconds = _patience(text)
         try:
-            ids = list(self._tokenizer.encode(text, add_special_tokens=special_tokens).ids)
+            ids = within(seconds, lambda: self._encode(text, special_tokens))
+        except TimeoutError:
+            raise CheckpointError(
+                f"the tokenizer is not done with the prompt after {seconds:.0f} seconds: a pattern "
+                f"of {FILE} is too slow for it"
+            ) from None
         except Exception as error:
             raise CheckpointError(f"the tokenizer cannot encode the prompt: {error}") from None
         if (
@@ -111,6 +118,11 @@ class Tokenizer:
         if special_tokens and self._add_eos and self.eos_id is not None:
             ids.append(self.eos_id)
         return ids
+
+    def _encode(self, text: str, special_tokens: bool) -> list[int]:
+        # Of the library's calls this one lets other threads go on meanwhile.
+        encoded = self._tokenizer.encode_batch([text], add_special_tokens=special_tokens)
+        return list(encoded[0].ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out."""
@@ -146,6 +158,11 @@ class Tokenizer:
 
     def _id(self, name: str | None) -> int | None:
         return None if name is None else self._tokenizer.token_to_id(name)
+
+
+def _patience(text: str) -> float:
+    """Seconds to wait for the ids of a text: some hundred times what a usual tokenizer takes."""
+    return 20 + len(text) / 10_000
 
 
 def open_tokenizer(

@@ -1,0 +1,68 @@
+"""Foreign code that does not come back."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+import tokenizers
+from tokenizers import pre_tokenizers
+from tokenizers.models import WordLevel
+
+from kvgen.errors import CheckpointError
+from kvgen.patience import within
+from kvgen.tokenizer import Tokenizer, open_tokenizer
+
+
+class PanicError(BaseException):
+    """What a Rust library raises when it panics: no Exception."""
+
+
+def raise_it(error: BaseException) -> None:
+    raise error
+
+
+def test_work_in_time_gives_what_it_gives() -> None:
+    assert within(60, lambda: [1, 2]) == [1, 2]
+    assert within(60, lambda: None) is None
+
+
+def test_work_that_takes_too_long_is_left_to_itself() -> None:
+    enough = threading.Event()
+    with pytest.raises(TimeoutError):
+        within(0.05, lambda: enough.wait(60))
+    enough.set()
+
+
+def test_what_work_raises_is_an_exception() -> None:
+    with pytest.raises(KeyError, match="x"):
+        within(60, lambda: raise_it(KeyError("x")))
+    with pytest.raises(RuntimeError, match="a panic"):
+        within(60, lambda: raise_it(PanicError("a panic")))
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Tokenizer:
+    """A tokenizer whose pattern tries every way to cut a run of `a`."""
+    tokenizer = tokenizers.Tokenizer(WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex("(a+)+$"), "isolated")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(json.loads(tokenizer.to_str())))
+    opened = open_tokenizer(tmp_path, {})
+    assert opened is not None
+    return opened
+
+
+def test_a_tokenizer_that_takes_too_long_is_named(
+    slow: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert slow.encode("a") == [0]
+    monkeypatch.setattr("kvgen.tokenizer._patience", lambda _: 0.1)
+    with pytest.raises(CheckpointError, match="is not done with the prompt after 0 seconds: a pat"):
+        slow.encode(("a" * 20 + "b") * 60)
+
+
+def test_a_tokenizer_that_gives_up_is_named(slow: Tokenizer) -> None:
+    with pytest.raises(CheckpointError, match="cannot encode the prompt: "):
+        slow.encode("a" * 60 + "b")
