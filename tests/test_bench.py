@@ -305,6 +305,18 @@ def test_lines_and_markdown_have_the_names_of_llama_bench(report: BenchReport) -
     assert "| off | tg5 @ d9 |" in table[4]
 
 
+def test_a_name_from_elsewhere_stays_in_its_place_in_markdown(report: BenchReport) -> None:
+    odd = FACTS | {"model": "a|b\n# c\x1b[2J <b> `d`", "environment": {"cpu": "x | y\n"}}
+    plain, text = bench_markdown(report, FACTS), bench_markdown(report, odd)
+    assert text.splitlines()[:-1] == plain.splitlines()[:-1]
+    assert text.splitlines()[-1] == r"a\|b # c \[2J \<b> \`d\` (0123) · cpu x \| y"
+
+
+def test_no_cell_of_a_csv_can_be_taken_for_a_formula(report: BenchReport) -> None:
+    cells = [cell for row in csv.reader(io.StringIO(bench_csv(report))) for cell in row]
+    assert [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))] == []
+
+
 def test_csv_has_a_row_for_each_step(report: BenchReport) -> None:
     rows = list(csv.DictReader(io.StringIO(bench_csv(report))))
     assert [row["cache"] for row in rows] == ["on"] * 5 + ["off"] * 5

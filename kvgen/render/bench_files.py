@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -210,19 +211,26 @@ def bench_markdown(report: BenchReport, facts: dict[str, Any]) -> str:
         run, rates = test.run, spread(test.rates)
         kind = f"{facts['family']} {run.dtype}" + " fast prefill" * (run.prefill == "fast")
         lines.append(
-            f"| {kind} | {run.weight_bytes / 2**20:.2f} MiB | "
+            f"| {_markdown(kind)} | {run.weight_bytes / 2**20:.2f} MiB | "
             f"{facts['parameters'] / 1e6:.2f} M | {run.backend} | {run.threads} | "
             f"{test.arm.cache} | {test.title} | {rates['mean']:.2f} ± {rates['stdev']:.2f} |"
         )
     environment = facts["environment"]
-    about = f"{facts['model']} ({facts['model_hash']}) · " + " · ".join(
-        f"{name} {value}" for name, value in environment.items() if value is not None
-    )
-    return "\n".join(lines) + f"\n\n{one_line(about)}\n"
+    known = (f"{name} {value}" for name, value in environment.items() if value is not None)
+    notes = [f"{facts['model']} ({facts['model_hash']})", *known]
+    return "\n".join(lines) + "\n\n" + " · ".join(map(_markdown, notes)) + "\n"
+
+
+def _markdown(text: str) -> str:
+    """A name from elsewhere on one line, without what begins a cell, code, a tag or a link."""
+    return re.sub(r"([\\|`<\[])", r"\\\1", one_line(text))
 
 
 def bench_csv(report: BenchReport) -> str:
-    """One row for each decode step of each arm: its position, time and prediction."""
+    """One row for each decode step of each arm: its position, time and prediction.
+
+    No cell is text from elsewhere, which a spreadsheet might take for a formula.
+    """
     rows = io.StringIO()
     writer = csv.writer(rows, lineterminator="\n")
     writer.writerow(
