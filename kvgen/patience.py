@@ -1,4 +1,4 @@
-"""Work in foreign code that may never end, with an end to our waiting."""
+"""Work in foreign code that may never end or fail in its own way."""
 
 from __future__ import annotations
 
@@ -35,3 +35,8 @@ def within(seconds: float, work: Callable[[], T]) -> T:
     if isinstance(errors[0], Exception):
         raise errors[0]
     raise RuntimeError(str(errors[0])) from None
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a Rust library has given up: no Exception, and of a type that cannot be imported."""
+    return type(error).__name__ == "PanicException"

@@ -16,7 +16,7 @@ from kvgen.added_tokens import add_listed, add_named, merge_settings, named_toke
 from kvgen.checkpoint import read_json
 from kvgen.errors import CheckpointError, UsageError
 from kvgen.files import open_file, read_file
-from kvgen.patience import within
+from kvgen.patience import is_panic, within
 from kvgen.stream import TextStream
 
 FILE = "tokenizer.json"
@@ -187,7 +187,9 @@ def open_tokenizer(
             return _open_merges(folder, settings, kind)
     except CheckpointError:
         raise
-    except Exception as error:  # the library raises nothing narrower
+    except BaseException as error:  # the library raises nothing narrower
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         raise CheckpointError(f"{where}: is not a usable tokenizer: {error}") from None
     return None
 

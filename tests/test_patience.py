@@ -16,8 +16,8 @@ from kvgen.patience import within
 from kvgen.tokenizer import Tokenizer, open_tokenizer
 
 
-class PanicError(BaseException):
-    """What a Rust library raises when it panics: no Exception."""
+class PanicException(BaseException):
+    """What a Rust library raises when it panics: no Exception, and its name is not ours."""
 
 
 def raise_it(error: BaseException) -> None:
@@ -40,7 +40,7 @@ def test_what_work_raises_is_an_exception() -> None:
     with pytest.raises(KeyError, match="x"):
         within(60, lambda: raise_it(KeyError("x")))
     with pytest.raises(RuntimeError, match="a panic"):
-        within(60, lambda: raise_it(PanicError("a panic")))
+        within(60, lambda: raise_it(PanicException("a panic")))
 
 
 @pytest.fixture
@@ -66,3 +66,34 @@ def test_a_tokenizer_that_takes_too_long_is_named(
 def test_a_tokenizer_that_gives_up_is_named(slow: Tokenizer) -> None:
     with pytest.raises(CheckpointError, match="cannot encode the prompt: "):
         slow.encode("a" * 60 + "b")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AQAAAA=="}},
+        {
+            "model": {
+                "type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]],
+                "continuing_subword_prefix": "long",
+            }
+        },
+    ],
+)  # fmt: skip
+def test_a_tokenizer_that_its_library_cannot_stand_is_named(
+    content: dict[str, object], tmp_path: Path
+) -> None:
+    model = {"type": "WordLevel", "vocab": {"a": 0, "?": 1}, "unk_token": "?"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": model} | content))
+    with pytest.raises(CheckpointError, match="tokenizer"):
+        opened = open_tokenizer(tmp_path, {})
+        assert opened is not None
+        opened.encode("an ab")
+
+
+def test_a_signal_is_not_taken_for_a_panic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    monkeypatch.setattr("kvgen.tokenizer.read_file", lambda _: raise_it(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        open_tokenizer(tmp_path, {})
