@@ -178,7 +178,8 @@ def shards_of_index(index: Path) -> list[str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: `weight_map` should name the file of each tensor")
     for shard in weight_map.values():
-        if not isinstance(shard, str) or Path(shard).name != shard or "\0" in shard:
+        is_name = isinstance(shard, str) and Path(shard).name == shard
+        if not is_name or shard in ("", "..") or "\0" in shard:
             raise CheckpointError(f"{index}: {shard!r} is not the name of a file beside it")
     return sorted(set(weight_map.values()))
 

@@ -261,6 +261,10 @@ def test_a_tied_head_that_differs_is_used_with_a_note(tmp_path: Path) -> None:
         ({}, "`weight_map` should name the file of each tensor"),
         ([], "`weight_map` should name the file of each tensor"),
         ({"a": "../elsewhere.safetensors"}, "is not the name of a file beside it"),
+        ({"a": "/dev/zero"}, "is not the name of a file beside it"),
+        ({"a": "a\0b"}, "is not the name of a file beside it"),
+        ({"a": ".."}, "is not the name of a file beside it"),
+        ({"a": ""}, "is not the name of a file beside it"),
         ({"a": 3}, "is not the name of a file beside it"),
         ({"a": "model-00009.safetensors"}, "model-00009.safetensors is missing"),
     ],
@@ -269,6 +273,18 @@ def test_a_wrong_index_is_named(weight_map: object, message: str, tmp_path: Path
     folder = tiny.write_shards(tmp_path, NAME)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     refuse(folder, message)
+
+
+def test_an_index_says_only_which_files_there_are(tmp_path: Path) -> None:
+    folder = tiny.write_shards(tmp_path, NAME, n_shards=2)
+    expected = kvgen.load(folder).logits(IDS)
+    path = folder / "model.safetensors.index.json"
+    first, second = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+    for weight_map in ({"model.norm.weight": second, "x": first}, {"a": first, "b": second}):
+        path.write_text(json.dumps({"weight_map": weight_map}))  # as in transformers
+        np.testing.assert_array_equal(kvgen.load(folder).logits(IDS), expected)
+    path.write_text(json.dumps({"weight_map": {"a": first}}))
+    refuse(folder, "is missing; the download may be incomplete")
 
 
 def test_a_tensor_in_two_shards_is_read_where_both_agree(tmp_path: Path) -> None:
