@@ -5,22 +5,34 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from math import prod
 
 import numpy as np
 
 from kvgen.checkpoint import Checkpoint, StoredTensor
 from kvgen.config import ModelConfig
-from kvgen.errors import CheckpointError
-from kvgen.families import Family, Keys, Source
+from kvgen.errors import CheckpointError, one_line
+from kvgen.families import Family, Source, read_config
 from kvgen.params import LayerParams, Linear, Norm, Params
 from kvgen.tensors import DTypeName, FloatArray, Tensor, convert
 
 # A model saved as part of a larger class carries its place in front of every name.
 _PREFIXES = ("model.", "transformer.", "gpt_neox.", "language_model.")
-# Constants that older checkpoints saved beside the weights: causal masks and RoPE frequencies.
-_BUFFER = re.compile(r"(^|\.)((attn|attention)\.(bias|masked_bias)|rotary_emb\.inv_freq)$")
+# Constants that other versions saved beside the weights, in whatever type: causal masks, numbers of
+# positions, RoPE's frequencies, cosines and sines, the scale of embeddings.
+_CONSTANT = re.compile(
+    r"(^|\.)((cross)?(attn|attention)\.(bias|masked_bias)|(causal|attention|attn)_mask"
+    r"|position_ids|embed_tokens\.embed_scale"
+    r"|rotary_\w*\.(\w*inv_freq|(cos|sin)(_cached)?))$"
+)
+# What a training script leaves in front of names, and how to be rid of it.
+_WRAPPERS = {
+    "_orig_mod": "torch.compile: save the module that it wraps, model._orig_mod",
+    "module": "data-parallel training: save the module that it wraps, model.module",
+    "_fsdp_wrapped_module": "sharded training (FSDP): gather the full state_dict and save that",
+    "_checkpoint_wrapped_module": "activation checkpoints: save the module that they wrap",
+    "base_model.model": "adapters (PEFT): call merge_and_unload() and save the result",
+}
 _WIDTHS: dict[str, DTypeName] = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 
 
@@ -32,31 +44,14 @@ def bind(checkpoint: Checkpoint, family: Family, *, dtype: DTypeName | None = No
     `dtype` weights keep the width they are stored in (float32 where widths are mixed), and nothing
     large is copied but what has to be put into another order.
     """
-    keys = Keys(checkpoint.config)
-    text = keys.nested(family.text_key) if family.text_key else keys
-    if text is None:
-        raise CheckpointError(f"config.json: {family.text_key} is missing")
-    eos = keys.token_ids("eos_token_id") or text.token_ids("eos_token_id")
-    config = replace(family.config(text), eos_ids=eos)
-    sources = family.sources(text)
-    tied = next(
-        (
-            each.flag("tie_word_embeddings")
-            for each in (keys, text)
-            if each.has("tie_word_embeddings")
-        ),
-        None,
-    )
-    for each in (keys, text):
-        each.refuse_unread(inert=family.inert)
-
-    binder = _Binder(checkpoint, config, sources, dtype, ignored=family.ignored)
+    config, sources, tied, notes, ignored_keys = read_config(family, checkpoint.config)
+    binder = _Binder(checkpoint, config, sources, dtype, family=family, tied=tied)
     embed = binder.linear("embed").weight
     with ThreadPoolExecutor() as pool:  # another width is made in parallel
         layers = tuple(pool.map(binder.layer, range(config.n_layers)))
     final_norm = binder.norm("final_norm")
     assert final_norm is not None
-    head = binder.head(embed, tied=tied)
+    head = binder.head(embed)
     params = Params(
         config=config,
         dtype=binder.dtype,
@@ -66,8 +61,8 @@ def bind(checkpoint: Checkpoint, family: Family, *, dtype: DTypeName | None = No
         final_norm=final_norm,
         head=head,
         n_parameters=binder.n_parameters,
-        notes=tuple(binder.notes),
-        ignored_keys=tuple(dict.fromkeys(keys.unread() + text.unread())),
+        notes=(*notes, *binder.notes),
+        ignored_keys=ignored_keys,
     )
     binder.refuse_unclaimed()
     return params
@@ -102,7 +97,8 @@ class _Binder:
         sources: Mapping[str, Source],
         dtype: DTypeName | None,
         *,
-        ignored: tuple[str, ...],
+        family: Family,
+        tied: bool | None,
     ) -> None:
         self._folder = checkpoint.folder
         self._config = config
@@ -110,20 +106,28 @@ class _Binder:
         self._claimed: dict[str, int] = {}  # and how many parameters each holds
         self._tensors: dict[str, StoredTensor] = {}
         self.notes: list[str] = []
-        if left_out := [name for name in checkpoint.tensors if _bare(name).startswith(ignored)]:
+        left_out = {name for name in checkpoint.tensors if _bare(name).startswith(family.ignored)}
+        if left_out:
             self.notes.append(
-                f"{len(left_out)} tensors such as {left_out[0]} are not used: text only"
+                f"{len(left_out)} tensors such as {one_line(min(left_out))} are not used: text only"
             )
         for stored in checkpoint.tensors.values():
-            name = _bare(stored.name)
-            if _BUFFER.search(name) or stored.name in left_out:
+            name = _bare(stored.name, family.renamed)
+            if _CONSTANT.search(name) or stored.name in left_out:
                 continue
-            if name in self._tensors:
+            self._refuse_wrapped(stored.name)
+            if name in self._tensors and not _equal(stored, self._tensors[name]):
                 raise CheckpointError(
                     f"{self._folder}: `{stored.name}` and `{self._tensors[name].name}` "
                     "would be the same tensor"
                 )
             self._tensors[name] = stored
+        if config.n_layers > len(self._tensors):
+            raise CheckpointError(
+                f"{self._folder}: config.json asks for {config.n_layers} layers, but there are "
+                f"only {len(self._tensors)} tensors"
+            )
+        self._twins = self._shared(checkpoint, family, tied)
         kinds = {tensor.kind for tensor in self._tensors.values() if len(tensor.shape) > 1}
         stored_width = _WIDTHS.get(kinds.pop(), "f32") if len(kinds) == 1 else "f32"
         self.dtype: DTypeName = dtype or stored_width
@@ -133,21 +137,24 @@ class _Binder:
         """Numbers of all tensors handed out so far, each once."""
         return sum(self._claimed.values())
 
-    def linear(self, slot: str, layer: int | None = None) -> Linear:
-        """The weight of a slot (and its bias where the family says that there is one)."""
+    def linear(
+        self, slot: str, layer: int | None = None, *, weight: Tensor | None = None
+    ) -> Linear:
+        """A slot's weight, unless it is given, and its bias where the family says there is one."""
         source = self._sources[slot]
         shape = _shape(slot, self._config)
         n_stored, rows = source.take(self._config) if source.take else (shape[0], slice(None))
         full = (n_stored, *shape[1:])
-        weight = self._open(source, ".weight", layer, full[::-1] if source.transposed else full)
-        stored = weight.stored.T if source.transposed else weight.stored
-        # Positions are added to, not multiplied with: they are few, and no scale suits them.
-        width = "f32" if slot == "positions" and self.dtype == "int8" else self.dtype
-        part = convert(weight.view(np.ascontiguousarray(stored[rows])), width)
+        if weight is None:
+            whole = self._open(source, ".weight", layer, full[::-1] if source.transposed else full)
+            stored = whole.stored.T if source.transposed else whole.stored
+            # Positions are added to, not multiplied with: they are few, and no scale suits them.
+            width = "f32" if slot == "positions" and self.dtype == "int8" else self.dtype
+            weight = convert(whole.view(np.ascontiguousarray(stored[rows])), width)
         if not source.bias:
-            return Linear(part, None)
+            return Linear(weight, None)
         bias = self._open(source, ".bias", layer, full[:1]).dequantize()
-        return Linear(part, np.ascontiguousarray(bias[rows]))
+        return Linear(weight, np.ascontiguousarray(bias[rows]))
 
     def layer(self, number: int) -> LayerParams:
         """All of one layer."""
@@ -200,23 +207,54 @@ class _Binder:
 
         return _norm(source, spread)
 
-    def head(self, embed: Tensor, *, tied: bool | None) -> Linear:
-        """The output head: a tensor of its own, or the embedding where it is tied.
-
-        The tensor's absence ties it, unless config.json says that it is not tied.
-        """
+    def head(self, embed: Tensor) -> Linear:
+        """The output head: a tensor of its own, or the embedding where they are one tensor."""
         name = self._sources["head"].name + ".weight"
-        if name not in self._tensors and tied is not False:
-            return Linear(embed, None)
+        if self._stored_name(name) == self._stored_name(self._sources["embed"].name + ".weight"):
+            return self.linear("head", weight=embed)
         head = self.linear("head")
-        if tied and np.array_equal(head.weight.stored, embed.stored):
+        if self._tied and np.array_equal(head.weight.stored, embed.stored):
             self._claimed[name] = 0
             return Linear(embed, head.bias)
-        if tied:  # the reference implementation does not tie them then
+        if self._tied:  # the reference implementation does not tie them then
             self.notes.append(
                 f"{name} differs from the embedding although config.json ties them: it is used"
             )
         return head
+
+    def _shared(self, checkpoint: Checkpoint, family: Family, tied: bool | None) -> dict[str, str]:
+        """Names without a tensor, and the name that their tensor has in the file.
+
+        Of tensors that share their memory, safetensors keeps one under any of their names and
+        writes down the others (`save_model`); a tied model may hold either of its two names.
+        """
+        twins = {
+            _bare(name, family.renamed): _bare(kept, family.renamed)
+            for name, kept in checkpoint.metadata.items()
+        }
+        embed, head = (self._sources[slot].name + ".weight" for slot in ("embed", "head"))
+        self._tied = family.tied if tied is None else tied
+        if self._tied:
+            twins.setdefault(embed, head)
+        if tied is not False:  # without a head, a file that says nothing means the embedding
+            twins.setdefault(head, embed)
+        return {
+            name: kept
+            for name, kept in twins.items()
+            if name not in self._tensors and kept in self._tensors
+        }
+
+    def _stored_name(self, name: str) -> str:
+        return self._twins.get(name, name)
+
+    def _refuse_wrapped(self, name: str) -> None:
+        """Raise CheckpointError for the name of a tensor inside something that wraps the model."""
+        for wrapper, remedy in _WRAPPERS.items():
+            if name.startswith(f"{wrapper}.") or f".{wrapper}." in name:
+                raise CheckpointError(
+                    f"{self._folder}: the tensor names have `{wrapper}.` in front (`{name}`), "
+                    f"left by {remedy}"
+                )
 
     def refuse_unclaimed(self) -> None:
         """Raise CheckpointError where a tensor of the checkpoint found no slot."""
@@ -237,7 +275,7 @@ class _Binder:
         head: int | None = None,
     ) -> Tensor:
         """The tensor of that name, which must have one of these shapes."""
-        name = source.name.format(layer=layer, head=head) + suffix
+        name = self._stored_name(source.name.format(layer=layer, head=head) + suffix)
         stored = self._tensors.get(name)
         if stored is None:
             raise CheckpointError(
@@ -259,8 +297,17 @@ def _norm(source: Source, read: Callable[[str], FloatArray]) -> Norm:
     return Norm(weight + np.float32(1) if source.plus_one else weight, bias)
 
 
-def _bare(name: str) -> str:
-    """A tensor's name without its place in a larger class."""
+def _bare(name: str, renamed: tuple[tuple[str, str], ...] = ()) -> str:
+    """A tensor's name without its place in a larger class, as its family calls it."""
     while name.startswith(_PREFIXES):
         name = name.split(".", 1)[1]
+    for theirs, ours in renamed:
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
     return name
+
+
+def _equal(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two stored tensors are the same, byte for byte."""
+    same = one.kind == other.kind and one.shape == other.shape
+    return same and np.array_equal(one.mapped, other.mapped)

@@ -68,6 +68,7 @@ class Checkpoint:
     folder: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
+    metadata: Mapping[str, str]  # what the files say of themselves; names of shared tensors
 
     @property
     def name(self) -> str:
@@ -86,10 +87,12 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     try:
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: is a file; name the folder that holds config.json")
+        tensors = _map_all(folder)
         return Checkpoint(
             folder=folder,
             config=read_json(folder / "config.json"),
-            tensors=_map_all(folder),
+            tensors=tensors,
+            metadata=_metadata(tensors),
         )
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from None
@@ -151,6 +154,16 @@ def _map_all(folder: Path) -> dict[str, StoredTensor]:
                     "with different numbers"
                 )
     return tensors
+
+
+def _metadata(tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
+    """What the mapped files say of themselves, words by words."""
+    said: dict[str, str] = {}
+    for path in sorted({tensor.file for tensor in tensors.values()}):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        said |= header.get("__metadata__") or {}
+    return said
 
 
 def missing_weights(model: Path | str, files: Collection[str]) -> str:

@@ -51,6 +51,7 @@ class RopeConfig:
     magnitude: float = 1.0  # factor of cos and sin
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
+    divisor: int = 0  # of the exponents, where it is not dim: an odd number that dim rounds up
 
     def __post_init__(self) -> None:
         """Raise CheckpointError where the numbers cannot belong together."""
@@ -58,17 +59,30 @@ class RopeConfig:
             raise CheckpointError(
                 f"config.json: RoPE needs an even head size (or part of it), not {self.dim}"
             )
-        numbers = (self.theta, self.factor, self.magnitude, *self.short_factors, *self.long_factors)
-        if not all(math.isfinite(number) and number > 0 for number in numbers):
+        divisors = (self.theta, self.factor, *self.short_factors, *self.long_factors)
+        if not all(math.isfinite(number) and number > 0 for number in divisors):
             raise CheckpointError("config.json: RoPE's theta and factors must be positive numbers")
-        if self.kind in ("llama3", "yarn") and not 0 < self.low < self.high:
+        if not math.isfinite(self.magnitude):
+            raise CheckpointError("config.json: RoPE's attention_factor must be a number")
+        # Angles are float32, and so is the theta of the longest sequence; positions are below 2^24.
+        largest_theta = math.log(self.theta)
+        if self.kind == "dynamic" and self.exponent_dim != 2:
+            stretch = math.log(1 + self.factor * 2**24 / self.original_context)
+            largest_theta += stretch * self.exponent_dim / (self.exponent_dim - 2)
+        smallest = min(0.0, largest_theta) + math.log(min(1.0, *divisors[1:]))
+        if largest_theta > math.log(1e38) or smallest < math.log(1e-30):
             raise CheckpointError(
-                f"config.json: RoPE's bounds must satisfy 0 < {self.low:g} < {self.high:g}"
+                "config.json: RoPE's theta and factors make angles beyond what float32 can hold"
             )
-        if self.kind == "dynamic" and self.dim < 4:
+        if self.kind in ("llama3", "yarn") and not (self.low > 0 and self.high > 0):
             raise CheckpointError(
-                "config.json: dynamic RoPE needs to turn at least 4 numbers of a head, not "
-                f"{self.dim}"
+                f"config.json: RoPE's bounds must be positive, not {self.low:g} and {self.high:g}"
+            )
+        if self.kind == "yarn" and self.theta == 1:
+            raise CheckpointError("config.json: RoPE of kind yarn divides by log(theta): not 1")
+        if self.kind == "dynamic" and self.exponent_dim == 2:
+            raise CheckpointError(
+                "config.json: RoPE of kind dynamic divides by the turned numbers - 2: not 2 of them"
             )
         if self.kind == "longrope" and not (
             len(self.short_factors) == len(self.long_factors) == self.dim // 2
@@ -82,6 +96,11 @@ class RopeConfig:
     def depends_on_length(self) -> bool:
         """Whether sequences of different lengths may have different frequencies."""
         return self.kind in ("dynamic", "longrope")
+
+    @property
+    def exponent_dim(self) -> int:
+        """What the exponents of theta are divided by."""
+        return self.divisor or self.dim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +141,10 @@ class ModelConfig:
             raise CheckpointError(
                 f"config.json: {self.n_heads} query heads cannot share {self.n_kv_heads} "
                 "key/value heads evenly"
+            )
+        if self.n_heads * self.head_dim >= 2**20:
+            raise CheckpointError(
+                f"config.json: {self.n_heads} heads of size {self.head_dim} are beyond any model"
             )
         for name in ("attn_scales", "rope", "windows"):
             per_layer = getattr(self, name)

@@ -5,10 +5,19 @@ from __future__ import annotations
 from typing import ClassVar
 
 
+def one_line(text: str) -> str:
+    """The text with line breaks and control characters written out: files may name things so."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+
+
 class KvgenError(Exception):
     """A failure that the user can understand and mend; its text is one line."""
 
     exit_code: ClassVar[int] = 1
+
+    def __init__(self, text: str) -> None:
+        """Keep the text on one line, whatever names of a file's making are in it."""
+        super().__init__(one_line(text))
 
 
 class UsageError(KvgenError):

@@ -83,8 +83,8 @@ def inverse_frequencies(rope: RopeConfig, length: int) -> FloatArray:
     theta: float = rope.theta
     if rope.kind == "dynamic" and length > rope.original_context:
         stretch = rope.factor * length / rope.original_context - (rope.factor - 1)
-        theta *= math.pow(stretch, rope.dim / (rope.dim - 2))
-    exponents = np.arange(0, rope.dim, 2, dtype=np.float32) / np.float32(rope.dim)
+        theta *= math.pow(stretch, rope.exponent_dim / (rope.exponent_dim - 2))
+    exponents = np.arange(0, rope.dim, 2, dtype=np.float32) / np.float32(rope.exponent_dim)
     inv_freq: FloatArray = (1 / np.float32(theta) ** exponents).astype(np.float32)
     if rope.kind == "linear":
         inv_freq = inv_freq / np.float32(rope.factor)
@@ -109,6 +109,8 @@ def _blend(inv_freq: FloatArray, factor: float, *, keep: npt.NDArray[np.float64]
 def _turns_kept(rope: RopeConfig, inv_freq: FloatArray) -> npt.NDArray[np.float64]:
     """llama3: a ramp over how often a pair turns within the original context."""
     turns = rope.original_context * inv_freq.astype(np.float64) / (2 * np.pi)
+    if rope.high <= rope.low:  # no ramp: the wave of `low` turns is the only bound
+        return (turns >= rope.low).astype(np.float64)
     return np.clip((turns - rope.low) / (rope.high - rope.low), 0, 1)
 
 

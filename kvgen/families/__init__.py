@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
-from kvgen.errors import CheckpointError
-from kvgen.families.base import Family, Keys, Source
+from kvgen.config import ModelConfig
+from kvgen.errors import CheckpointError, one_line
+from kvgen.families.base import Family, Source
 from kvgen.families.cohere import COHERE
 from kvgen.families.gemma import GEMMA, GEMMA2, GEMMA3, GEMMA3_TEXT
 from kvgen.families.gpt2 import GPT2
 from kvgen.families.gpt_neo import GPT_NEO
 from kvgen.families.gpt_neox import GPT_NEOX
 from kvgen.families.granite import GRANITE
+from kvgen.families.keys import Keys
 from kvgen.families.llama import LLAMA
 from kvgen.families.mistral import MISTRAL
 from kvgen.families.olmo2 import OLMO2
 from kvgen.families.opt import OPT
 from kvgen.families.phi import PHI, PHI3
 from kvgen.families.qwen import QWEN2, QWEN3
+from kvgen.families.rope import ROPE_KEYS
+from kvgen.families.shared import FULL, read_types
 from kvgen.families.smollm3 import SMOLLM3
 from kvgen.families.stablelm import STABLELM
 from kvgen.families.starcoder2 import STARCODER2
 
-__all__ = ["FAMILIES", "Family", "Keys", "Source", "find"]
+__all__ = ["FAMILIES", "Family", "Keys", "Reading", "Source", "find", "read_config"]
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -63,3 +68,54 @@ def find(config: Mapping[str, Any]) -> Family:
             f"kvgen knows {', '.join(sorted(FAMILIES))}"
         )
     return FAMILIES[model_type]
+
+
+# What any model may have had in its config.json by the base class of transformers: training,
+# generation and encoders, nothing that a decoder computes by.
+_OF_ANY_MODEL = frozenset(
+    {"add_cross_attention", "cross_attention_hidden_size", "renormalize_logits", "sequence_bias"}
+)
+_KNOWN = _OF_ANY_MODEL.union(ROPE_KEYS, *(family.reads for family in FAMILIES.values()))
+
+
+class Reading(NamedTuple):
+    """A config.json as its family understands it."""
+
+    config: ModelConfig
+    sources: Mapping[str, Source]
+    tied: bool | None  # what the file says of tie_word_embeddings, None where it says nothing
+    notes: tuple[str, ...]  # what a user should know
+    ignored: tuple[str, ...]  # keys that play no part
+
+
+def read_config(family: Family, raw: Mapping[str, Any]) -> Reading:
+    """Read every key of a config.json that plays a part.
+
+    Raises CheckpointError for a key that may change the arithmetic and is not understood. A key
+    that only other models read changes nothing here, as in the reference implementation: a note
+    names it.
+    """
+    keys = Keys(raw)
+    text = keys.nested(family.text_key) if family.text_key else keys
+    if text is None:
+        raise CheckpointError(f"config.json: {family.text_key} is missing")
+    eos = keys.token_ids("eos_token_id") or text.token_ids("eos_token_id")
+    config = replace(family.config(text), eos_ids=eos)
+    sources = family.sources(text)
+    if (
+        set(read_types(text, config.n_layers) or [FULL]) != {FULL}
+        and "sliding_window" not in family.reads
+    ):
+        raise text.not_understood("layer_types")
+    says = next((each for each in (keys, text) if each.has("tie_word_embeddings")), None)
+    tied = None if says is None else says.flag("tie_word_embeddings")
+    for each in dict.fromkeys((keys, text)):
+        each.refuse_unread(
+            reads=family.reads if each is text else frozenset(), known=_KNOWN, inert=family.inert
+        )
+    notes: tuple[str, ...] = ()
+    if keys.left_out:
+        names = ", ".join(dict.fromkeys(keys.left_out))
+        notes = (f"config.json: {family.model_type} models do not read {names}: ignored",)
+    ignored = dict.fromkeys(keys.unread() + text.unread() + keys.left_out)
+    return Reading(config, sources, tied, notes, tuple(map(one_line, ignored)))

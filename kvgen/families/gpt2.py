@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kvgen.config import ModelConfig
-from kvgen.families.base import Family, Keys, Source, Take
-from kvgen.families.shared import block, split_width
+from kvgen.families.base import Family, Source, Take
+from kvgen.families.keys import Keys
+from kvgen.families.shared import MOST_LAYERS, block, split_width
 
 
 def _config(keys: Keys) -> ModelConfig:
-    n_layers = keys.count("n_layer", 12)
-    n_heads = keys.count("n_head", 12)
-    d_model = keys.count("n_embd", 768)
+    # The usual names (attribute_map in the reference) are set after the family's own, and win.
+    n_layers = keys.count_of("num_hidden_layers", "n_layer", 12, below=MOST_LAYERS)
+    n_heads = keys.count_of("num_attention_heads", "n_head", 12)
+    d_model = keys.count_of("hidden_size", "n_embd", 768)
     head_dim = split_width(d_model, n_heads)
     scale = head_dim**-0.5 if keys.flag("scale_attn_weights", True) else 1.0
     by_layer = keys.flag("scale_attn_by_inverse_layer_idx", False)
@@ -22,9 +24,9 @@ def _config(keys: Keys) -> ModelConfig:
         n_kv_heads=n_heads,
         head_dim=head_dim,
         d_model=d_model,
-        d_ff=keys.count("n_inner", 4 * d_model),
+        d_ff=keys.or_none(keys.count, "n_inner", None) or 4 * d_model,
         vocab_size=keys.count("vocab_size", 50257),
-        max_context=keys.count("n_positions", 1024),
+        max_context=keys.count_of("max_position_embeddings", "n_positions", 1024),
         norm="layer",
         norm_eps=keys.number("layer_norm_epsilon", 1e-5),
         mlp="plain",
@@ -58,6 +60,25 @@ GPT2 = Family(
     config=_config,
     sources=_sources,
     tokenizer="GPT2Tokenizer",
-    # reorder_and_upcast_attn changes the order of roundings, not the result.
-    inert=frozenset({"reorder_and_upcast_attn"}),
+    reads=frozenset(
+        {
+            "vocab_size",
+            "n_embd",
+            "hidden_size",
+            "n_layer",
+            "num_hidden_layers",
+            "n_head",
+            "num_attention_heads",
+            "n_positions",
+            "max_position_embeddings",
+            "n_inner",
+            "activation_function",
+            "layer_norm_epsilon",
+            "scale_attn_weights",
+            "scale_attn_by_inverse_layer_idx",
+            "add_cross_attention",
+            "tie_word_embeddings",
+        }
+    ),
+    tied=True,
 )

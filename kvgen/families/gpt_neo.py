@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kvgen.config import ModelConfig
-from kvgen.families.base import Family, Keys, Source
-from kvgen.families.shared import split_width
+from kvgen.families.base import Family, Source
+from kvgen.families.keys import Keys
+from kvgen.families.shared import MOST_LAYERS, split_width
 
 
 def _config(keys: Keys) -> ModelConfig:
-    n_layers = keys.count("num_layers", 24)
-    n_heads = keys.count("num_heads", 16)
+    # The usual names (attribute_map in the reference) are set after the family's own, and win.
+    n_layers = keys.count_of("num_hidden_layers", "num_layers", 24, below=MOST_LAYERS)
+    n_heads = keys.count_of("num_attention_heads", "num_heads", 16)
     d_model = keys.count("hidden_size", 2048)
     window = keys.count("window_size", 256)
-    kinds = keys.pattern("attention_types", [[["global", "local"], 12]])
+    kinds = keys.or_none(keys.pattern, "attention_types", None) or ["global", "local"] * 12
+    # `attention_types` written out; where a file has both, this one wins.
+    if "attention_layers" in keys:
+        kinds = keys.strings("attention_layers", count=n_layers, choices=("global", "local")) or []
     if len(kinds) != n_layers or not set(kinds) <= {"global", "local"}:
         raise keys.wrong("attention_types", f"{n_layers} layers of global and local")
     return ModelConfig(
@@ -23,7 +28,7 @@ def _config(keys: Keys) -> ModelConfig:
         n_kv_heads=n_heads,
         head_dim=split_width(d_model, n_heads),
         d_model=d_model,
-        d_ff=keys.count("intermediate_size", 4 * d_model),
+        d_ff=keys.or_none(keys.count, "intermediate_size", None) or 4 * d_model,
         vocab_size=keys.count("vocab_size", 50257),
         max_context=keys.count("max_position_embeddings", 2048),
         norm="layer",
@@ -58,5 +63,23 @@ GPT_NEO = Family(
     config=_config,
     sources=_sources,
     tokenizer="GPT2Tokenizer",
-    inert=frozenset({"attention_layers"}),  # attention_types written out
+    reads=frozenset(
+        {
+            "vocab_size",
+            "hidden_size",
+            "num_layers",
+            "num_hidden_layers",
+            "num_heads",
+            "num_attention_heads",
+            "max_position_embeddings",
+            "attention_types",
+            "attention_layers",
+            "window_size",
+            "intermediate_size",
+            "activation_function",
+            "layer_norm_epsilon",
+            "tie_word_embeddings",
+        }
+    ),
+    tied=True,
 )

@@ -5,19 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kvgen.config import ModelConfig
-from kvgen.families.base import Family, Keys, Source
-from kvgen.families.shared import per_head_part, sizes, with_rope
+from kvgen.families.base import Family, Source
+from kvgen.families.keys import Keys
+from kvgen.families.rope import RopeStyle, with_rope
+from kvgen.families.shared import LLAMA_READS, per_head_part, sizes
+
+# transformers 4.45 and later write copies under the usual names, which nobody reads.
+_ROPE = RopeStyle(
+    theta_key="rotary_emb_base", partial=0.25, partial_key="rotary_pct", rounds_up=True
+)
 
 
 def _config(keys: Keys) -> ModelConfig:
-    # transformers 4.45 and later write these two as copies.
-    keys.twin("partial_rotary_factor", "rotary_pct")
-    keys.twin("rope_theta", "rotary_emb_base")
-    numbers = sizes(keys, layers=44, heads=64, width=6144, ff=24576, vocabulary=50432, context=2048)
+    numbers = sizes(
+        keys,
+        layers=44,
+        heads=64,
+        width=6144,
+        ff=24576,
+        vocabulary=50432,
+        context=2048,
+        grouped=False,
+        own_head_dim=False,
+    )
+    # A `head_dim` says how much RoPE turns, though heads are width / heads whatever it says.
+    rope_dim = keys.or_none(keys.whole, "head_dim", None) or numbers["head_dim"]
     return ModelConfig(
-        **with_rope(
-            numbers, keys, partial=0.25, theta_key="rotary_emb_base", partial_key="rotary_pct"
-        ),
+        **with_rope(numbers, keys, _ROPE, head_dim=rope_dim),
         norm="layer",
         norm_eps=keys.number("layer_norm_eps", 1e-5),
         mlp="plain",
@@ -46,5 +60,18 @@ def _sources(keys: Keys) -> Mapping[str, Source]:
 
 
 GPT_NEOX = Family(
-    model_type="gpt_neox", config=_config, sources=_sources, tokenizer="GPTNeoXTokenizer"
+    model_type="gpt_neox",
+    config=_config,
+    sources=_sources,
+    tokenizer="GPTNeoXTokenizer",
+    reads=LLAMA_READS - {"rms_norm_eps", "rope_theta", "num_key_value_heads"}
+    | {
+        "attention_bias",
+        "layer_norm_eps",
+        "rotary_emb_base",
+        "rotary_pct",
+        "use_parallel_residual",
+    },
+    tied=False,
+    renamed=(("lm_head.", "embed_out."),),
 )

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from kvgen.config import ModelConfig
-from kvgen.families.base import Family, Keys, Source
-from kvgen.families.shared import llama_sources, sizes, with_rope
+from kvgen.families.base import Family, Source
+from kvgen.families.keys import Keys
+from kvgen.families.rope import with_rope
+from kvgen.families.shared import LLAMA_READS, llama_sources, sizes
 
 
 def _config(keys: Keys) -> ModelConfig:
@@ -32,4 +34,18 @@ def _sources(keys: Keys) -> Mapping[str, Source]:
     )
 
 
-GRANITE = Family(model_type="granite", config=_config, sources=_sources)
+GRANITE = Family(
+    model_type="granite",
+    config=_config,
+    sources=_sources,
+    reads=LLAMA_READS
+    | {
+        "attention_bias",
+        "mlp_bias",
+        "attention_multiplier",
+        "embedding_multiplier",
+        "residual_multiplier",
+        "logits_scaling",
+    },
+    tied=False,
+)

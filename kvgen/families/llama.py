@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kvgen.config import ModelConfig
-from kvgen.families.base import Family, Keys, Source
-from kvgen.families.shared import llama_sources, sizes, with_rope
+from kvgen.families.base import Family, Source
+from kvgen.families.keys import Keys
+from kvgen.families.rope import with_rope
+from kvgen.families.shared import LLAMA_READS, llama_sources, sizes
 
 
 def _config(keys: Keys) -> ModelConfig:
-    numbers = sizes(keys, layers=32, heads=32, width=4096, ff=11008, vocabulary=32000, context=2048)
+    numbers = sizes(
+        keys,
+        layers=32,
+        heads=32,
+        width=4096,
+        ff=11008,
+        vocabulary=32000,
+        context=2048,
+        split_if=(None,),
+    )
     return ModelConfig(
         **with_rope(numbers, keys),
         norm="rms",
@@ -26,4 +37,10 @@ def _sources(keys: Keys) -> Mapping[str, Source]:
     )
 
 
-LLAMA = Family(model_type="llama", config=_config, sources=_sources)
+LLAMA = Family(
+    model_type="llama",
+    config=_config,
+    sources=_sources,
+    reads=LLAMA_READS | {"attention_bias", "mlp_bias"},
+    tied=False,
+)

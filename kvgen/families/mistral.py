@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kvgen.config import ModelConfig
-from kvgen.families.base import Family, Keys, Source
-from kvgen.families.shared import SLIDING, llama_sources, read_windows, sizes, with_rope
+from kvgen.families.base import Family, Source
+from kvgen.families.keys import Keys
+from kvgen.families.rope import with_rope
+from kvgen.families.shared import LLAMA_READS, SLIDING, llama_sources, read_windows, sizes
 
 
 def _config(keys: Keys) -> ModelConfig:
@@ -19,11 +21,18 @@ def _config(keys: Keys) -> ModelConfig:
         vocabulary=32000,
         context=131072,
         kv_heads=8,
+        kv_null=False,
+        split_if=(None, 0),
     )
     n_layers = numbers["n_layers"]
     return ModelConfig(
         **with_rope(numbers, keys),
-        windows=read_windows(keys, n_layers, pattern=[SLIDING] * n_layers, window=4096),
+        windows=read_windows(
+            keys,
+            n_layers,
+            size=keys.or_none(keys.whole, "sliding_window", 4096),
+            pattern=[SLIDING] * n_layers,
+        ),
         norm="rms",
         norm_eps=keys.number("rms_norm_eps", 1e-6),
         mlp="gated",
@@ -35,4 +44,10 @@ def _sources(_: Keys) -> Mapping[str, Source]:
     return llama_sources()
 
 
-MISTRAL = Family(model_type="mistral", config=_config, sources=_sources)
+MISTRAL = Family(
+    model_type="mistral",
+    config=_config,
+    sources=_sources,
+    reads=LLAMA_READS | {"sliding_window", "layer_types"},
+    tied=False,
+)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kvgen.config import ModelConfig
-from kvgen.families.base import Family, Keys, Source
-from kvgen.families.shared import head_norms, llama_sources, sizes, with_rope
+from kvgen.families.base import Family, Source
+from kvgen.families.keys import Keys
+from kvgen.families.rope import with_rope
+from kvgen.families.shared import LLAMA_READS, head_norms, llama_sources, sizes
 
 
 def _config(keys: Keys) -> ModelConfig:
@@ -30,4 +32,10 @@ def _sources(keys: Keys) -> Mapping[str, Source]:
     }
 
 
-OLMO2 = Family(model_type="olmo2", config=_config, sources=_sources)
+OLMO2 = Family(
+    model_type="olmo2",
+    config=_config,
+    sources=_sources,
+    reads=LLAMA_READS | {"attention_bias"},
+    tied=False,
+)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kvgen.config import ModelConfig
-from kvgen.families.base import Family, Keys, Source
+from kvgen.families.base import Family, Source
+from kvgen.families.keys import Keys
 from kvgen.families.shared import sizes
 
 _OFFSET = 2  # the first two rows of the position table belong to padding
@@ -21,12 +22,15 @@ def _config(keys: Keys) -> ModelConfig:
         vocabulary=50272,
         context=2048,
         ff_key="ffn_dim",
+        grouped=False,
+        own_head_dim=False,
     )
     if not keys.flag("do_layer_norm_before", True):
         raise keys.wrong("do_layer_norm_before", "true: norms after the blocks are not supported")
     if keys.flag("_remove_final_layer_norm", False):
         raise keys.wrong("_remove_final_layer_norm", "false")
-    if keys.count("word_embed_proj_dim", numbers["d_model"]) != numbers["d_model"]:
+    projected = keys.or_none(keys.whole, "word_embed_proj_dim", None)
+    if projected not in (None, numbers["d_model"]):
         raise keys.wrong("word_embed_proj_dim", f"the width {numbers['d_model']}")
     return ModelConfig(
         **numbers,
@@ -62,4 +66,27 @@ def _sources(keys: Keys) -> Mapping[str, Source]:
     }
 
 
-OPT = Family(model_type="opt", config=_config, sources=_sources, tokenizer="GPT2Tokenizer")
+OPT = Family(
+    model_type="opt",
+    config=_config,
+    sources=_sources,
+    tokenizer="GPT2Tokenizer",
+    reads=frozenset(
+        {
+            "vocab_size",
+            "hidden_size",
+            "ffn_dim",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "max_position_embeddings",
+            "activation_function",
+            "do_layer_norm_before",
+            "_remove_final_layer_norm",
+            "word_embed_proj_dim",
+            "enable_bias",
+            "layer_norm_elementwise_affine",
+            "tie_word_embeddings",
+        }
+    ),
+    tied=True,
+)

@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kvgen.config import ModelConfig
-from kvgen.families.base import Family, Keys, Source
+from kvgen.families.base import Family, Source
+from kvgen.families.keys import Keys
+from kvgen.families.rope import RopeStyle, with_rope
 from kvgen.families.shared import (
+    LLAMA_READS,
     SLIDING,
     block,
     llama_sources,
     qkv_part,
     read_windows,
     sizes,
-    with_rope,
 )
 
 
 def _phi_config(keys: Keys) -> ModelConfig:
     numbers = sizes(keys, layers=24, heads=32, width=2048, ff=8192, vocabulary=51200, context=2048)
     return ModelConfig(
-        **with_rope(numbers, keys, partial=0.5),
+        **with_rope(numbers, keys, RopeStyle(partial=0.5)),
         norm="layer",
         norm_eps=keys.number("layer_norm_eps", 1e-5),
         mlp="plain",
@@ -50,12 +52,27 @@ def _phi_sources(keys: Keys) -> Mapping[str, Source]:
     return names
 
 
+_PHI3_ROPE = RopeStyle(
+    partial=1.0,
+    rounds_up=True,
+    original=4096,
+    kinds=("default", "longrope"),
+    older=(("su", "longrope"), ("yarn", "longrope")),  # as the first files said
+)
+
+
 def _phi3_config(keys: Keys) -> ModelConfig:
     numbers = sizes(keys, layers=32, heads=32, width=3072, ff=8192, vocabulary=32064, context=4096)
     n_layers = numbers["n_layers"]
     return ModelConfig(
-        **with_rope(numbers, keys),
-        windows=read_windows(keys, n_layers, pattern=[SLIDING] * n_layers),
+        **with_rope(numbers, keys, _PHI3_ROPE),
+        windows=read_windows(
+            keys,
+            n_layers,
+            size=keys.or_none(keys.whole, "sliding_window", None),
+            pattern=[SLIDING] * n_layers,
+            typed=False,
+        ),
         norm="rms",
         norm_eps=keys.number("rms_norm_eps", 1e-5),
         mlp="gated",
@@ -74,5 +91,19 @@ def _phi3_sources(_: Keys) -> Mapping[str, Source]:
     }
 
 
-PHI = Family(model_type="phi", config=_phi_config, sources=_phi_sources, tokenizer="GPT2Tokenizer")
-PHI3 = Family(model_type="phi3", config=_phi3_config, sources=_phi3_sources)
+PHI = Family(
+    model_type="phi",
+    config=_phi_config,
+    sources=_phi_sources,
+    tokenizer="GPT2Tokenizer",
+    reads=LLAMA_READS - {"rms_norm_eps"}
+    | {"layer_norm_eps", "partial_rotary_factor", "qk_layernorm"},
+    tied=False,
+)
+PHI3 = Family(
+    model_type="phi3",
+    config=_phi3_config,
+    sources=_phi3_sources,
+    reads=LLAMA_READS | {"partial_rotary_factor", "sliding_window"},
+    tied=False,
+)

@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvgen.config import ModelConfig
-from kvgen.families.base import Family, Keys, Source
+from kvgen.families.base import Family, Source
+from kvgen.families.keys import Keys
+from kvgen.families.rope import with_rope
 from kvgen.families.shared import (
     FULL,
+    LLAMA_READS,
     SLIDING,
     head_norms,
     llama_sources,
     read_windows,
     sizes,
-    with_rope,
 )
 
 
@@ -31,12 +33,12 @@ def _numbers(keys: Keys, head_dim: int | None = None) -> dict[str, Any]:
         head_dim=head_dim,
     )
     n_layers = numbers["n_layers"]
-    slides = keys.flag("use_sliding_window", False)
-    first = keys.count("max_window_layers", 28)
+    first = keys.whole("max_window_layers", 28)
     pattern = [SLIDING if layer >= first else FULL for layer in range(n_layers)]
-    windows = read_windows(keys, n_layers, pattern=pattern, window=4096) if slides else ()
-    for name in ("sliding_window", "layer_types"):
-        keys.mark(name)  # without use_sliding_window they say nothing
+    window = keys.or_none(keys.whole, "sliding_window", 4096)
+    if not keys.flag("use_sliding_window", False):
+        window = None
+    windows = read_windows(keys, n_layers, size=window, pattern=pattern)
     return {
         **with_rope(numbers, keys),
         "windows": windows,
@@ -63,9 +65,20 @@ def _qwen3_sources(keys: Keys) -> Mapping[str, Source]:
     return llama_sources(attention_bias=keys.flag("attention_bias", False)) | head_norms()
 
 
+_WINDOWS = {"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"}
 QWEN2 = Family(
-    model_type="qwen2", config=_qwen2_config, sources=_qwen2_sources, tokenizer="Qwen2Tokenizer"
+    model_type="qwen2",
+    config=_qwen2_config,
+    sources=_qwen2_sources,
+    tokenizer="Qwen2Tokenizer",
+    reads=LLAMA_READS | _WINDOWS,
+    tied=False,
 )
 QWEN3 = Family(
-    model_type="qwen3", config=_qwen3_config, sources=_qwen3_sources, tokenizer="Qwen2Tokenizer"
+    model_type="qwen3",
+    config=_qwen3_config,
+    sources=_qwen3_sources,
+    tokenizer="Qwen2Tokenizer",
+    reads=LLAMA_READS | _WINDOWS | {"attention_bias"},
+    tied=False,
 )

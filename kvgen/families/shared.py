@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kvgen.config import ModelConfig, RopeConfig
+from kvgen.config import ModelConfig
 from kvgen.errors import CheckpointError
-from kvgen.families.base import Keys, Source, Take
+from kvgen.families.base import Source, Take
+from kvgen.families.keys import Keys
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+# What every family with RoPE reads, and few do not call so; see `Family.reads`.
+LLAMA_READS = frozenset({
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps",
+    "tie_word_embeddings", "rope_theta", "rope_scaling", "rope_parameters",
+    "original_max_position_embeddings",
+})  # fmt: skip
+MOST_LAYERS = 2**16  # far beyond any model; a layer costs time before its tensors are looked for
 
 
 def split_width(d_model: int, n_heads: int) -> int:
@@ -33,25 +40,38 @@ def sizes(
     vocabulary: int,
     context: int,
     kv_heads: int | None = None,
+    kv_null: bool = True,
+    grouped: bool = True,
     head_dim: int | None = None,
+    own_head_dim: bool = True,
+    split_if: tuple[int | None, ...] = (),
     ff_key: str = "intermediate_size",
 ) -> dict[str, Any]:
     """The sizes of a ModelConfig under the names that most families use; heads scale by 1/sqrt(D).
 
-    The arguments are the class defaults of the reference implementation, for keys that a file
-    leaves out.
+    The first arguments are the class defaults of the reference implementation, for keys that a file
+    leaves out. The others say how it reads: whether key/value heads may be fewer (`grouped`) and
+    null means as many (`kv_null`); whether it has a `head_dim` (`own_head_dim`), and which values
+    of that mean width / heads (`split_if`).
     """
-    n_layers = keys.count("num_hidden_layers", layers)
+    n_layers = keys.count("num_hidden_layers", layers, below=MOST_LAYERS)
     n_heads = keys.count("num_attention_heads", heads)
     d_model = keys.count("hidden_size", width)
-    if keys.has("head_dim") or head_dim is not None:
-        head_dim = keys.count("head_dim", head_dim)
-    else:
+    if own_head_dim:
+        if "head_dim" in keys:
+            head_dim = None if keys.is_one_of("head_dim", split_if) else keys.count("head_dim")
+        keys.mark("head_dim")
+    if head_dim is None:
         head_dim = split_width(d_model, n_heads)
+    n_kv_heads = n_heads
+    if grouped and kv_null:
+        n_kv_heads = keys.or_none(keys.count, "num_key_value_heads", kv_heads) or n_heads
+    elif grouped:
+        n_kv_heads = keys.count("num_key_value_heads", kv_heads)
     return {
         "n_layers": n_layers,
         "n_heads": n_heads,
-        "n_kv_heads": keys.count("num_key_value_heads", kv_heads or n_heads),
+        "n_kv_heads": n_kv_heads,
         "head_dim": head_dim,
         "d_model": d_model,
         "d_ff": keys.count(ff_key, ff),
@@ -61,151 +81,29 @@ def sizes(
     }
 
 
-def with_rope(
-    numbers: Mapping[str, Any],
-    keys: Keys,
-    *,
-    theta: float = 10000.0,
-    partial: float = 1.0,
-    theta_key: str = "rope_theta",
-    partial_key: str = "partial_rotary_factor",
-) -> dict[str, Any]:
-    """The sizes with one RoPE for all layers, and the context that its scaling reaches."""
-    rope = read_rope(
-        keys,
-        head_dim=numbers["head_dim"],
-        max_context=numbers["max_context"],
-        theta=theta,
-        partial=partial,
-        theta_key=theta_key,
-        partial_key=partial_key,
-    )
-    return {
-        **numbers,
-        "rope": (rope,) * numbers["n_layers"],
-        "max_context": reach(rope, numbers["max_context"]),
-    }
-
-
-def reach(rope: RopeConfig, max_context: int) -> int:
-    """Positions that a scaled RoPE is meant for, where the config may name the original ones."""
-    if rope.kind in ("dynamic", "yarn"):
-        return max(max_context, int(rope.factor * rope.original_context))
-    return max_context
-
-
-def read_rope(
-    keys: Keys,
-    *,
-    head_dim: int,
-    max_context: int,
-    theta: float = 10000.0,
-    partial: float = 1.0,
-    theta_key: str = "rope_theta",
-    partial_key: str = "partial_rotary_factor",
-    parameters: Keys | None = None,
-) -> RopeConfig:
-    """RoPE in either dialect of transformers.
-
-    v4 writes `rope_theta` and a partial factor beside `rope_scaling`; v5 writes all of it into
-    `rope_parameters`. `parameters` takes the place of that object where there are several.
-    """
-    theta = keys.number(theta_key, theta)
-    partial = keys.number(partial_key, partial)
-    original = keys.count("original_max_position_embeddings", max_context)
-    scaling = parameters or keys.nested("rope_parameters") or keys.nested("rope_scaling")
-    if keys.same("rope_parameters", "rope_scaling"):
-        keys.mark("rope_scaling")
-    if scaling is None:
-        return RopeConfig(theta=theta, dim=int(head_dim * partial))
-    theta = scaling.number("rope_theta", theta)
-    dim = int(head_dim * scaling.number("partial_rotary_factor", partial))
-    original = scaling.count("original_max_position_embeddings", original)
-    kind = scaling.word("rope_type", scaling.word("type", "default"))
-    if kind == "default":
-        rope = RopeConfig(theta=theta, dim=dim)
-    elif kind == "linear":
-        rope = RopeConfig(theta=theta, dim=dim, kind="linear", factor=scaling.number("factor"))
-    elif kind == "dynamic":
-        rope = RopeConfig(
-            theta=theta,
-            dim=dim,
-            kind="dynamic",
-            factor=scaling.number("factor"),
-            original_context=max_context,
-        )
-    elif kind == "llama3":
-        rope = RopeConfig(
-            theta=theta,
-            dim=dim,
-            kind="llama3",
-            factor=scaling.number("factor"),
-            low=scaling.number("low_freq_factor"),
-            high=scaling.number("high_freq_factor"),
-            original_context=original,
-        )
-    elif kind == "yarn":
-        rope = _read_yarn(scaling, theta=theta, dim=dim, original=original, context=max_context)
-    elif kind in ("longrope", "su"):
-        rope = _read_longrope(scaling, theta=theta, dim=dim, original=original, context=max_context)
-    else:
-        raise CheckpointError(
-            f"{scaling.where}: rope type {kind!r} is not supported; "
-            "kvgen knows default, linear, dynamic, llama3, yarn and longrope"
-        )
-    scaling.mark("finetuned")  # how the model came about
-    scaling.refuse_unread(every=True)
-    return rope
-
-
-def _read_yarn(scaling: Keys, *, theta: float, dim: int, original: int, context: int) -> RopeConfig:
-    factor = scaling.number("factor", context / original)
-    magnitude = 1.0 if factor <= 1 else 0.1 * math.log(factor) + 1
-    scale, scale_all = scaling.number("mscale", 0.0), scaling.number("mscale_all_dim", 0.0)
-    if scale and scale_all and factor > 1:
-        magnitude = (0.1 * scale * math.log(factor) + 1) / (0.1 * scale_all * math.log(factor) + 1)
-    return RopeConfig(
-        theta=theta,
-        dim=dim,
-        kind="yarn",
-        factor=factor,
-        low=scaling.number("beta_slow", 1.0),
-        high=scaling.number("beta_fast", 32.0),
-        original_context=original,
-        truncate=scaling.flag("truncate", True),
-        magnitude=scaling.number("attention_factor", magnitude),
-    )
-
-
-def _read_longrope(
-    scaling: Keys, *, theta: float, dim: int, original: int, context: int
-) -> RopeConfig:
-    factor = scaling.number("factor", context / original)
-    magnitude = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
-    return RopeConfig(
-        theta=theta,
-        dim=dim,
-        kind="longrope",
-        original_context=original,
-        magnitude=scaling.number("attention_factor", magnitude),
-        short_factors=scaling.numbers("short_factor"),
-        long_factors=scaling.numbers("long_factor"),
+def read_types(keys: Keys, n_layers: int) -> list[str] | None:
+    """`layer_types`, by which a layer sees all keys or a window; None where it is absent."""
+    return keys.strings(
+        "layer_types", count=n_layers, choices=(FULL, SLIDING), older={"attention": FULL}
     )
 
 
 def read_windows(
-    keys: Keys, n_layers: int, *, pattern: list[str], window: int | None = None
+    keys: Keys, n_layers: int, *, size: int | None, pattern: list[str], typed: bool = True
 ) -> tuple[int | None, ...]:
-    """The window of each layer from `layer_types`, or from the family's own pattern.
+    """The window of each layer, `size` keys, from `layer_types` or from the family's own pattern.
 
-    `window` is the default where the config has no `sliding_window`; null means none.
+    Without a size the pattern has no windows. Without `typed` the reference implementation goes by
+    its pattern whatever `layer_types` says.
     """
-    size = keys.or_none(keys.count, "sliding_window", window)
-    if size is None:
+    types = read_types(keys, n_layers)
+    if types is None or (not typed and size is not None):
+        types = pattern if size is not None else []
+    if SLIDING not in types:
         return ()
-    types = keys.strings("layer_types", count=n_layers, choices=(FULL, SLIDING)) or pattern
-    windows = tuple(size if kind == SLIDING else None for kind in types)
-    return windows if any(windows) else ()
+    if size is None or size < 1:
+        raise keys.wrong("sliding_window", "a positive whole number: layers have a window")
+    return tuple(min(size, 2**24) if kind == SLIDING else None for kind in types)
 
 
 def block(index: int, n_blocks: int, *, of: str) -> Take:

@@ -6,8 +6,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from kvgen.config import ModelConfig
-from kvgen.families.base import Family, Keys, Source
-from kvgen.families.shared import FULL, SLIDING, llama_sources, read_windows, sizes, with_rope
+from kvgen.families.base import Family, Source
+from kvgen.families.keys import Keys
+from kvgen.families.rope import RopeStyle, with_rope
+from kvgen.families.shared import (
+    FULL,
+    LLAMA_READS,
+    SLIDING,
+    llama_sources,
+    read_windows,
+    sizes,
+)
 
 
 def _config(keys: Keys) -> ModelConfig:
@@ -22,20 +31,22 @@ def _config(keys: Keys) -> ModelConfig:
         kv_heads=4,
     )
     n_layers = numbers["n_layers"]
-    interval = keys.count("no_rope_layer_interval", 4)
+    interval = keys.whole("no_rope_layer_interval", 4)
     # 1 = RoPE, 0 = none, whatever the name says.
-    turns = keys.numbers(
-        "no_rope_layers", [int((layer + 1) % interval != 0) for layer in range(n_layers)]
-    )
-    if len(turns) != n_layers or not set(turns) <= {0, 1}:
+    turns = keys.or_none(keys.wholes, "no_rope_layers", None)
+    if turns is None and not interval:
+        raise keys.wrong("no_rope_layer_interval", "another number than 0")
+    if turns is None:
+        turns = tuple(int((layer + 1) % interval != 0) for layer in range(n_layers))
+    if len(turns) < n_layers:
         raise keys.wrong("no_rope_layers", f"{n_layers} of 0 and 1")
+    turns = turns[:n_layers]
     slides = keys.flag("use_sliding_window", False)
-    pattern = [FULL if turn else SLIDING for turn in turns]
-    windows = read_windows(keys, n_layers, pattern=pattern) if slides else ()
-    for name in ("sliding_window", "layer_types", "max_window_layers"):
-        keys.mark(name)  # without use_sliding_window they say nothing
+    pattern = [FULL if turn or not slides else SLIDING for turn in turns]
+    window = keys.or_none(keys.whole, "sliding_window", None)
+    windows = read_windows(keys, n_layers, size=window, pattern=pattern)
     config = ModelConfig(
-        **with_rope(numbers, keys, theta=2e6),
+        **with_rope(numbers, keys, RopeStyle(theta=2e6)),
         windows=windows,
         norm="rms",
         norm_eps=keys.number("rms_norm_eps", 1e-6),
@@ -52,4 +63,19 @@ def _sources(keys: Keys) -> Mapping[str, Source]:
     )
 
 
-SMOLLM3 = Family(model_type="smollm3", config=_config, sources=_sources)
+SMOLLM3 = Family(
+    model_type="smollm3",
+    config=_config,
+    sources=_sources,
+    reads=LLAMA_READS
+    | {
+        "attention_bias",
+        "mlp_bias",
+        "layer_types",
+        "no_rope_layer_interval",
+        "no_rope_layers",
+        "sliding_window",
+        "use_sliding_window",
+    },
+    tied=True,
+)

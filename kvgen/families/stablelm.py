@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kvgen.config import ModelConfig
-from kvgen.families.base import Family, Keys, Source
-from kvgen.families.shared import llama_sources, sizes, with_rope
+from kvgen.families.base import Family, Source
+from kvgen.families.keys import Keys
+from kvgen.families.rope import RopeStyle, with_rope
+from kvgen.families.shared import LLAMA_READS, llama_sources, sizes
 
 
 def _config(keys: Keys) -> ModelConfig:
@@ -19,9 +21,13 @@ def _config(keys: Keys) -> ModelConfig:
         vocabulary=50304,
         context=4096,
         kv_heads=32,
+        kv_null=False,
+        own_head_dim=False,
     )
+    if (keys.or_none(keys.whole, "head_dim", None) or numbers["head_dim"]) != numbers["head_dim"]:
+        raise keys.wrong("head_dim", f"width / heads, {numbers['head_dim']}")
     return ModelConfig(
-        **with_rope(numbers, keys, partial=0.25),
+        **with_rope(numbers, keys, RopeStyle(partial=0.25)),
         norm="layer",
         norm_eps=keys.number("layer_norm_eps", 1e-5),
         mlp="gated",
@@ -44,4 +50,17 @@ def _sources(keys: Keys) -> Mapping[str, Source]:
     return names
 
 
-STABLELM = Family(model_type="stablelm", config=_config, sources=_sources)
+STABLELM = Family(
+    model_type="stablelm",
+    config=_config,
+    sources=_sources,
+    reads=LLAMA_READS - {"rms_norm_eps"}
+    | {
+        "layer_norm_eps",
+        "partial_rotary_factor",
+        "qk_layernorm",
+        "use_parallel_residual",
+        "use_qkv_bias",
+    },
+    tied=False,
+)

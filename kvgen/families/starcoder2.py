@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kvgen.config import ModelConfig
-from kvgen.families.base import Family, Keys, Source
-from kvgen.families.shared import SLIDING, llama_sources, read_windows, sizes, with_rope
+from kvgen.families.base import Family, Source
+from kvgen.families.keys import Keys
+from kvgen.families.rope import with_rope
+from kvgen.families.shared import LLAMA_READS, SLIDING, llama_sources, read_windows, sizes
 
 
 def _config(keys: Keys) -> ModelConfig:
@@ -19,11 +21,19 @@ def _config(keys: Keys) -> ModelConfig:
         vocabulary=49152,
         context=4096,
         kv_heads=2,
+        kv_null=False,
+        split_if=(None, 0),
     )
     n_layers = numbers["n_layers"]
     return ModelConfig(
         **with_rope(numbers, keys),
-        windows=read_windows(keys, n_layers, pattern=[SLIDING] * n_layers),
+        windows=read_windows(
+            keys,
+            n_layers,
+            size=keys.or_none(keys.whole, "sliding_window", None),
+            pattern=[SLIDING] * n_layers,
+            typed=False,
+        ),
         norm="layer",
         norm_eps=keys.number("norm_epsilon", 1e-5),
         mlp="plain",
@@ -46,15 +56,8 @@ STARCODER2 = Family(
     config=_config,
     sources=_sources,
     tokenizer="GPT2Tokenizer",
+    reads=LLAMA_READS - {"rms_norm_eps"} | {"norm_epsilon", "sliding_window", "use_bias"},
+    tied=True,
     # Left over from an earlier implementation: widths of arithmetic, and what is always so here.
-    inert=frozenset(
-        {
-            "norm_type",
-            "attention_softmax_in_fp32",
-            "scale_attention_softmax_in_fp32",
-            "scale_attn_weights",
-            "layer_norm_epsilon",
-            "rms_norm_eps",
-        }
-    ),
+    inert=frozenset({"norm_type", "attention_softmax_in_fp32", "scale_attention_softmax_in_fp32"}),
 )
