@@ -336,6 +336,32 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "mscale_all_dim": 0.7,
         },
     },
+    # bounds in the other order, each a number of its own
+    "llama_yarn_swapped": _LLAMA
+    | {
+        "head_dim": 20,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+            "beta_fast": 1,
+            "beta_slow": 8,
+        },
+    },
+    # no ramp: a wave is kept, or divided
+    "llama3_no_ramp": _LLAMA
+    | {
+        "head_dim": 12,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 4.0,
+            "high_freq_factor": 2.0,
+            "original_max_position_embeddings": 64,
+        },
+    },
     "gpt_neo": _GPT_NEO,
     # the smallest head, as in the smallest TinyStories models
     "gpt_neo_small_heads": _GPT_NEO
@@ -353,6 +379,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "rotary_pct": 0.5,
         "hidden_act": "gelu_new",
     },
+    # three numbers of a head of 16 are turned, as four by the powers of three
+    "gpt_neox_odd": _GPT_NEOX
+    | {"rotary_pct": 0.2, "rope_scaling": {"type": "linear", "factor": 2.0}},
+    # nothing is turned: no positions at all
+    "gpt_neox_unturned": _GPT_NEOX | {"rotary_pct": 0.0},
     "mistral": _MISTRAL | {"head_dim": 20, "num_key_value_heads": 1},
     "mistral_global": _MISTRAL | {"sliding_window": None, "head_dim": None},
     "qwen2": _QWEN2,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from kvgen.attention.record import gather
 from kvgen.attention.steps import attention_weights
+from kvgen.families import FAMILIES
 from kvgen.trace import Capture
 from tests import tiny
 from tests.configs import CONFIGS
@@ -19,6 +22,14 @@ from tests.test_golden import TOLERANCE
 torch = pytest.importorskip("torch", reason="needs the extra `parity`")
 transformers = pytest.importorskip("transformers", reason="needs the extra `parity`")
 WEIGHT_TOLERANCE = 1e-5
+# Training, padding, classifiers, and how the same numbers are computed.
+NO_ARITHMETIC = {
+    "_attn_implementation", "attention_dropout", "attn_pdrop", "classifier_dropout", "dropout",
+    "embd_pdrop", "embed_dropout", "embedding_dropout", "hidden_dropout", "initializer_range",
+    "is_decoder", "layerdrop", "pad_token_id", "reorder_and_upcast_attn", "resid_dropout",
+    "resid_pdrop", "residual_dropout", "summary_activation", "summary_first_dropout",
+    "summary_proj_to_labels", "summary_type", "summary_use_proj", "use_cache",
+}  # fmt: skip
 
 
 @pytest.mark.parity
@@ -66,3 +77,18 @@ def test_attention_weights_equal_transformers(
             np.testing.assert_allclose(
                 attention_weights(layer), theirs[0].numpy(), rtol=0, atol=WEIGHT_TOLERANCE
             )
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_key_that_transformers_reads_is_declared(name: str) -> None:
+    """Attributes of the config that a modelling file asks for, and fields of the config's class."""
+    name = "gemma3_text" if name == "gemma3" else name
+    module = importlib.import_module(type(transformers.AutoConfig.for_model(name)).__module__)
+    modelling = Path(module.__file__ or "").parent
+    source = next(modelling.glob("modeling_*.py")).read_text(encoding="utf-8")
+    asked = set(re.findall(r'config(?:, "|\.)([a-z_]\w*)', source))
+    fields = vars(transformers.AutoConfig.for_model(name)).keys()
+    base = vars(transformers.PreTrainedConfig()).keys()
+    assert len(asked & FAMILIES[name].reads) > 8
+    assert (asked & fields) - base - FAMILIES[name].reads - NO_ARITHMETIC == set()

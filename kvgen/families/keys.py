@@ -62,7 +62,7 @@ class Keys:
         self._raw = raw
         self.where = where
         self._inside = inside  # the objects around this one, as a beginning of its keys' names
-        self._read: set[str] = set()
+        self.read: set[str] = set()  # keys that were asked for
         # Keys that the reference implementation passes over, those of nested objects among them.
         self.left_out = [] if left_out is None else left_out
 
@@ -223,7 +223,7 @@ class Keys:
 
     def over(self, beneath: Keys) -> Keys:
         """These keys laid over others."""
-        beneath._read.update(beneath._raw)
+        beneath.read.update(beneath._raw)
         return Keys(
             {**beneath._raw, **self._raw},
             where=self.where,
@@ -233,7 +233,7 @@ class Keys:
 
     def mark(self, name: str) -> None:
         """Count the key as understood without reading it."""
-        self._read.add(name)
+        self.read.add(name)
 
     def wrong(self, name: str, wanted: str) -> CheckpointError:
         """The error that says what this key should have been."""
@@ -241,7 +241,7 @@ class Keys:
 
     def leave_out(self, name: str) -> None:
         """Count the key as understood: the reference passes over it, and the user is told."""
-        self._read.add(name)
+        self.read.add(name)
         if self._raw.get(name):
             self.left_out.append(self._inside + name)
 
@@ -292,10 +292,10 @@ class Keys:
 
     def unread(self) -> list[str]:
         """Names of the keys that nothing asked for."""
-        return [name for name in self._raw if name not in self._read]
+        return [name for name in self._raw if name not in self.read]
 
     def _value(self, name: str, default: Any) -> Any:
-        self._read.add(name)
+        self.read.add(name)
         if name in self._raw:
             return self._raw[name]
         if default is _MISSING:
