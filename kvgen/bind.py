@@ -11,10 +11,11 @@ import numpy as np
 
 from kvgen.checkpoint import Checkpoint, StoredTensor
 from kvgen.config import ModelConfig
-from kvgen.errors import CheckpointError, one_line
+from kvgen.errors import CheckpointError
 from kvgen.families import Family, Source, read_config
 from kvgen.params import LayerParams, Linear, Norm, Params
 from kvgen.tensors import DTypeName, FloatArray, Tensor, convert
+from kvgen.visible import one_line
 
 # A model saved as part of a larger class carries its place in front of every name.
 _PREFIXES = ("model.", "transformer.", "gpt_neox.", "language_model.")
@@ -116,7 +117,7 @@ class _Binder:
             if _CONSTANT.search(name) or stored.name in left_out:
                 continue
             self._refuse_wrapped(stored.name)
-            if name in self._tensors and not _equal(stored, self._tensors[name]):
+            if name in self._tensors and not stored.equals(self._tensors[name]):
                 raise CheckpointError(
                     f"{self._folder}: `{stored.name}` and `{self._tensors[name].name}` "
                     "would be the same tensor"
@@ -305,9 +306,3 @@ def _bare(name: str, renamed: tuple[tuple[str, str], ...] = ()) -> str:
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
     return name
-
-
-def _equal(one: StoredTensor, other: StoredTensor) -> bool:
-    """Whether two stored tensors are the same, byte for byte."""
-    same = one.kind == other.kind and one.shape == other.shape
-    return same and np.array_equal(one.mapped, other.mapped)

@@ -87,12 +87,12 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     try:
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: is a file; name the folder that holds config.json")
-        tensors = _map_all(folder)
+        tensors, metadata = _map_all(folder)
         return Checkpoint(
             folder=folder,
             config=read_json(folder / "config.json"),
             tensors=tensors,
-            metadata=_metadata(tensors),
+            metadata=metadata,
         )
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from None
@@ -132,8 +132,11 @@ def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
     return content
 
 
-def _map_all(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of the folder by name, from one file or from the shards of an index."""
+def _map_all(folder: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Every tensor of the folder by name, from one file or from the shards of an index.
+
+    And what the files say of themselves.
+    """
     if (folder / WEIGHTS).exists():
         shards = [WEIGHTS]
     elif (folder / INDEX).exists():
@@ -146,24 +149,17 @@ def _map_all(folder: Path) -> dict[str, StoredTensor]:
     else:
         raise CheckpointError(missing_weights(folder, [path.name for path in folder.iterdir()]))
     tensors: dict[str, StoredTensor] = {}
+    metadata: dict[str, str] = {}
     for shard in shards:
-        for name, tensor in _map_file(folder / shard).items():
+        mapped, said = _map_file(folder / shard)
+        metadata |= said
+        for name, tensor in mapped.items():
             if not tensors.setdefault(name, tensor).equals(tensor):
                 raise CheckpointError(
                     f"{folder}: tensor `{name}` is in both {tensors[name].file.name} and {shard}, "
                     "with different numbers"
                 )
-    return tensors
-
-
-def _metadata(tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
-    """What the mapped files say of themselves, words by words."""
-    said: dict[str, str] = {}
-    for path in sorted({tensor.file for tensor in tensors.values()}):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        said |= header.get("__metadata__") or {}
-    return said
+    return tensors, metadata
 
 
 def missing_weights(model: Path | str, files: Collection[str]) -> str:
@@ -197,7 +193,7 @@ def shards_of_index(index: Path) -> list[str]:
     return sorted(set(weight_map.values()))
 
 
-def _map_file(path: Path) -> dict[str, StoredTensor]:
+def _map_file(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Map one safetensors file: a length, a JSON header, bytes."""
     try:
         with open_file(path) as file:
@@ -218,7 +214,7 @@ def _map_file(path: Path) -> dict[str, StoredTensor]:
             if header_length > LONGEST_HEADER:
                 raise ValueError(f"it is {header_length:,} bytes long")
             file.seek(8)
-            entries = parse_header(file.read(header_length))
+            entries, metadata = parse_header(file.read(header_length))
             mapped = np.asarray(np.memmap(file, np.uint8, mode="r"))
             # A page beyond the end of the file would kill the process when it is looked at.
             size = min(mapped.nbytes, _size(file))
@@ -244,7 +240,7 @@ def _map_file(path: Path) -> dict[str, StoredTensor]:
             mapped=mapped[base + entry.begin : base + entry.end],
         )
         for entry in entries
-    }
+    }, metadata
 
 
 def _size(file: BinaryIO) -> int:

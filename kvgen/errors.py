@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-
-def one_line(text: str) -> str:
-    """The text with line breaks and control characters written out: files may name things so."""
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+from kvgen.visible import one_line
 
 
 class KvgenError(Exception):

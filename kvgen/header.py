@@ -36,13 +36,20 @@ class Entry(NamedTuple):
     end: int
 
 
-def parse_header(header: bytes) -> list[Entry]:
-    """The tensors in the order of their bytes, which follow one another without gaps.
+class Header(NamedTuple):
+    """The tensors in the order of their bytes, and what the file says of itself."""
+
+    entries: list[Entry]
+    metadata: dict[str, str]
+
+
+def parse_header(header: bytes) -> Header:
+    """What a header says, where its tensors' bytes follow one another without gaps.
 
     Raises ValueError, with the reason, where the header is not as it should be. Whether the file
     is long enough for its last tensor is left to the caller.
 
-    >>> parse_header(b'{"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}')
+    >>> parse_header(b'{"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}').entries
     [Entry(name='w', kind='F32', shape=(2,), begin=0, end=8)]
     """
     try:
@@ -53,8 +60,8 @@ def parse_header(header: bytes) -> list[Entry]:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(content, dict):
         raise ValueError("it is not a JSON object")
-    notes = content.pop(_METADATA, None)
-    if notes is not None and not _are_texts(notes):
+    metadata = content.pop(_METADATA, None)
+    if metadata is not None and not _are_texts(metadata):
         raise ValueError(f"{_METADATA} should be an object of texts")
     entries = [_entry(name, fields) for name, fields in content.items()]
     entries.sort(key=lambda entry: (entry.begin, entry.end))
@@ -66,7 +73,7 @@ def parse_header(header: bytes) -> list[Entry]:
                 f"and the one before it ends at {end}"
             )
         end = entry.end
-    return entries
+    return Header(entries, metadata or {})
 
 
 def _entry(name: str, fields: Any) -> Entry:
@@ -89,8 +96,8 @@ def _entry(name: str, fields: Any) -> Entry:
     return Entry(name, kind, tuple(shape), begin, end)
 
 
-def _are_texts(notes: Any) -> bool:
-    return isinstance(notes, dict) and all(isinstance(note, str) for note in notes.values())
+def _are_texts(metadata: Any) -> bool:
+    return isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())
 
 
 def _are_sizes(numbers: Any) -> bool:

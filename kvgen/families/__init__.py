@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from kvgen.config import ModelConfig
-from kvgen.errors import CheckpointError, one_line
+from kvgen.errors import CheckpointError
 from kvgen.families.base import Family, Source
 from kvgen.families.cohere import COHERE
 from kvgen.families.gemma import GEMMA, GEMMA2, GEMMA3, GEMMA3_TEXT
@@ -27,6 +27,7 @@ from kvgen.families.shared import FULL, read_types
 from kvgen.families.smollm3 import SMOLLM3
 from kvgen.families.stablelm import STABLELM
 from kvgen.families.starcoder2 import STARCODER2
+from kvgen.visible import one_line
 
 __all__ = ["FAMILIES", "Family", "Keys", "Reading", "Source", "find", "read_config"]
 
