@@ -267,6 +267,7 @@ def test_a_recording_across_the_boundary_agrees_with_one_pass(
     )
     assert recording.decode_rows is not None and recording.decode_rows < 1e-5
     assert recording.found.recomputed < 1e-5
+    assert recording.run_again == (100 if name == "phi3_longrope" else sum(range(100, 114)))
 
 
 def test_a_pass_that_fails_while_ids_run_again_leaves_no_stale_key(
