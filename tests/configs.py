@@ -455,6 +455,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "granite": _GRANITE,
     "granite_biased": _GRANITE
     | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False},
+    # six heads of 8 in a width of 50
+    "granite_uneven": _GRANITE | {"hidden_size": 50},
     "stablelm": _STABLELM,
     "stablelm_parallel": _STABLELM
     | {

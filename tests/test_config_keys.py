@@ -90,6 +90,7 @@ SAME: list[tuple[str, Changes, Changes]] = [
     ("opt", {"head_dim": 3, "num_key_value_heads": 5, "rope_theta": 3.0}, {}),
     ("gemma", {"hidden_activation": "silu"}, {}),
     ("gemma2", {"hidden_act": "relu"}, {}),
+    ("gemma3", {"attn_logit_softcapping": 1.0}, {}),
     # RoPE under its old names and its new ones, and what goes before what
     ("llama_gqa", {"rope_scaling": _YARN | {"attn_factor": 0.9}}, {"rope_parameters": _YARN}),
     ("llama_gqa", {"rope_scaling": _YARN, "rope_parameters": {"rope_theta": 5.0}},

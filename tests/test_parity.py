@@ -91,4 +91,6 @@ def test_every_key_that_transformers_reads_is_declared(name: str) -> None:
     fields = vars(transformers.AutoConfig.for_model(name)).keys()
     base = vars(transformers.PreTrainedConfig()).keys()
     assert len(asked & FAMILIES[name].reads) > 8
-    assert (asked & fields) - base - FAMILIES[name].reads - NO_ARITHMETIC == set()
+    left = (asked & fields) - base - FAMILIES[name].reads - NO_ARITHMETIC
+    # Gemma 3 takes the cap of scores from its config and hands it to nobody.
+    assert left == ({"attn_logit_softcapping"} if name == "gemma3_text" else set())

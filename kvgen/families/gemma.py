@@ -69,6 +69,7 @@ def _later_numbers(keys: Keys, *, vocabulary: int, context: int) -> dict[str, An
         kv_heads=4,
         kv_null=False,
         head_dim=256,
+        divides=True,
     )
     scalar = keys.whole("query_pre_attn_scalar", 256)
     if scalar < 1:
@@ -155,7 +156,6 @@ def _gemma3_config(keys: Keys) -> ModelConfig:
         rope=tuple(full if window is None else local for window in windows or [None] * n_layers),
         windows=windows,
         qk_norm="head",
-        attn_softcap=keys.or_none(keys.number, "attn_logit_softcapping", None),
         logit_softcap=keys.or_none(keys.number, "final_logit_softcapping", None),
     )
 
@@ -173,7 +173,6 @@ GEMMA = Family(
 )
 _LATER_READS = LLAMA_READS - {"hidden_act"} | {
     "attention_bias",
-    "attn_logit_softcapping",
     "final_logit_softcapping",
     "hidden_activation",
     "layer_types",
@@ -185,7 +184,7 @@ GEMMA2 = Family(
     model_type="gemma2",
     config=_gemma2_config,
     sources=_gemma2_sources,
-    reads=_LATER_READS,
+    reads=_LATER_READS | {"attn_logit_softcapping"},
     tied=True,
 )
 GEMMA3_TEXT = Family(

@@ -27,6 +27,7 @@ def _config(keys: Keys) -> ModelConfig:
         context=2048,
         grouped=False,
         own_head_dim=False,
+        divides=True,
     )
     # A `head_dim` says how much RoPE turns, though heads are width / heads whatever it says.
     rope_dim = keys.or_none(keys.whole, "head_dim", None) or numbers["head_dim"]

@@ -21,6 +21,7 @@ def _config(keys: Keys) -> ModelConfig:
         vocabulary=32000,
         context=2048,
         split_if=(None,),
+        divides=True,
     )
     return ModelConfig(
         **with_rope(numbers, keys),

@@ -24,6 +24,7 @@ def _config(keys: Keys) -> ModelConfig:
         ff_key="ffn_dim",
         grouped=False,
         own_head_dim=False,
+        divides=True,
     )
     if not keys.flag("do_layer_norm_before", True):
         raise keys.wrong("do_layer_norm_before", "true: norms after the blocks are not supported")

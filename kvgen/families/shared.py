@@ -23,9 +23,12 @@ LLAMA_READS = frozenset({
 MOST_LAYERS = 2**16  # far beyond any model; a layer costs time before its tensors are looked for
 
 
-def split_width(d_model: int, n_heads: int) -> int:
-    """The head size where a config gives none. Raises CheckpointError where heads do not divide."""
-    if d_model % n_heads:
+def split_width(d_model: int, n_heads: int, *, divides: bool = True) -> int:
+    """The head size where a config gives none.
+
+    Raises CheckpointError where heads do not divide, and the reference implementation minds.
+    """
+    if d_model < n_heads or (divides and d_model % n_heads):
         raise CheckpointError(f"config.json: {n_heads} heads do not divide a width of {d_model}")
     return d_model // n_heads
 
@@ -45,6 +48,7 @@ def sizes(
     head_dim: int | None = None,
     own_head_dim: bool = True,
     split_if: tuple[int | None, ...] = (),
+    divides: bool = False,
     ff_key: str = "intermediate_size",
 ) -> dict[str, Any]:
     """The sizes of a ModelConfig under the names that most families use; heads scale by 1/sqrt(D).
@@ -52,7 +56,7 @@ def sizes(
     The first arguments are the class defaults of the reference implementation, for keys that a file
     leaves out. The others say how it reads: whether key/value heads may be fewer (`grouped`) and
     null means as many (`kv_null`); whether it has a `head_dim` (`own_head_dim`), and which values
-    of that mean width / heads (`split_if`).
+    of that mean width / heads (`split_if`); whether heads must divide the width (`divides`).
     """
     n_layers = keys.count("num_hidden_layers", layers, below=MOST_LAYERS)
     n_heads = keys.count("num_attention_heads", heads)
@@ -61,8 +65,9 @@ def sizes(
         if "head_dim" in keys:
             head_dim = None if keys.is_one_of("head_dim", split_if) else keys.count("head_dim")
         keys.mark("head_dim")
-    if head_dim is None:
-        head_dim = split_width(d_model, n_heads)
+    if divides or head_dim is None:
+        split = split_width(d_model, n_heads, divides=divides)
+        head_dim = split if head_dim is None else head_dim
     n_kv_heads = n_heads
     if grouped and kv_null:
         n_kv_heads = keys.or_none(keys.count, "num_key_value_heads", kv_heads) or n_heads

@@ -23,6 +23,7 @@ def _config(keys: Keys) -> ModelConfig:
         kv_heads=32,
         kv_null=False,
         own_head_dim=False,
+        divides=True,
     )
     if (keys.or_none(keys.whole, "head_dim", None) or numbers["head_dim"]) != numbers["head_dim"]:
         raise keys.wrong("head_dim", f"width / heads, {numbers['head_dim']}")
