@@ -18,7 +18,7 @@ from typing import Any
 from kvgen import sandbox
 from kvgen.checkpoint import read_json
 from kvgen.errors import CheckpointError, KvgenError, UsageError
-from kvgen.files import read_file
+from kvgen.files import read_text
 
 # role ("system", "user", "assistant") and content, which is a text in all but a few templates.
 Message = Mapping[str, Any]
@@ -52,7 +52,7 @@ def find_template(folder: Path) -> str | None:
     template = templates["default"]
     if isinstance(template, Path):
         try:
-            return read_file(template).decode()
+            return read_text(template)
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{template}: cannot be read: {error}") from None
     if not isinstance(template, str):

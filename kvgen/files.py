@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from pathlib import Path
@@ -46,6 +47,11 @@ def read_file(path: Path) -> bytes:
     if max(size, len(content)) > LONGEST:
         raise CheckpointError(f"{path}: is larger than {LONGEST:,} bytes, which no such file is")
     return content
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, its lines ended as `open` ends them. Raises as `read_file`."""
+    return io.StringIO(read_file(path).decode(), newline=None).read()
 
 
 def _require_file(path: Path, mode: int) -> None:

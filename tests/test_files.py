@@ -300,6 +300,11 @@ def test_json_is_read_as_the_reference_implementation_does(tmp_path: Path) -> No
     assert content["a"] == 2 and content["b"] != content["b"] and content["c"] == -np.inf
 
 
+def test_a_text_has_one_kind_of_line_end(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes("é\r\nb\rc\n".encode())
+    assert files.read_text(tmp_path / "text") == "é\nb\nc\n"
+
+
 def test_a_file_beyond_all_measure_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
