@@ -296,7 +296,7 @@ def test_a_poisoned_model_has_its_own_exit_code(storyteller_copy: Path) -> None:
         tensors["model.norm.weight"][3] = np.nan
 
     _edit_tensors(storyteller_copy, poison)
-    for command in (["generate", "hi"], ["inspect-attention", "hi"], ["bench", "-p", "4"]):
+    for command in (["generate", "hi"], ["inspect-attention", "hi"], ["bench", "-p", "4", "-q"]):
         assert_fails(kvgen(*command, "-m", str(storyteller_copy)), 6, "not finite")
 
 
