@@ -16,7 +16,7 @@ from kvgen.added_tokens import add_listed, add_named, merge_settings, named_toke
 from kvgen.checkpoint import read_json
 from kvgen.errors import CheckpointError, UsageError
 from kvgen.files import open_file, read_file
-from kvgen.patience import is_panic, within
+from kvgen.patience import is_panic, panics_muted, within
 from kvgen.stream import TextStream
 
 FILE = "tokenizer.json"
@@ -100,7 +100,8 @@ class Tokenizer:
             raise UsageError("the prompt is not valid UTF-8") from None
         seconds = _patience(text)
         try:
-            ids = within(seconds, lambda: self._encode(text, special_tokens))
+            with panics_muted():
+                ids = within(seconds, lambda: self._encode(text, special_tokens))
         except TimeoutError:
             raise CheckpointError(
                 f"the tokenizer is not done with the prompt after {seconds:.0f} seconds: a pattern "
@@ -180,8 +181,9 @@ def open_tokenizer(
     settings = merge_settings(folder, settings)
     try:
         if (folder / FILE).exists():
-            tokenizer = tokenizers.Tokenizer.from_buffer(read_file(folder / FILE))
-            return _finish(tokenizer, settings, kind)
+            content = read_file(folder / FILE)
+            with panics_muted():
+                return _finish(tokenizers.Tokenizer.from_buffer(content), settings, kind)
         if kind in _FROM_MERGES and all((folder / name).exists() for name in _MERGES):
             where = f"{folder}: {' with '.join(_MERGES)}"
             return _open_merges(folder, settings, kind)

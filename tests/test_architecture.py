@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "fast": {"cache", "config", "engine", "fast", "forks", "machine", "params", "tensors", "trace"},
     "sampling": {"tensors"},
     "added_tokens": {"checkpoint"},
-    "patience": set(),
+    "patience": {"forks"},
     "stream": set(),
     "tokenizer": {"added_tokens", "checkpoint", "files", "patience", "stream"},
     "chat": {"checkpoint", "files", "sandbox"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from tokenizers import pre_tokenizers
 from tokenizers.models import WordLevel
 
 from kvgen.errors import CheckpointError
-from kvgen.patience import within
+from kvgen.patience import PanicError, panics_muted, within
 from kvgen.tokenizer import Tokenizer, open_tokenizer
+from tests import tiny
+from tests.test_cli import assert_fails, kvgen
+from tests.token_files import tokenizer_json
 
 
 class PanicException(BaseException):
@@ -39,7 +43,7 @@ def test_work_that_takes_too_long_is_left_to_itself() -> None:
 def test_what_work_raises_is_an_exception() -> None:
     with pytest.raises(KeyError, match="x"):
         within(60, lambda: raise_it(KeyError("x")))
-    with pytest.raises(RuntimeError, match="a panic"):
+    with pytest.raises(PanicError, match="a panic"):
         within(60, lambda: raise_it(PanicException("a panic")))
 
 
@@ -97,3 +101,26 @@ def test_a_signal_is_not_taken_for_a_panic(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("kvgen.tokenizer.read_file", lambda _: raise_it(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         open_tokenizer(tmp_path, {})
+
+
+def test_only_our_line_tells_of_a_panic(tmp_path: Path) -> None:
+    """TemplateProcessing with a token that nobody knows: the library panics, and prints so."""
+    folder = tiny.write_checkpoint(tmp_path, "qwen2")
+    content = tokenizer_json()
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<nobody>", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    assert_fails(kvgen("generate", "ab", "-m", str(folder), "--backend", "numpy"), 4, "tokenizer")
+
+
+def test_what_others_write_meanwhile_is_not_lost(capfd: pytest.CaptureFixture[str]) -> None:
+    with panics_muted():
+        os.write(2, b"a warning\n")
+    with pytest.raises(PanicError), panics_muted():
+        os.write(2, b"thread panicked at lib.rs\n")
+        raise PanicError("lost")
+    assert capfd.readouterr().err == "a warning\n"
