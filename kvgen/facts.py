@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvgen.bind import bind
-from kvgen.chat import has_template
-from kvgen.checkpoint import open_checkpoint
-from kvgen.config import ModelConfig, RopeConfig
+from kvgen.checkpoint.bind import bind
+from kvgen.checkpoint.families import find
+from kvgen.checkpoint.folder import open_checkpoint
+from kvgen.engine.config import ModelConfig, RopeConfig
+from kvgen.engine.tensors import DTypeName
 from kvgen.errors import CheckpointError
-from kvgen.families import find
 from kvgen.model import stop_ids
 from kvgen.recommendation import read_recommendation
-from kvgen.tensors import DTypeName
-from kvgen.tokenizer import find_tokenizer, missing_tokenizer
+from kvgen.text.chat import has_template
+from kvgen.text.tokenizer import find_tokenizer, missing_tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 Without the cache nothing else changes: it is cleared before every step, and everything so far is
 fed again. `Step.positions` counts what that costs: P, 1, 1, ... against P, P+1, P+2, ... Where
-rotary frequencies change with the length (`kvgen.rope`), a cached step runs P+i positions too.
+rotary frequencies change with the length (`kvgen.engine.rope`), a cached step runs P+i positions
+too.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from typing import Protocol
 
 import numpy as np
 
-from kvgen.config import ModelConfig
-from kvgen.engine import PREFILL_CHUNK, Engine, KVCache
+from kvgen.engine.config import ModelConfig
+from kvgen.engine.contract import PREFILL_CHUNK, Engine, KVCache
+from kvgen.engine.tensors import FloatArray
+from kvgen.engine.trace import Recorder
 from kvgen.errors import NonFiniteError, UsageError
 from kvgen.sampling import log_probability
-from kvgen.tensors import FloatArray
-from kvgen.trace import Recorder
 
 
 @dataclass(frozen=True, slots=True)

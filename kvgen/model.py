@@ -11,21 +11,22 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from kvgen.bind import bind
-from kvgen.chat import Message, find_template, has_template, render
-from kvgen.checkpoint import Checkpoint, open_checkpoint
-from kvgen.config import ModelConfig
-from kvgen.engine import Engine, KVCache, check_ids, open_engine
+from kvgen.checkpoint.bind import bind
+from kvgen.checkpoint.families import find
+from kvgen.checkpoint.folder import Checkpoint, open_checkpoint
+from kvgen.checkpoint.hub import locate
+from kvgen.engine.config import ModelConfig
+from kvgen.engine.contract import Engine, KVCache, check_ids
+from kvgen.engine.open import open_engine
+from kvgen.engine.params import Params
+from kvgen.engine.tensors import DTypeName, FloatArray, PrefillName
+from kvgen.engine.trace import Recorder
 from kvgen.errors import CheckpointError, UsageError
-from kvgen.families import find
 from kvgen.generate import check_lengths, generate, require_finite
-from kvgen.hub import locate
-from kvgen.params import Params
 from kvgen.recommendation import Recommendation, read_recommendation
 from kvgen.sampling import Sampler, SamplingOptions
-from kvgen.tensors import DTypeName, FloatArray, PrefillName
-from kvgen.tokenizer import Tokenizer, find_tokenizer, missing_tokenizer
-from kvgen.trace import Recorder
+from kvgen.text.chat import Message, find_template, has_template, render
+from kvgen.text.tokenizer import Tokenizer, find_tokenizer, missing_tokenizer
 
 _BACKENDS = ("auto", "numpy", "numba")
 _CACHE_DTYPES = ("auto", "f32", "f16")

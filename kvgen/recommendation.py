@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvgen.checkpoint import read_json
+from kvgen.checkpoint.families import Keys
+from kvgen.checkpoint.files import read_json
 from kvgen.errors import CheckpointError, UsageError
-from kvgen.families import Keys
 from kvgen.sampling import SamplingOptions
 
 _FILE = "generation_config.json"

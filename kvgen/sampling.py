@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from kvgen.engine.tensors import FloatArray
 from kvgen.errors import UsageError
-from kvgen.tensors import FloatArray
 
 _REMOVED = np.float32(-np.inf)
 

@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import kvgen
+from kvgen.checkpoint.families import FAMILIES
+from kvgen.checkpoint.families.rope import ROPE_KEYS
 from kvgen.errors import KvgenError
-from kvgen.families import FAMILIES
-from kvgen.families.rope import ROPE_KEYS
 from tests import tiny
 from tests.configs import CONFIGS
 

@@ -20,9 +20,9 @@ from kvgen.attention.steps import (
     explain_row,
     weighted_values,
 )
+from kvgen.engine.trace import LayerTrace
 from kvgen.errors import KvgenError, UsageError
 from kvgen.sampling import Sampler, SamplingOptions
-from kvgen.trace import LayerTrace
 from tests import tiny
 from tests.configs import CONFIGS
 from tests.conftest import BACKENDS, Loader

@@ -22,15 +22,16 @@ from kvgen.bench.plan import BenchPlan, Workload
 from kvgen.bench.report import BenchReport, Verification, spread
 from kvgen.bench.run import bench, predicted_seconds
 from kvgen.bench.verify import verify
-from kvgen.cache import KeyValueCache
-from kvgen.engine import Calibration, open_engine
+from kvgen.engine.cache import KeyValueCache
+from kvgen.engine.calibration import Calibration
+from kvgen.engine.fast.engine import FastEngine
+from kvgen.engine.open import open_engine
+from kvgen.engine.reference import decoder, ops
+from kvgen.engine.rope import rope_tables
+from kvgen.engine.trace import Capture
 from kvgen.errors import UsageError
-from kvgen.fast.engine import FastEngine
 from kvgen.model import Model
-from kvgen.reference import decoder, ops
 from kvgen.render.bench_files import bench_csv, bench_json, bench_lines, bench_markdown
-from kvgen.rope import rope_tables
-from kvgen.trace import Capture
 from tests import tiny
 from tests.conftest import BACKENDS, Loader
 from tests.test_cli import inside

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 import kvgen
-from kvgen import chat
-from kvgen.chat import find_template, has_template, render
 from kvgen.errors import CheckpointError, KvgenError, UsageError
 from kvgen.model import Model, default_model
 from kvgen.sampling import SamplingOptions
+from kvgen.text import chat
+from kvgen.text.chat import find_template, has_template, render
 from tests import tiny
 from tests.chats import CONVERSATIONS, FEATURES, TEMPLATES, TOKENS, July26, Messages, said
 from tests.test_cli import assert_fails, inside

@@ -11,10 +11,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import kvgen
-from kvgen.bind import bind
-from kvgen.checkpoint import open_checkpoint
+from kvgen.checkpoint.bind import bind
+from kvgen.checkpoint.families import find
+from kvgen.checkpoint.folder import open_checkpoint
 from kvgen.errors import CheckpointError, ModelNotFoundError
-from kvgen.families import find
 from tests import tiny
 from tests.configs import CONFIGS
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 import kvgen
+from kvgen.checkpoint.families import FAMILIES, Keys, find, read_config
+from kvgen.checkpoint.families.rope import ROPE_KEYS
 from kvgen.errors import CheckpointError
 from kvgen.facts import read_facts
-from kvgen.families import FAMILIES, Keys, find, read_config
-from kvgen.families.rope import ROPE_KEYS
 from tests import tiny
 from tests.configs import CONFIGS
 

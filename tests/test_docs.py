@@ -12,8 +12,8 @@ import click
 import pytest
 
 import kvgen
+from kvgen.checkpoint.families import FAMILIES
 from kvgen.cli import cli
-from kvgen.families import FAMILIES
 from tests import readme
 
 ROOT = Path(__file__).parents[1]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import kvgen
+from kvgen.engine.trace import Capture
 from kvgen.errors import NonFiniteError, UsageError
 from kvgen.generate import prefill
-from kvgen.trace import Capture
 from tests import tiny
 from tests.configs import CONFIGS
 from tests.conftest import BACKENDS, Loader
@@ -178,7 +178,7 @@ def test_non_finite_weights_are_reported(
 
 
 def test_no_operation_of_the_reference_returns_float64(tiny_model: Loader) -> None:
-    from kvgen.reference import ops
+    from kvgen.engine.reference import ops
 
     x = np.linspace(-3, 3, 24, dtype=np.float32).reshape(2, 12)
     norm = tiny_model("gpt2", backend="numpy").engine._params.final_norm

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import kvgen
-from kvgen.config import ModelConfig, RopeConfig
+from kvgen.checkpoint.families import FAMILIES, find, read_config
+from kvgen.engine.config import ModelConfig, RopeConfig
 from kvgen.errors import CheckpointError
-from kvgen.families import FAMILIES, find, read_config
 from tests import tiny
 from tests.configs import CONFIGS
 

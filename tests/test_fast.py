@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 
 import kvgen
-from kvgen.cache import KeyValueCache
+from kvgen.engine.cache import KeyValueCache
+from kvgen.engine.fast.attention import attend, row_pitch
+from kvgen.engine.fast.compiler import entrance
+from kvgen.engine.fast.curves import GELU, GELU_TANH, RELU, SILU, activate, normalise
+from kvgen.engine.fast.packed import Packed, multiply_packed, pack_tokens
+from kvgen.engine.fast.products import ROWS, dot_rows, tile_across, widen_rows
+from kvgen.engine.fast.simd import load, store
+from kvgen.engine.fast.special import MULTIPLIES_BYTES, MULTIPLIES_PAIRS
+from kvgen.engine.reference import ops
+from kvgen.engine.tensors import BFloat16, Dense, DTypeName, Int8, Tensor, quantize
 from kvgen.errors import NonFiniteError, UsageError
-from kvgen.fast.attention import attend, row_pitch
-from kvgen.fast.compiler import entrance
-from kvgen.fast.curves import GELU, GELU_TANH, RELU, SILU, activate, normalise
-from kvgen.fast.packed import Packed, multiply_packed, pack_tokens
-from kvgen.fast.products import ROWS, dot_rows, tile_across, widen_rows
-from kvgen.fast.simd import load, store
-from kvgen.fast.special import MULTIPLIES_BYTES, MULTIPLIES_PAIRS
-from kvgen.reference import ops
-from kvgen.tensors import BFloat16, Dense, DTypeName, Int8, Tensor, quantize
 from tests import tiny
 from tests.conftest import Loader
 
@@ -191,7 +191,7 @@ def test_activations_are_those_of_the_reference(number: int, name: Any) -> None:
 @pytest.mark.parametrize("rms", [True, False])
 @pytest.mark.parametrize("n", [3, 16, 54, 320])
 def test_norms_are_those_of_the_reference(n: int, rms: bool) -> None:
-    from kvgen.params import Norm
+    from kvgen.engine.params import Norm
 
     random = np.random.RandomState(n)
     x, scale, shift = (random.randn(n).astype(np.float32) for _ in range(3))
@@ -217,8 +217,8 @@ def test_every_float16_is_read_and_written_exactly() -> None:
 
 ON_ANOTHER_CPU = """
 import sys, numpy as np, kvgen
-from kvgen.fast.compiler import entrance
-from kvgen.fast.simd import load, store
+from kvgen.engine.fast.compiler import entrance
+from kvgen.engine.fast.simd import load, store
 
 @entrance
 def copy(source, target):

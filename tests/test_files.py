@@ -15,7 +15,8 @@ import pytest
 
 import kvgen
 from kvgen import files
-from kvgen.checkpoint import fingerprint, open_checkpoint, read_json
+from kvgen.checkpoint.files import read_json
+from kvgen.checkpoint.folder import fingerprint, open_checkpoint
 from kvgen.errors import CheckpointError
 from tests import tiny
 

@@ -25,9 +25,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import kvgen
-from kvgen.checkpoint import INDEX, WEIGHTS
+from kvgen.checkpoint.folder import INDEX, WEIGHTS
+from kvgen.checkpoint.hub import locate
 from kvgen.errors import ModelNotFoundError, UsageError
-from kvgen.hub import locate
 from kvgen.model import default_model
 from tests import tiny
 from tests.hub import TOKEN, Files, Hub, Kind, Trouble, serve
@@ -46,7 +46,7 @@ NO_WAITING = "import time; time.sleep = lambda _: None"
 LOCATE_EACH = """
 import sys
 from kvgen.errors import ModelNotFoundError
-from kvgen.hub import locate
+from kvgen.checkpoint.hub import locate
 for name in sys.argv[1:]:
     try:
         locate(name)

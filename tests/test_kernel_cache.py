@@ -13,8 +13,8 @@ import pytest
 
 SCRIPT = """
 import sys, kvgen
-from kvgen.fast import compiler
-from kvgen.fast.run import run
+from kvgen.engine.fast import compiler
+from kvgen.engine.fast.run import run
 model = kvgen.load(sys.argv[1], backend="numba")
 model.logits([1, 2, 3])
 hits, misses = run.stats.cache_hits, run.stats.cache_misses
@@ -69,7 +69,7 @@ def test_without_a_place_for_kernels_everything_still_runs(
 def test_folders_of_old_versions_are_pruned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kvgen.fast import compiler
+    from kvgen.engine.fast import compiler
 
     monkeypatch.setenv("KVGEN_CACHE_DIR", str(tmp_path))
     old, recent = tmp_path / "kernels" / "old", tmp_path / "kernels" / "recent"
@@ -85,6 +85,6 @@ def test_folders_of_old_versions_are_pruned(
 def test_the_compiler_setting_of_others_is_left_alone() -> None:
     import numba
 
-    from kvgen.fast import compiler
+    from kvgen.engine.fast import compiler
 
     assert str(compiler.FOLDER) not in str(numba.config.CACHE_DIR)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kvgen import machine
-from kvgen.cgroups import cpu_quota
+from kvgen.engine.cgroups import cpu_quota
 
 V1 = "31 23 0:28 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct"
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"

@@ -12,8 +12,8 @@ import pytest
 
 from kvgen.attention.record import gather
 from kvgen.attention.steps import attention_weights
-from kvgen.families import FAMILIES
-from kvgen.trace import Capture
+from kvgen.checkpoint.families import FAMILIES
+from kvgen.engine.trace import Capture
 from tests import tiny
 from tests.configs import CONFIGS
 from tests.conftest import Loader

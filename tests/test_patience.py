@@ -13,8 +13,8 @@ from tokenizers import pre_tokenizers
 from tokenizers.models import WordLevel
 
 from kvgen.errors import CheckpointError
-from kvgen.patience import PanicError, panics_muted, within
-from kvgen.tokenizer import Tokenizer, open_tokenizer
+from kvgen.text.patience import PanicError, panics_muted, within
+from kvgen.text.tokenizer import Tokenizer, open_tokenizer
 from tests import tiny
 from tests.test_cli import assert_fails, kvgen
 from tests.token_files import tokenizer_json
@@ -62,7 +62,7 @@ def test_a_tokenizer_that_takes_too_long_is_named(
     slow: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert slow.encode("a") == [0]
-    monkeypatch.setattr("kvgen.tokenizer._patience", lambda _: 0.1)
+    monkeypatch.setattr("kvgen.text.tokenizer._patience", lambda _: 0.1)
     with pytest.raises(CheckpointError, match="is not done with the prompt after 0 seconds: a pat"):
         slow.encode(("a" * 20 + "b") * 60)
 
@@ -98,7 +98,7 @@ def test_a_tokenizer_that_its_library_cannot_stand_is_named(
 
 def test_a_signal_is_not_taken_for_a_panic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
-    monkeypatch.setattr("kvgen.tokenizer.read_file", lambda _: raise_it(KeyboardInterrupt()))
+    monkeypatch.setattr("kvgen.text.tokenizer.read_file", lambda _: raise_it(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         open_tokenizer(tmp_path, {})
 

@@ -18,8 +18,10 @@ from kvgen.bench.cost import ModelCost
 from kvgen.bench.ledger import Ledger, StepCount
 from kvgen.bench.plan import BenchPlan, Workload
 from kvgen.bench.report import Arm, BenchReport, Run, StepMaps, Verification
-from kvgen.config import ModelConfig
-from kvgen.engine import Calibration
+from kvgen.engine.calibration import Calibration
+from kvgen.engine.config import ModelConfig
+from kvgen.engine.tensors import DTypeName
+from kvgen.engine.trace import AttentionTrace, LayerTrace
 from kvgen.render.attention import layer_grid, summary
 from kvgen.render.bench import bench_view
 from kvgen.render.canvas import (
@@ -36,8 +38,6 @@ from kvgen.render.chart import Curve, chart
 from kvgen.render.explain import explanation
 from kvgen.render.head_map import MapView, head_map
 from kvgen.render.timing import RunTimings, timing_block
-from kvgen.tensors import DTypeName
-from kvgen.trace import AttentionTrace, LayerTrace
 
 GLYPHS = Canvas(80, "glyphs")
 NAN = np.float32(np.nan)

@@ -17,15 +17,17 @@ from kvgen.attention.record import gather, record
 from kvgen.bench.plan import BenchPlan, Workload
 from kvgen.bench.run import bench
 from kvgen.bench.verify import verify
-from kvgen.cache import KeyValueCache
-from kvgen.config import RopeConfig
-from kvgen.engine import Calibration, Engine, open_engine
+from kvgen.engine.cache import KeyValueCache
+from kvgen.engine.calibration import Calibration
+from kvgen.engine.config import RopeConfig
+from kvgen.engine.contract import Engine
+from kvgen.engine.open import open_engine
+from kvgen.engine.rope import length_dependent, positions_run_again, same_frequencies_from
+from kvgen.engine.trace import Capture
 from kvgen.errors import CheckpointError, NonFiniteError
 from kvgen.generate import generate, prefill
 from kvgen.model import Model, default_model
-from kvgen.rope import length_dependent, positions_run_again, same_frequencies_from
 from kvgen.sampling import Sampler, SamplingOptions
-from kvgen.trace import Capture
 from tests import tiny
 from tests.configs import CONFIGS, CROSSING_LENGTHS, LENGTH_DEPENDENT
 from tests.conftest import BACKENDS, Loader

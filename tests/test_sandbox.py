@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from kvgen import chat, sandbox
-from kvgen.chat import render
 from kvgen.errors import CheckpointError, KvgenError, UsageError
 from kvgen.model import default_model
+from kvgen.text import chat, sandbox
+from kvgen.text.chat import render
 from tests.chats import CONVERSATIONS, said
 from tests.test_cli import KVGEN
 

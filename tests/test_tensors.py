@@ -7,8 +7,8 @@ import numba
 import numpy as np
 import pytest
 
-from kvgen.fast.stored import widen
-from kvgen.tensors import BFloat16, Dense, DTypeName, convert, quantize
+from kvgen.engine.fast.stored import widen
+from kvgen.engine.tensors import BFloat16, Dense, DTypeName, convert, quantize
 
 EVERY_PATTERN = np.arange(2**16, dtype=np.uint16)
 SAMPLES = np.concatenate(

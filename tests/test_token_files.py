@@ -11,7 +11,7 @@ import pytest
 import kvgen
 from kvgen.errors import CheckpointError
 from kvgen.sampling import SamplingOptions
-from kvgen.tokenizer import Tokenizer, find_tokenizer
+from kvgen.text.tokenizer import Tokenizer, find_tokenizer
 from tests import tiny
 from tests.test_cli import assert_fails, inside
 from tests.token_files import CASES, TEXTS, Files, token, tokenizer_json, write_files

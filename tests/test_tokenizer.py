@@ -14,7 +14,7 @@ import kvgen
 from kvgen.errors import CheckpointError, UsageError
 from kvgen.model import default_model
 from kvgen.sampling import SamplingOptions
-from kvgen.tokenizer import Tokenizer, open_tokenizer
+from kvgen.text.tokenizer import Tokenizer, open_tokenizer
 from tests import tiny
 from tests.test_cli import assert_fails, inside
 from tests.vocabularies import KINDS, MERGES, write_merges

@@ -13,9 +13,9 @@ import kvgen
 from kvgen.attention import example
 from kvgen.attention.steps import attention_weights
 from kvgen.attention.what_if import WhatIf, ablation_losses, local_weights, what_ifs
-from kvgen.edits import Edit, edited_output, edited_weights, parse_edit
+from kvgen.engine.edits import Edit, edited_output, edited_weights, parse_edit
+from kvgen.engine.reference.decoder import ReferenceEngine
 from kvgen.errors import UsageError
-from kvgen.reference.decoder import ReferenceEngine
 from tests import tiny
 from tests.conftest import Loader
 from tests.test_cli import assert_fails, inside

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvgen.attention.steps import attention_weights, weighted_values
-from kvgen.machine import usable_cores
-from kvgen.tensors import FloatArray
-from kvgen.trace import AttentionTrace, LayerTrace
+from kvgen.engine.machine import usable_cores
+from kvgen.engine.tensors import FloatArray
+from kvgen.engine.trace import AttentionTrace, LayerTrace
 
 # Each diagnostic with what stands above its panel; all lie in 0..1 but the distances.
 METRICS = {

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvgen.attention.steps import RowExplanation, explain_row
-from kvgen.tensors import FloatArray
+from kvgen.engine.tensors import FloatArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,9 +38,9 @@ from kvgen.attention.diagnostics import METRICS, diagnose
 from kvgen.attention.record import Recording
 from kvgen.attention.residual import Written
 from kvgen.attention.steps import attention_weights
+from kvgen.engine.tensors import Array, FloatArray
+from kvgen.engine.trace import AttentionTrace, LayerTrace
 from kvgen.errors import KvgenError
-from kvgen.tensors import Array, FloatArray
-from kvgen.trace import AttentionTrace, LayerTrace
 
 FORMAT, VERSION = "kvgen.attention", 3
 _JSON_KEYS = 8  # of each row

@@ -8,9 +8,9 @@ import numpy as np
 
 from kvgen.attention.residual import Written
 from kvgen.attention.steps import attention_weights, products, scaled_scores, softmax_of
+from kvgen.engine.tensors import FloatArray
+from kvgen.engine.trace import AttentionTrace
 from kvgen.errors import UsageError
-from kvgen.tensors import FloatArray
-from kvgen.trace import AttentionTrace
 
 Measure = Literal["weights", "scores", "scaled", "norm", "share", "cos"]
 MEASURES: dict[Measure, str] = {

@@ -10,13 +10,13 @@ import numpy as np
 from kvgen.attention.diagnostics import Diagnostics, diagnose
 from kvgen.attention.residual import Written, measure_written
 from kvgen.attention.steps import decode_error
-from kvgen.config import ModelConfig
-from kvgen.engine import Engine, KVCache
+from kvgen.engine.config import ModelConfig
+from kvgen.engine.contract import Engine, KVCache
+from kvgen.engine.machine import usable_cores
+from kvgen.engine.tensors import FloatArray
+from kvgen.engine.trace import AttentionTrace, Capture, LayerTrace
 from kvgen.errors import UsageError
 from kvgen.generate import ChooseToken, generate, prefill
-from kvgen.machine import usable_cores
-from kvgen.tensors import FloatArray
-from kvgen.trace import AttentionTrace, Capture, LayerTrace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

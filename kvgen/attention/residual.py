@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from kvgen.attention.diagnostics import Diagnostics
+from kvgen.engine.tensors import FloatArray
+from kvgen.engine.trace import AttentionTrace
 from kvgen.errors import UsageError
-from kvgen.tensors import FloatArray
-from kvgen.trace import AttentionTrace
 
 
 class Written(NamedTuple):

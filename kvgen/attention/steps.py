@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kvgen.tensors import FloatArray
-from kvgen.trace import AttentionTrace, LayerTrace
+from kvgen.engine.tensors import FloatArray
+from kvgen.engine.trace import AttentionTrace, LayerTrace
 
 
 def products(trace: LayerTrace, *, first: int = 0) -> FloatArray:

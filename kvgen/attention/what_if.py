@@ -10,11 +10,11 @@ import numpy as np
 
 from kvgen.attention.record import gather
 from kvgen.attention.steps import attention_weights
-from kvgen.edits import Edit, edited_weights
-from kvgen.engine import Engine, KVCache
+from kvgen.engine.contract import Engine, KVCache
+from kvgen.engine.edits import Edit, edited_weights
+from kvgen.engine.tensors import FloatArray
+from kvgen.engine.trace import AttentionTrace, Capture, LayerTrace, Recorder
 from kvgen.errors import UsageError
-from kvgen.tensors import FloatArray
-from kvgen.trace import AttentionTrace, Capture, LayerTrace, Recorder
 
 
 class EditingEngine(Engine, Protocol):
@@ -30,7 +30,7 @@ class EditingEngine(Engine, Protocol):
         rope_length: int | None = None,
         edit: Edit | None = None,
     ) -> FloatArray:
-        """See `kvgen.engine.Engine.forward`; `edit` is for a whole sequence at once."""
+        """See `kvgen.engine.contract.Engine.forward`; `edit` is for a whole sequence at once."""
         ...
 
 

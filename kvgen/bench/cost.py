@@ -12,9 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from kvgen.config import ModelConfig
-from kvgen.engine import Calibration, Engine, KVCache, median_seconds
-from kvgen.tensors import CACHE_ITEM_BYTES
+from kvgen.engine.calibration import Calibration, median_seconds
+from kvgen.engine.config import ModelConfig
+from kvgen.engine.contract import Engine, KVCache
+from kvgen.engine.tensors import CACHE_ITEM_BYTES
 
 _SHORT_PREFILL = 96
 

@@ -17,12 +17,13 @@ import numpy.typing as npt
 
 from kvgen.bench.cost import cost_of
 from kvgen.bench.plan import Cache
-from kvgen.cache import KeyValueCache
-from kvgen.engine import Engine, open_engine
+from kvgen.engine.cache import KeyValueCache
+from kvgen.engine.contract import Engine
+from kvgen.engine.open import open_engine
+from kvgen.engine.params import Params
+from kvgen.engine.rope import RopeTables, length_dependent, positions_run_again
+from kvgen.engine.tensors import FloatArray
 from kvgen.generate import prefill
-from kvgen.params import Params
-from kvgen.rope import RopeTables, length_dependent, positions_run_again
-from kvgen.tensors import FloatArray
 
 Counts = npt.NDArray[np.int64]
 COUNTED_STEPS = 3  # row by row, by the reference engine

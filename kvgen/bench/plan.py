@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from kvgen.config import RopeConfig
-from kvgen.rope import positions_run_again
+from kvgen.engine.config import RopeConfig
+from kvgen.engine.rope import positions_run_again
 
 Cache = Literal["on", "off", "on+q"]  # K and V kept; nothing kept; K, V and Q kept
 

@@ -14,11 +14,12 @@ from kvgen.bench.cost import cost_of
 from kvgen.bench.ledger import Counts, count_rows
 from kvgen.bench.plan import BenchPlan, Cache, Workload
 from kvgen.bench.report import Arm, BenchReport, Run, StepMaps, Verification
-from kvgen.engine import PREFILL_CHUNK, Calibration, Engine, KVCache
+from kvgen.engine.calibration import Calibration
+from kvgen.engine.contract import PREFILL_CHUNK, Engine, KVCache
+from kvgen.engine.params import Params
+from kvgen.engine.tensors import CacheDTypeName, FloatArray
+from kvgen.engine.trace import Capture
 from kvgen.generate import check_lengths, require_finite
-from kvgen.params import Params
-from kvgen.tensors import CacheDTypeName, FloatArray
-from kvgen.trace import Capture
 
 # Both arms do the same float32 sums in another order: far below this share of the largest logit.
 # In a float16 cache the last bits of such a sum may decide which way a key is rounded.

@@ -10,10 +10,10 @@ import numpy as np
 
 from kvgen.bench.cost import cost_of
 from kvgen.bench.run import ROUNDING
-from kvgen.engine import PREFILL_CHUNK, Engine
+from kvgen.engine.contract import PREFILL_CHUNK, Engine
+from kvgen.engine.rope import length_dependent, positions_run_again
+from kvgen.engine.tensors import CacheDTypeName, FloatArray
 from kvgen.generate import prefill, require_finite
-from kvgen.rope import length_dependent, positions_run_again
-from kvgen.tensors import CacheDTypeName, FloatArray
 
 # Where a prompt is cut in two: single tokens, and both sides of blocks and chunks.
 SPLITS = (1, 2, 7, 63, 64, 65, 127, 191, 192, 193)

@@ -190,7 +190,7 @@ def resolve_place(place: PlaceFlags, edits: EditFlags) -> PlaceFlags:
         return place
     if place.layer_spec is not None or place.head_spec is not None:
         raise UsageError("--at names a layer and a head, and so do -l and -H: leave one out")
-    from kvgen.edits import parse_place
+    from kvgen.engine.edits import parse_place
 
     layer, head = parse_place(place.at)
     return place._replace(

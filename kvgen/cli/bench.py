@@ -107,8 +107,8 @@ def bench(
     work = choose_work(models[0], text, work_flags)
 
     from kvgen.bench.plan import BenchPlan
-    from kvgen.checkpoint import fingerprint
-    from kvgen.machine import environment
+    from kvgen.checkpoint.folder import fingerprint
+    from kvgen.engine.machine import environment
 
     caches: list[Cache] = [] if arm_flags.no_baseline else ["on"]
     caches += [] if arm_flags.cached_only else ["off"]

@@ -39,8 +39,8 @@ def chosen_head(model: Model, arms: ArmFlags) -> tuple[int, int] | None:
 def choose_work(model: Model, text: str | None, flags: WorkFlags) -> Work:
     """The ids to feed: the text's, those of a text of our own, or random ones."""
     from kvgen.bench.plan import Workload
+    from kvgen.engine.rope import length_dependent
     from kvgen.generate import check_lengths
-    from kvgen.rope import length_dependent
 
     ropes = length_dependent(model.config)
     context = model.config.max_context

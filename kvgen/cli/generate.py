@@ -160,10 +160,10 @@ def _collect(run: _Run, pieces: Iterator[Piece]) -> None:
 
 def _report(run: _Run, sampler: Sampler, *, as_json: bool, quiet: bool, verbose: bool) -> None:
     """The end of a run: the JSON object, or the timing block on stderr."""
-    from kvgen.calibration import known_calibration
-    from kvgen.machine import peak_rss_bytes
+    from kvgen.engine.calibration import known_calibration
+    from kvgen.engine.machine import peak_rss_bytes
+    from kvgen.engine.tensors import CACHE_ITEM_BYTES
     from kvgen.render.timing import RunTimings, timing_block
-    from kvgen.tensors import CACHE_ITEM_BYTES
 
     model, pieces = run.model, run.pieces
     positions = len(run.prompt_ids) + max(len(pieces) - 1, 0)

@@ -168,7 +168,7 @@ def find_model(name: str | None, *, revision: str | None, quiet: bool = False) -
         if revision is not None:
             raise UsageError("--revision is of a model on the Hub: name it with -m")
         return None
-    from kvgen.hub import locate
+    from kvgen.checkpoint.hub import locate
 
     return locate(
         name, revision=revision, progress=not quiet, on_note=(lambda _: None) if quiet else note

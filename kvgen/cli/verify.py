@@ -67,7 +67,7 @@ def verify(
     ids = _ids(models[0], n_prompt)
 
     from kvgen.bench.verify import verify as run_checks
-    from kvgen.engine import open_engine
+    from kvgen.engine.open import open_engine
 
     results: list[tuple[str, Check]] = []
     for one in models:

@@ -21,8 +21,8 @@ class Watch:
 
     def __init__(self, model: Model, place: str, *, n_positions: int) -> None:
         """`place` is LAYER.HEAD. Raises UsageError for another, and where stdout is no terminal."""
-        from kvgen.edits import parse_place
-        from kvgen.trace import Capture
+        from kvgen.engine.edits import parse_place
+        from kvgen.engine.trace import Capture
 
         if sys.stdout is None or not sys.stdout.isatty():
             raise UsageError("--watch draws on a terminal, and stdout is none")

@@ -25,8 +25,8 @@ def show_edits(
 ) -> None:
     """Each edit's report, with one layer and one head their maps too; or that of all ablations."""
     from kvgen.attention.what_if import ablation_losses, what_ifs
-    from kvgen.edits import parse_edit
-    from kvgen.reference.decoder import ReferenceEngine
+    from kvgen.engine.edits import parse_edit
+    from kvgen.engine.reference.decoder import ReferenceEngine
     from kvgen.render.canvas import token_label
     from kvgen.render.what_if import ablation_view, what_if_view
 

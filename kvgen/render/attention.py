@@ -11,6 +11,8 @@ from rich.text import Text
 
 from kvgen.attention.diagnostics import METRICS
 from kvgen.attention.record import Recording
+from kvgen.engine.tensors import FloatArray
+from kvgen.engine.trace import AttentionTrace
 from kvgen.render.canvas import (
     WEIGHT_INK,
     Canvas,
@@ -24,8 +26,6 @@ from kvgen.render.canvas import (
     side_by_side,
 )
 from kvgen.render.head_map import MapView, chosen_cells, notes_of, rows_of
-from kvgen.tensors import FloatArray
-from kvgen.trace import AttentionTrace
 
 USUAL_PANELS = ("sink", "previous", "induction", "entropy")
 

@@ -12,6 +12,7 @@ from rich.text import Text
 from kvgen.bench.cost import first_length_above
 from kvgen.bench.plan import Cache
 from kvgen.bench.report import BenchReport, Run, StepMaps
+from kvgen.engine.tensors import FloatArray
 from kvgen.render.attention import thumbnail_lines
 from kvgen.render.bench_files import predicted_step
 from kvgen.render.bench_tables import (
@@ -24,7 +25,6 @@ from kvgen.render.bench_tables import (
 )
 from kvgen.render.canvas import Canvas, causal, side_by_side
 from kvgen.render.chart import Curve, chart
-from kvgen.tensors import FloatArray
 from kvgen.visible import one_line
 
 _GAP = 3  # columns between the table and the maps beside it

@@ -15,7 +15,7 @@ from rich.color import Color
 from rich.style import Style
 from rich.text import Text
 
-from kvgen.tensors import FloatArray
+from kvgen.engine.tensors import FloatArray
 from kvgen.visible import picture
 
 Mode = Literal["color", "glyphs", "ascii"]

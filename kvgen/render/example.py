@@ -20,8 +20,8 @@ from kvgen.attention.example import (
     likenesses,
     walk,
 )
+from kvgen.engine.tensors import FloatArray
 from kvgen.render.canvas import Canvas, side_by_side
-from kvgen.tensors import FloatArray
 
 
 def worked_examples(canvas: Canvas) -> RenderableType:

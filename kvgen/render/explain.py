@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from kvgen.attention.steps import RowExplanation
+from kvgen.engine.tensors import FloatArray
+from kvgen.engine.trace import AttentionTrace
 from kvgen.render.canvas import TOKEN_CELLS, Canvas, token_label
-from kvgen.tensors import FloatArray
-from kvgen.trace import AttentionTrace
 
 _CHOSEN = "the head that writes most for this query, |sum over j >= 1 of w_j v_j W_O|"
 

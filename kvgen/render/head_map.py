@@ -16,6 +16,8 @@ from kvgen.attention.diagnostics import row_entropy
 from kvgen.attention.measures import MEASURES, SIGNED, Measure, measured, rollout
 from kvgen.attention.record import Recording
 from kvgen.attention.steps import attention_weights
+from kvgen.engine.tensors import FloatArray
+from kvgen.engine.trace import AttentionTrace
 from kvgen.render.canvas import (
     TOKEN_CELLS,
     Canvas,
@@ -29,8 +31,6 @@ from kvgen.render.canvas import (
     pool_factor,
     token_label,
 )
-from kvgen.tensors import FloatArray
-from kvgen.trace import AttentionTrace
 
 Sink = Literal["split", "keep", "drop"]
 Span = tuple[int | None, int | None]  # as in a slice

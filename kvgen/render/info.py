@@ -11,10 +11,10 @@ from rich.style import Style
 from rich.text import Text
 
 import kvgen
-from kvgen.config import RopeConfig
+from kvgen.engine.config import RopeConfig
+from kvgen.engine.tensors import CACHE_ITEM_BYTES, usual_cache_dtype
 from kvgen.facts import ModelFacts
 from kvgen.render.canvas import Canvas, token_label
-from kvgen.tensors import CACHE_ITEM_BYTES, usual_cache_dtype
 from kvgen.visible import one_line
 
 _MARGIN = 11  # columns before the answers

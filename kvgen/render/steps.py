@@ -9,9 +9,9 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from kvgen.attention.steps import attention_weights
+from kvgen.engine.tensors import FloatArray
+from kvgen.engine.trace import AttentionTrace
 from kvgen.render.canvas import TOKEN_CELLS, Canvas, draw_map, pool, pool_factor, token_label
-from kvgen.tensors import FloatArray
-from kvgen.trace import AttentionTrace
 
 
 def decode_steps(

@@ -11,10 +11,10 @@ from rich.text import Text
 
 from kvgen.attention.steps import attention_weights
 from kvgen.attention.what_if import WhatIf, local_weights
-from kvgen.edits import Edit
+from kvgen.engine.edits import Edit
+from kvgen.engine.tensors import FloatArray
 from kvgen.render.attention import thumbnail_lines
 from kvgen.render.canvas import WEIGHT_INK, Canvas, Ink, causal, draw_map, side_by_side
-from kvgen.tensors import FloatArray
 
 _TOP, _WORST = 5, 5
 _SIDE = 16

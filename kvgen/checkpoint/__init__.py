@@ -1,0 +1,1 @@
+"""A Hugging Face folder: its files, its tensors, and what each family makes of them."""

@@ -1,0 +1,130 @@
+"""KeyValueCache: keys and values of every position so far, in memory reserved at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from kvgen.engine.config import ModelConfig
+from kvgen.engine.rope import length_dependent, rope_tables, same_frequencies_from
+from kvgen.engine.tensors import CACHE_ITEM_BYTES, Array, CacheDTypeName, FloatArray
+from kvgen.errors import KvgenError, UsageError
+
+_TYPES: dict[CacheDTypeName, type] = {"f32": np.float32, "f16": np.float16}
+
+
+class KeyValueCache:
+    """Keys in blocks of positions [L, G, blocks, D, block], values row by row [L, G, S, pitch].
+
+    A head's keys lie one block after another, so that attention reads them as one stream. Blocks of
+    one position are plain rows, as the reference reads them; in blocks of many, neighbouring
+    numbers are the same feature of neighbouring positions. The cache also holds the ids of its
+    positions and the tables of rotary positions: where these depend on the length of the sequence
+    (`kvgen.engine.rope`), `prepare` gives the ids back, to be run again with the right ones.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        capacity: int,
+        *,
+        dtype: CacheDTypeName = "f32",
+        block: int = 1,
+        pitch: int | None = None,
+    ) -> None:
+        if not 0 < capacity <= config.max_context:
+            raise UsageError(
+                f"{capacity} positions do not fit into the context of {config.max_context}"
+            )
+        heads, D = (config.n_layers, config.n_kv_heads), config.head_dim
+        n_blocks = -(-capacity // block)
+        self._bytes_per_position = CACHE_ITEM_BYTES[dtype] * config.kv_floats_per_token
+        try:
+            self.k: Array = np.zeros((*heads, n_blocks, D, block), _TYPES[dtype])
+            self.v: Array = np.zeros((*heads, n_blocks * block, pitch or D), _TYPES[dtype])
+        except MemoryError:
+            gigabytes = self._bytes_per_position * capacity / 1e9
+            raise KvgenError(f"no memory for a KV cache of {gigabytes:.1f} GB") from None
+        self._config = config
+        self._capacity = capacity
+        self._length_dependent = length_dependent(config)
+        self._frequencies_from = 1  # see `same_frequencies_from`: of the kept keys
+        self.rope = rope_tables(config, capacity, self._frequencies_from)
+        self._ids: list[int] = []
+        self._positions_run = 0
+
+    @property
+    def length(self) -> int:
+        return len(self._ids)
+
+    @property
+    def capacity(self) -> int:
+        return self._capacity
+
+    @property
+    def nbytes(self) -> int:
+        return self.length * self._bytes_per_position
+
+    @property
+    def positions_run(self) -> int:
+        return self._positions_run
+
+    def truncate(self, length: int) -> None:
+        """Forget every position from `length` on."""
+        if not 0 <= length <= self.length:
+            raise UsageError(f"cannot cut a cache of {self.length} positions to {length}")
+        del self._ids[length:]
+
+    def clear(self) -> None:
+        """Forget everything; the memory is kept."""
+        self._ids = []
+
+    def prepare(self, n_new: int, *, rope_length: int | None = None) -> list[int]:
+        """Choose the rotary frequencies of a pass over `n_new` more positions, before it begins.
+
+        They are those of the length after the pass, or of `rope_length` where that is longer.
+        Where the kept keys were turned with others, the cache is cleared, and the ids that it held
+        are returned: the engine must run them again in front of the new ones. Else there are none.
+        """
+        if not self._length_dependent:
+            return []
+        length = max(self.length + n_new, rope_length or 0)
+        frequencies_from = same_frequencies_from(self._length_dependent, length)
+        if frequencies_from == self._frequencies_from:
+            return []
+        self.rope = rope_tables(self._config, self._capacity, frequencies_from)
+        self._frequencies_from = frequencies_from
+        again = self._ids
+        self.clear()
+        return again
+
+    def extend(self, ids: Sequence[int]) -> None:
+        """Take in positions whose keys and values have just been written behind the last one."""
+        self._ids.extend(ids)
+        self._positions_run += len(ids)
+
+    def keys(self, layer: int) -> FloatArray:
+        """The keys of a layer [S, G, D]: a view of float32 rows, else a copy."""
+        blocks = self.k[layer]  # [G, blocks, D, block]
+        rows = blocks.transpose(1, 3, 0, 2).reshape(-1, blocks.shape[0], blocks.shape[2])
+        k: FloatArray = rows[: self.length].astype(np.float32, copy=False)
+        return k
+
+    def values(self, layer: int) -> FloatArray:
+        """The values of a layer [S, G, D]: a view where they are kept as float32, else a copy."""
+        rows = self.v[layer, :, : self.length, : self.k.shape[3]].swapaxes(0, 1)
+        v: FloatArray = rows.astype(np.float32, copy=False)
+        return v
+
+    def write(self, layer: int, k: FloatArray, v: FloatArray) -> None:
+        """Put rows [T, G, D] of one layer behind the last position, which stays where it is."""
+        start, end = self.length, self.length + len(k)
+        self.k[layer, :, start:end, :, 0] = k.swapaxes(0, 1)
+        self.v[layer, :, start:end] = v.swapaxes(0, 1)
+
+    def read(self, layer: int, mask: npt.NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
+        """The keys and values of one layer that queries see by a mask [T, S], views [G, S, D]."""
+        end = mask.shape[1]
+        return self.k[layer, :, :end, :, 0], self.v[layer, :, :end]

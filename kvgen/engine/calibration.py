@@ -1,0 +1,96 @@
+"""What this machine does in a second, measured once and kept: the yardstick for a run's speed."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+from kvgen.engine.config import ModelConfig
+from kvgen.engine.machine import cpu_name, user_cache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What a machine does in a second with an engine's own kernels and nothing else to do."""
+
+    read_bytes_per_second: float  # weights multiplied with one vector: every byte is read once
+    flops_per_second: float  # weights multiplied with many: every number is used again
+    attention_flops_per_second: float  # scores, softmax and sums of V in a prefill
+    # What else a forward takes (norms, activations, waiting for one another), where it is known.
+    seconds_per_step: float = 0.0  # of one token
+    seconds_per_position: float = 0.0  # of each of many tokens
+
+
+def median_seconds(work: Callable[[], object]) -> float:
+    """The median time of some work after a warm-up: at least 5 times, else for 0.15 seconds."""
+    work()
+    samples: list[float] = []
+    while len(samples) < 5 or (sum(samples) < 0.15 and len(samples) < 200):
+        began = time.perf_counter()
+        work()
+        samples.append(time.perf_counter() - began)
+    return statistics.median(samples)
+
+
+class Calibrated(Protocol):
+    """What of an engine its calibration depends on (see `kvgen.engine.contract.Engine`)."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def backend(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    def calibrate(self) -> Calibration: ...
+
+
+def known_calibration(engine: Calibrated) -> Calibration:
+    """This machine's calibration for an engine, from an earlier run or measured now.
+
+    It is kept in the user's cache folder, by CPU, threads, and kind and number of weights.
+    """
+    try:
+        path: Path | None = user_cache() / "calibration.json"
+    except RuntimeError:  # a user without a home
+        path = None
+    known = _read(path) if path is not None else {}
+    size = f"{engine.weight_bytes >> 20} MiB in rows of {engine.config.d_model}"
+    key = f"{cpu_name()}, {engine.threads} threads, {engine.backend}: {size} as {engine.dtype}"
+    if key not in known:
+        known[key] = engine.calibrate()
+        if path is not None:
+            _write(path, known)
+    return known[key]
+
+
+def _read(path: Path) -> dict[str, Calibration]:
+    """What is known; a file that cannot be read, or says something else, knows nothing."""
+    try:
+        numbers = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            key: Calibration(**{k: float(v) for k, v in x.items()}) for key, x in numbers.items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _write(path: Path, known: dict[str, Calibration]) -> None:
+    """Put the file in place as a whole; where that cannot be, it is measured again next time."""
+    partial = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({key: asdict(one) for key, one in known.items()}, indent=1)
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError:
+        return

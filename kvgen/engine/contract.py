@@ -1,0 +1,161 @@
+"""The contract that both engines keep.
+
+    forward(ids, cache) -> logits
+
+appends the positions of `ids` to the cache and gives the logits of the last one. Prefill is
+`forward` in chunks, a decode step is `forward` of one id, and "no cache" is a caller who clears
+the cache and feeds everything again. Where RoPE's frequencies depend on the length of the sequence
+(`kvgen.engine.rope`) and change, `forward` runs the kept ids again before the new ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from kvgen.engine.calibration import Calibration
+from kvgen.engine.config import ModelConfig
+from kvgen.engine.tensors import CacheDTypeName, DTypeName, FloatArray, PrefillName
+from kvgen.engine.trace import Recorder
+from kvgen.errors import UsageError
+
+Backend = Literal["numpy", "numba"]
+PREFILL_CHUNK = 192  # positions at a time where many are to be run: bounds the memory of the scores
+
+
+class KVCache(Protocol):
+    """Keys (after RoPE) and values of every position so far, in memory reserved beforehand."""
+
+    @property
+    def length(self) -> int:
+        """Positions held."""
+        ...
+
+    @property
+    def capacity(self) -> int:
+        """Positions that there is room for."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the positions held."""
+        ...
+
+    @property
+    def positions_run(self) -> int:
+        """Positions run through the model for this cache so far: each counts every time."""
+        ...
+
+    def truncate(self, length: int) -> None:
+        """Forget every position from `length` on."""
+        ...
+
+    def clear(self) -> None:
+        """Forget everything; the memory is kept."""
+        ...
+
+    def keys(self, layer: int) -> FloatArray:
+        """The keys of a layer [S, G, D]."""
+        ...
+
+    def values(self, layer: int) -> FloatArray:
+        """The values of a layer [S, G, D]."""
+        ...
+
+
+class Engine(Protocol):
+    """A loaded model that turns token ids into logits."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def backend(self) -> Backend: ...
+    @property
+    def dtype(self) -> DTypeName:
+        """The width in which weights are stored; arithmetic is float32 throughout."""
+        ...
+
+    @property
+    def cache_dtype(self) -> CacheDTypeName:
+        """The width in which keys and values are kept."""
+        ...
+
+    @property
+    def prefill(self) -> PrefillName:
+        """`fast` rounds activations in chunks of several tokens; a single token is always exact."""
+        ...
+
+    @property
+    def threads(self) -> int: ...
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds spent compiling or loading kernels when the engine was opened."""
+        ...
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the matrices that every decode step reads once, as this engine holds them."""
+        ...
+
+    @property
+    def rows_read(self) -> npt.NDArray[np.int64]:
+        """Rows of K that each layer's queries have read in the last `forward` [L]; as many of V.
+
+        A row counts once for every query position that attends to it, whatever the heads.
+        """
+        ...
+
+    def calibrate(self) -> Calibration:
+        """Measure this machine with this engine's kernels, type and number of weights.
+
+        Medians; takes about half a second. What is compiled for it at the first call is not
+        counted.
+        """
+        ...
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty cache for `capacity` positions."""
+        ...
+
+    def forward(
+        self,
+        ids: Sequence[int],
+        cache: KVCache,
+        *,
+        capture: Recorder | None = None,
+        all_logits: bool = False,
+        rope_length: int | None = None,
+    ) -> FloatArray:
+        """Run T new positions through the model and append them to the cache.
+
+        Returns the last position's logits [V], or every new position's [T, V] with `all_logits`.
+        Where RoPE's frequencies depend on the length of the sequence, they are those of the length
+        after this pass, or of `rope_length` where that is longer: who feeds a text in parts gives
+        the length of the whole. Kept ids whose keys have other frequencies are run again first; a
+        pass that fails meanwhile leaves fewer of them in the cache, or none.
+        With `capture`, each captured layer's q and z of these positions are written into it; the
+        compiled engine knows no other recorder than `kvgen.engine.trace.Capture`.
+        Raises UsageError for ids outside the vocabulary and for more positions than there is room.
+        """
+        ...
+
+
+def check_request(config: ModelConfig, ids: Sequence[int], cache: KVCache) -> None:
+    """Raise UsageError where `ids` cannot be appended to `cache`; every engine asks this first."""
+    if not len(ids):
+        raise UsageError("there are no tokens to run through the model")
+    check_ids(config, ids)
+    if cache.length + len(ids) > cache.capacity:
+        raise UsageError(
+            f"{cache.length + len(ids)} positions do not fit into a cache of {cache.capacity}"
+        )
+
+
+def check_ids(config: ModelConfig, ids: Sequence[int]) -> None:
+    """Raise UsageError where an id is outside the vocabulary."""
+    wrong = next((token for token in ids if not 0 <= token < config.vocab_size), None)
+    if wrong is not None:
+        raise UsageError(f"token id {wrong} is outside the vocabulary 0-{config.vocab_size - 1}")

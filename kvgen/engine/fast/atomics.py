@@ -1,0 +1,50 @@
+"""What threads tell each other: numbers in memory that all may change at the same time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from kvgen.engine.fast.simd import place_of
+
+
+@intrinsic
+def atomic_add(_: Any, array: Any, place: Any, number: Any) -> Any:
+    """Add to one int64 that other threads change too; gives what was there before."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = place_of(context, builder, signature.args[0], *arguments[:2])
+        return builder.atomic_rmw("add", pointer, arguments[2], "acq_rel")
+
+    return types.int64(array, types.intp, types.int64), generate
+
+
+@intrinsic
+def atomic_load(_: Any, array: Any, place: Any) -> Any:
+    """One int64 as the other threads have left it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load_atomic(
+            place_of(context, builder, signature.args[0], *arguments[:2]), "acquire", 8
+        )
+
+    return types.int64(array, types.intp), generate
+
+
+@intrinsic
+def pause(_: Any) -> Any:
+    """Tell the CPU that this is a waiting loop, where it knows such an instruction."""
+
+    def generate(context: Any, builder: Any, _: Any, __: Any) -> Any:
+        if "x86" in builder.module.triple or "i686" in builder.module.triple:
+            function = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(ir.VoidType(), []), "llvm.x86.sse2.pause"
+            )
+            builder.call(function, [])
+        return context.get_dummy_value()
+
+    return types.none(), generate

@@ -1,0 +1,153 @@
+"""Elementwise functions on vectors: tanh, activations, norms of one token."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from kvgen.engine.fast.compiler import in_one_place, kernel
+from kvgen.engine.fast.simd import (
+    LANES,
+    add,
+    div,
+    exp,
+    fma,
+    load,
+    magnitude,
+    mul,
+    splat,
+    store,
+    sub,
+    sum_of,
+    where_less,
+    zeros,
+)
+
+RELU, SILU, GELU, GELU_TANH = range(4)
+_SQRT_HALF, _SQRT_2_OVER_PI = math.sqrt(0.5), math.sqrt(2 / math.pi)
+
+
+@kernel
+def tanh(x):
+    """tanh of each lane, to about 1e-7: (1 - e) / (1 + e) with e = exp(-2 |x|), sign put back."""
+    one = splat(np.float32(1))
+    small = exp(mul(magnitude(x), splat(np.float32(-2))))
+    size = div(sub(one, small), add(one, small))
+    return where_less(x, zeros(), sub(zeros(), size), size)
+
+
+@kernel
+def erf(x):
+    """The error function of each lane, to 1.5e-7 (Abramowitz and Stegun, 7.1.26)."""
+    one, size = splat(np.float32(1)), magnitude(x)
+    t = div(one, fma(size, splat(np.float32(0.3275911)), one))
+    polynomial = splat(np.float32(1.061405429))
+    for coefficient in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
+        polynomial = fma(polynomial, t, splat(np.float32(coefficient)))
+    value = sub(one, mul(mul(polynomial, t), exp(sub(zeros(), mul(size, size)))))
+    return where_less(x, zeros(), sub(zeros(), value), value)
+
+
+@kernel
+def silu(x, start, n):
+    """x sigmoid(x), in place."""
+    in_one_place()
+    one = splat(np.float32(1))
+    for i in range(start, start + n, LANES):
+        u = load(x, i)
+        store(x, i, div(u, add(one, exp(sub(zeros(), u)))))
+
+
+@kernel
+def gelu(x, start, n):
+    """x times the normal distribution up to x, in place."""
+    in_one_place()
+    for i in range(start, start + n, LANES):
+        half = mul(load(x, i), splat(np.float32(0.5)))
+        inner = mul(load(x, i), splat(np.float32(_SQRT_HALF)))
+        store(x, i, fma(half, erf(inner), half))
+
+
+@kernel
+def gelu_tanh(x, start, n):
+    """The approximation of gelu by tanh, in place."""
+    in_one_place()
+    for i in range(start, start + n, LANES):
+        u = load(x, i)
+        half, cube = mul(u, splat(np.float32(0.5))), mul(mul(u, u), u)
+        inner = mul(fma(cube, splat(np.float32(0.044715)), u), splat(np.float32(_SQRT_2_OVER_PI)))
+        store(x, i, fma(half, tanh(inner), half))
+
+
+@kernel
+def activate(x, start, n, activation):
+    """The MLP's activation function of n numbers in whole vectors, in place."""
+    in_one_place()
+    if activation == SILU:
+        silu(x, start, n)
+    elif activation == GELU:
+        gelu(x, start, n)
+    elif activation == GELU_TANH:
+        gelu_tanh(x, start, n)
+    else:
+        for i in range(start, start + n, LANES):
+            u = load(x, i)
+            store(x, i, where_less(u, zeros(), zeros(), u))  # NaN stays NaN
+
+
+@kernel
+def soft_cap(x, cap):
+    """c tanh(x / c) of each lane."""
+    return mul(tanh(div(x, splat(cap))), splat(cap))
+
+
+@kernel
+def cap_logits(logits, begin, end, scale, cap):
+    """logits[begin:end] scaled and, where cap is not 0, capped; in place."""
+    in_one_place()
+    if scale == 1 and cap == 0:
+        return
+    for i in range(begin, end):
+        number = logits[i] * scale
+        logits[i] = number if cap == 0 else cap * np.float32(math.tanh(number / cap))
+
+
+@kernel
+def normalise(x, n, scale, shift, rms, eps, y):
+    """y = LayerNorm or RMSNorm of x [n]; y may be x."""
+    in_one_place()
+    whole = n // LANES * LANES
+    mean = np.float32(0)
+    if not rms:
+        total = zeros()
+        for i in range(0, whole, LANES):
+            total = add(total, load(x, i))
+        mean = sum_of(total)
+        for i in range(whole, n):
+            mean += x[i]
+        mean /= np.float32(n)
+    centre, total = splat(mean), zeros()
+    for i in range(0, whole, LANES):
+        away = sub(load(x, i), centre)
+        total = fma(away, away, total)
+    square = sum_of(total)
+    for i in range(whole, n):
+        square += (x[i] - mean) * (x[i] - mean)
+    factor = np.float32(1) / np.sqrt(square / np.float32(n) + eps)
+    spread = splat(factor)
+    for i in range(0, whole, LANES):
+        away = mul(sub(load(x, i), centre), spread)
+        store(y, i, fma(away, load(scale, i), load(shift, i)))
+    for i in range(whole, n):
+        y[i] = (x[i] - mean) * factor * scale[i] + shift[i]
+
+
+@kernel
+def rotate(x, start, cos, sin, angle, half):
+    """RoPE in place on the head at x[start:], by the angles at cos[angle:] and sin[angle:]."""
+    in_one_place()
+    for i in range(half):
+        first, second = x[start + i], x[start + i + half]
+        x[start + i] = first * cos[angle + i] - second * sin[angle + i]
+        x[start + i + half] = second * cos[angle + i] + first * sin[angle + i]

@@ -1,0 +1,196 @@
+"""FastEngine: sends a team of threads into the compiled functions, request after request."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from kvgen.engine.cache import KeyValueCache
+from kvgen.engine.calibration import Calibration
+from kvgen.engine.config import ModelConfig
+from kvgen.engine.contract import KVCache, check_request
+from kvgen.engine.fast import compiler, layout, special
+from kvgen.engine.fast.attention import BLOCK, row_pitch
+from kvgen.engine.fast.products import ROWS
+from kvgen.engine.fast.run import run
+from kvgen.engine.fast.tables import request_of, shape_of, weights_of, workspace_of
+from kvgen.engine.fast.team import Team
+from kvgen.engine.params import Params
+from kvgen.engine.tensors import CacheDTypeName, DTypeName, FloatArray, PrefillName
+from kvgen.engine.trace import Capture, Recorder
+from kvgen.errors import KvgenError, NonFiniteError, UsageError
+
+
+class FastEngine:
+    """Compiled by Numba. Weights are used as they are stored, mapped from the file where possible.
+
+    Opening the engine compiles the kernels, or loads them from an earlier run.
+    """
+
+    backend: Literal["numba"] = "numba"
+
+    def __init__(
+        self,
+        params: Params,
+        *,
+        threads: int,
+        cache_dtype: CacheDTypeName,
+        prefill: PrefillName = "exact",
+    ) -> None:
+        """Raises UsageError where these weights or this CPU have no fast prefill."""
+        if prefill == "fast":
+            _check_fast_prefill(params.dtype)
+        self.config: ModelConfig = params.config
+        self.dtype: DTypeName = params.dtype
+        self.cache_dtype: CacheDTypeName = cache_dtype
+        self.prefill: PrefillName = prefill
+        self.threads = threads
+        self.weight_bytes = params.matrix_bytes
+        self._keep_alive = params  # the addresses point into its arrays
+        self._weights = weights_of(params)
+        self._request = request_of(cache_dtype)
+        workspace = workspace_of(params.config, threads, packed=prefill == "fast")
+        self._own_reads = workspace.own_reads
+        self._team = Team(threads, run, (shape_of(params), self._weights, self._request, workspace))
+        self.compile_seconds = self._compile()
+
+    def new_cache(self, capacity: int) -> KeyValueCache:
+        """An empty cache for `capacity` positions."""
+        return KeyValueCache(
+            self.config,
+            capacity,
+            dtype=self.cache_dtype,
+            block=BLOCK,
+            pitch=row_pitch(self.config.head_dim),
+        )
+
+    def forward(
+        self,
+        ids: Sequence[int],
+        cache: KVCache,
+        *,
+        capture: Recorder | None = None,
+        all_logits: bool = False,
+        rope_length: int | None = None,
+    ) -> FloatArray:  # T ids -> logits [V] or [T, V]
+        """Run T new positions through the model; see `kvgen.engine.contract.Engine.forward`.
+
+        Raises NonFiniteError where a key or value does not fit into a float16 cache.
+        """
+        assert isinstance(cache, KeyValueCache) and cache.k.shape[-1] == BLOCK
+        assert capture is None or isinstance(capture, Capture)
+        check_request(self.config, ids, cache)
+        T = len(ids)
+        tokens = np.asarray(ids, np.int64)
+        logits = np.empty((T if all_logits else 1, self.config.vocab_size), np.float32)
+        with self._team.lock:
+            self._own_reads[:] = 0
+            again = cache.prepare(T, rope_length=rope_length)
+            self._point_to(cache, capture)
+            for begin in range(0, len(again), layout.CHUNK):
+                part = np.asarray(again[begin : begin + layout.CHUNK], np.int64)
+                self._run(part, begin, layout.NONE, logits)
+            cache.extend(again)
+            for begin in range(0, T, layout.CHUNK):
+                part = tokens[begin : begin + layout.CHUNK]
+                last = begin + len(part) == T
+                which = layout.ALL if all_logits else layout.LAST if last else layout.NONE
+                rows = logits[begin if all_logits else 0 :]
+                self._run(part, cache.length + begin, which, rows)
+            cache.extend(ids)
+        return logits if all_logits else logits[0]
+
+    def calibrate(self) -> Calibration:
+        """See `kvgen.engine.fast.probe.calibrate`."""
+        from kvgen.engine.fast.probe import calibrate  # its kernels are compiled for those who ask
+
+        return calibrate(
+            self.config,
+            dtype=self.dtype,
+            cache_dtype=self.cache_dtype,
+            n_bytes=self.weight_bytes,
+            threads=self.threads,
+        )
+
+    @property
+    def rows_read(self) -> npt.NDArray[np.int64]:
+        """Rows of K that the last `forward` has read in each layer [L]; as many of V."""
+        rows: npt.NDArray[np.int64] = self._own_reads[:, : self.config.n_layers].sum(axis=0)
+        return rows
+
+    def _point_to(self, cache: KeyValueCache, capture: Capture | None) -> None:
+        """Tell the kernels where this cache and this capture lie."""
+        row = self._request.caches[0]
+        row[layout.KEYS] = cache.k.ctypes.data
+        row[layout.VALUES] = cache.v.ctypes.data
+        row[layout.CAPACITY] = cache.v.shape[2]
+        places = [layout.N_TABLES, layout.N_POSITIONS, layout.N_ANGLES]
+        row[places] = cache.rope.cos.shape
+        row[layout.COS] = cache.rope.cos.ctypes.data
+        row[layout.SIN] = cache.rope.sin.ctypes.data
+        self._weights.tables[:] = cache.rope.of_layer
+        self._weights.captured[:] = -1
+        if capture is not None:
+            n_layers, n_heads, capacity, _ = capture.q_of_heads.shape
+            rows = np.arange(n_layers * n_heads).reshape(n_layers, n_heads)
+            self._weights.captured[np.ix_(capture.layers, capture.heads)] = rows
+            row[layout.CAPTURED_Q] = capture.q_of_heads.ctypes.data
+            row[layout.CAPTURED_Z] = capture.z_of_heads.ctypes.data
+            row[layout.CAPTURE_CAPACITY] = capacity
+
+    def _run(
+        self, tokens: npt.NDArray[np.int64], start: int, which: int, logits: FloatArray
+    ) -> None:
+        """One request: up to CHUNK tokens of one sequence from position `start` on."""
+        request, T = self._request, len(tokens)
+        numbers = request.numbers
+        numbers[:] = 0
+        numbers[layout.N_TOKENS] = T
+        numbers[layout.N_TILES] = -(-T // ROWS)
+        numbers[layout.WHICH_LOGITS] = which
+        numbers[layout.LOGITS] = logits.ctypes.data
+        request.tokens[:T] = tokens
+        request.positions[:T] = np.arange(start, start + T)
+        request.tiles[:, 1] = np.clip(T - request.tiles[:, 0], 0, ROWS)
+        self._team.run()
+        if numbers[layout.OVERFLOW]:
+            raise NonFiniteError(
+                f"layer {numbers[layout.OVERFLOW] - 1}: a key or value is beyond the range of a "
+                "float16 cache: use --cache-dtype f32"
+            )
+
+    def _compile(self) -> float:
+        """Run no tokens at all, which compiles or loads everything; the seconds that it took."""
+        if numba.config.DISABLE_JIT:
+            raise KvgenError("NUMBA_DISABLE_JIT turns the compiler off: use --backend numpy")
+        began = time.perf_counter()
+        for tries_left in (2, 1, 0):
+            try:
+                self._team.prepare()
+                break
+            except Exception as error:
+                # A kernel file cut short by a full disk or a killed process: start that folder
+                # afresh, and once more where another process has just done the same.
+                if compiler.FOLDER is None or not (tries_left == 2 or isinstance(error, OSError)):
+                    raise
+                if isinstance(error, OSError) and not tries_left:
+                    raise KvgenError(
+                        f"{compiler.FOLDER}: compiled kernels cannot be kept there: "
+                        f"{error.strerror}; set KVGEN_CACHE_DIR to another folder, or use "
+                        "--backend numpy"
+                    ) from None
+                shutil.rmtree(compiler.FOLDER, ignore_errors=True)
+        return time.perf_counter() - began
+
+
+def _check_fast_prefill(dtype: DTypeName) -> None:
+    if dtype not in ("bf16", "int8"):
+        raise UsageError(f"fast prefill is for bf16 and int8 weights, and these are {dtype}")
+    if not (special.MULTIPLIES_PAIRS if dtype == "bf16" else special.MULTIPLIES_BYTES):
+        raise UsageError(f"this CPU has no instruction for a fast prefill of {dtype} weights")

@@ -1,0 +1,121 @@
+"""What this machine and this Python are, for reports."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from threadpoolctl import threadpool_info
+
+import kvgen
+from kvgen.engine.cgroups import cpu_quota
+
+
+def peak_rss_bytes() -> int | None:
+    """The most memory that this process has held, None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def environment() -> dict[str, str | int | float | None]:
+    """CPU, BLAS, versions, and how busy the machine is: what timings depend on besides the code."""
+    pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+    blas: dict[str, Any] = pools[0] if pools else {}
+    facts: dict[str, str | int | float | None] = {
+        "cpu": cpu_name(),
+        "cores": usable_cores(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "kvgen": kvgen.__version__,
+        "numpy": _version("numpy"),
+        "numba": _version("numba"),
+        "blas": f"{blas.get('internal_api', 'unknown')} {blas.get('version') or ''}".strip(),
+        "blas_threads": blas.get("num_threads"),
+        "blas_architecture": blas.get("architecture"),
+        "load_average": _load_average(),
+    }
+    # An old core type in this variable makes NumPy's products run at half speed.
+    if core_type := os.environ.get("OPENBLAS_CORETYPE"):
+        facts["OPENBLAS_CORETYPE"] = core_type
+    return facts
+
+
+def user_cache() -> Path:
+    """Where kvgen keeps what it can make again; RuntimeError for a user without a home."""
+    if chosen := os.environ.get("KVGEN_CACHE_DIR"):
+        return Path(chosen)
+    if platform.system() == "Windows":
+        return Path(os.environ.get("LOCALAPPDATA", "~")).expanduser() / "kvgen" / "cache"
+    if platform.system() == "Darwin":
+        return Path("~/Library/Caches/kvgen").expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kvgen"
+
+
+def usable_cores() -> int:
+    """Cores that this process may keep busy: by affinity and quota, hardware threads counted once.
+
+    Two hardware threads of one core share its arithmetic and its way to memory.
+    """
+    siblings = set()
+    for cpu in _allowed_cpus():
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            siblings.add(path.read_text(encoding="ascii"))
+        except OSError:  # not Linux, or a machine that does not say
+            siblings.add(str(cpu))
+    return _within_quota(len(siblings))
+
+
+def usable_cpus() -> int:
+    """Threads of this process that can run at the same moment, by affinity and quota."""
+    return _within_quota(len(_allowed_cpus()))
+
+
+def _allowed_cpus() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))  # macOS, Windows
+
+
+def _within_quota(n_cpus: int) -> int:
+    """So many, or the whole CPUs of the control groups' quota, at least one.
+
+    A thread beyond the quota uses up what the others need, and all of them wait for it.
+    """
+    quota = cpu_quota()
+    return n_cpus if quota is None else max(1, min(n_cpus, math.floor(quota)))
+
+
+def _load_average() -> float | None:
+    """Processes that wanted to run, on average over the last minute; None where nobody counts."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (AttributeError, OSError):  # Windows
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def cpu_name() -> str:
+    """What the system calls its processor."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,50 @@
+"""Which engine: the compiled one where it can be had, or the reference."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from kvgen.engine.contract import Engine
+from kvgen.engine.machine import usable_cores
+from kvgen.engine.params import Params
+from kvgen.engine.tensors import PrefillName, usual_cache_dtype
+from kvgen.errors import KvgenError, UsageError
+
+
+def open_engine(
+    params: Params,
+    *,
+    backend: Literal["auto", "numpy", "numba"],
+    threads: int | None,
+    cache_dtype: Literal["auto", "f32", "f16"] = "auto",
+    prefill: PrefillName = "exact",
+) -> Engine:
+    """The engine of that name around these weights.
+
+    `auto` is numba where it can be imported; its cache is float32 where the weights are, else
+    float16. The reference keeps float32 and is exact; asking it for something else is a UsageError.
+    """
+    if backend != "numpy":
+        try:
+            from kvgen.engine.fast.engine import FastEngine
+        except Exception as error:  # whatever keeps Numba from starting: ImportError, a bad setting
+            if backend == "numba":
+                raise KvgenError(
+                    f"the numba backend cannot be used here ({error}); --backend numpy can"
+                ) from None
+        else:
+            if cache_dtype == "auto":
+                cache_dtype = usual_cache_dtype(params.dtype)
+            return FastEngine(
+                params,
+                threads=threads or usable_cores(),
+                cache_dtype=cache_dtype,
+                prefill=prefill,
+            )
+    if cache_dtype == "f16":
+        raise UsageError("the numpy backend keeps its cache in f32")
+    if prefill == "fast":
+        raise UsageError("the numpy backend knows no fast prefill")
+    from kvgen.engine.reference.decoder import ReferenceEngine
+
+    return ReferenceEngine(params, threads=threads)

@@ -1,0 +1,286 @@
+"""The reference engine: every model that kvgen runs, as one screen of NumPy per block."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+from threadpoolctl import ThreadpoolController
+
+from kvgen.engine.cache import KeyValueCache
+from kvgen.engine.calibration import Calibration, median_seconds
+from kvgen.engine.config import ModelConfig
+from kvgen.engine.contract import PREFILL_CHUNK, KVCache, check_request
+from kvgen.engine.edits import Edit, edited_output, edited_weights
+from kvgen.engine.machine import usable_cores
+from kvgen.engine.params import LayerParams, Linear, Norm, Params
+from kvgen.engine.reference.ops import (
+    Projection,
+    activate,
+    attend,
+    causal_mask,
+    layer_norm,
+    linear,
+    rms_norm,
+    rotate,
+    soft_cap,
+)
+from kvgen.engine.rope import RopeTables
+from kvgen.engine.tensors import DTypeName, FloatArray
+from kvgen.engine.trace import Recorder
+from kvgen.forks import wait_before_fork
+
+# The number of BLAS threads is the process's, so forwards take turns; and BLAS never comes back
+# from a product during which another thread forks.
+_BLAS = threading.RLock()
+wait_before_fork(_BLAS)
+
+
+@runtime_checkable
+class RowCache(KVCache, Protocol):
+    """What the reference engine asks of a cache: see `KeyValueCache`, the usual one."""
+
+    @property
+    def rope(self) -> RopeTables: ...
+    def prepare(self, n_new: int, *, rope_length: int | None = None) -> list[int]: ...
+    def extend(self, ids: Sequence[int]) -> None: ...
+    def write(self, layer: int, k: FloatArray, v: FloatArray) -> None: ...
+    def read(self, layer: int, mask: npt.NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]: ...
+
+
+class _Layer(NamedTuple):
+    """One layer's weights, widened to float32."""
+
+    attn_norm: Norm | None
+    q: Projection
+    k: Projection
+    v: Projection
+    o: Projection
+    q_norm: Norm | None
+    k_norm: Norm | None
+    post_attn_norm: Norm | None
+    mlp_norm: Norm | None
+    gate: Projection | None
+    up: Projection
+    down: Projection
+    post_mlp_norm: Norm | None
+
+
+class ReferenceEngine:
+    """Plain NumPy. Weights stored narrower are widened once, when the engine is opened."""
+
+    backend: Literal["numpy"] = "numpy"
+    cache_dtype: Literal["f32"] = "f32"
+    prefill: Literal["exact"] = "exact"
+    compile_seconds = 0.0
+
+    def __init__(self, params: Params, *, threads: int | None = None) -> None:
+        self.config: ModelConfig = params.config
+        self.dtype: DTypeName = params.dtype
+        self._blas = ThreadpoolController().select(user_api="blas")
+        in_pool = max((pool["num_threads"] for pool in self._blas.info()), default=1)
+        self.threads = threads or min(in_pool, usable_cores())
+        self._params = params
+        self._layers = [_widen(layer) for layer in params.layers]
+        self._head = _project(params.head)
+        self.rows_read = np.zeros(self.config.n_layers, np.int64)
+
+    @property
+    def weight_bytes(self) -> int:
+        """As float32, whatever the checkpoint has."""
+        return 4 * (self.config.n_layers * self.config.layer_weights + self.config.head_weights)
+
+    def calibrate(self) -> Calibration:
+        """Measure NumPy's products; see `Engine.calibrate`."""
+        config, T = self.config, 192
+        C, H, G, D = config.d_model, config.n_heads, config.n_kv_heads, config.head_dim
+        weight = np.ones((max(576, min(self.weight_bytes, 2**27) // (4 * C)), C), np.float32)
+        x, tokens = np.ones((1, C), np.float32), np.ones((T, C), np.float32)
+        q, kv = np.ones((T, H, D), np.float32), np.ones((G, 2 * T, D), np.float32)
+        mask = causal_mask(T, 2 * T)
+        with _BLAS, self._blas.limit(limits=self.threads):
+            read_seconds = median_seconds(lambda: x @ weight.T)
+            multiply_seconds = median_seconds(lambda: tokens @ weight[:576].T)
+            attend_seconds = median_seconds(lambda: attend(q, kv, kv, 1.0, mask))
+        return Calibration(
+            read_bytes_per_second=weight.nbytes / read_seconds,
+            flops_per_second=2 * T * 576 * C / multiply_seconds,
+            attention_flops_per_second=4 * H * D * int(mask.sum()) / attend_seconds,
+        )
+
+    def new_cache(self, capacity: int) -> KeyValueCache:
+        """An empty cache for `capacity` positions."""
+        return KeyValueCache(self.config, capacity)
+
+    def forward(
+        self,
+        ids: Sequence[int],
+        cache: KVCache,
+        *,
+        capture: Recorder | None = None,
+        all_logits: bool = False,
+        rope_length: int | None = None,
+        edit: Edit | None = None,
+    ) -> FloatArray:  # T ids -> logits [V] or [T, V]
+        """Run T new positions through the model; see `kvgen.engine.contract.Engine.forward`.
+
+        `edit` changes attention, for a whole sequence at once: an edited row may need what comes
+        later, which a cache does not know yet.
+        """
+        assert edit is None or cache.length == 0
+        assert isinstance(cache, RowCache)
+        check_request(self.config, ids, cache)
+        # A model that has lost its way may overflow: the caller checks the logits.
+        with _BLAS, self._blas.limit(limits=self.threads), np.errstate(all="ignore"):
+            self.rows_read[:] = 0
+            again = cache.prepare(len(ids), rope_length=rope_length)
+            for begin in range(0, len(again), PREFILL_CHUNK):
+                self._run(again[begin : begin + PREFILL_CHUNK], cache, capture, None)
+            x = self._run(ids, cache, capture, edit)
+            x = self._norm(x if all_logits else x[-1:], self._params.final_norm)
+            logits = linear(x, self._head) * np.float32(self.config.logit_scale)
+            logits = soft_cap(logits, self.config.logit_softcap)
+        return logits if all_logits else logits[0]
+
+    def _run(
+        self, ids: Sequence[int], cache: RowCache, capture: Recorder | None, edit: Edit | None
+    ) -> FloatArray:  # [T] -> [T, C]
+        """Append positions to the cache: the hidden states after the last layer."""
+        x = self._embed(np.asarray(ids, np.int64), cache.length)
+        for layer in range(self.config.n_layers):
+            x = self._block(x, layer, cache, capture, edit)
+        cache.extend(ids)
+        return x
+
+    def _embed(self, ids: npt.NDArray[np.int64], start: int) -> FloatArray:  # [T] -> [T, C]
+        x = self._params.embed.rows(ids) * np.float32(self.config.embed_scale)
+        if self._params.positions is not None:
+            x = x + self._params.positions.rows(np.arange(start, start + len(ids)))
+        return x
+
+    def _block(
+        self,
+        x: FloatArray,
+        layer: int,
+        cache: RowCache,
+        capture: Recorder | None,
+        edit: Edit | None,
+    ) -> FloatArray:  # [T, C] -> [T, C]
+        """One decoder layer; a norm that a model does not have changes nothing.
+
+        sequential                                  parallel
+        x - norm - attention - norm - (+) -+        x -+- norm -- attention ----+
+        +---------------- x -----------+   |           +- norm* - mlp -------- (+) -
+          - norm - mlp ------- norm - (+) -+-          +---------- x ----------(+)
+        norms before a block, after it, or both     * the attention's where the MLP has none
+        """
+        weights = self._layers[layer]
+        scale = np.float32(self.config.residual_scale)
+        normed = self._norm(x, weights.attn_norm)
+        attended = self._norm(
+            self._attention(normed, layer, cache, capture, edit), weights.post_attn_norm
+        )
+        if not self.config.parallel_residual:
+            normed = self._norm(x + scale * attended, weights.mlp_norm)
+        elif weights.mlp_norm is not None:
+            normed = self._norm(x, weights.mlp_norm)
+        added = self._norm(self._mlp(normed, weights), weights.post_mlp_norm)
+        y: FloatArray = x + scale * attended + scale * added
+        return y
+
+    def _attention(
+        self,
+        x: FloatArray,
+        layer: int,
+        cache: RowCache,
+        capture: Recorder | None,
+        edit: Edit | None,
+    ) -> FloatArray:  # [T, C] -> [T, C]
+        T, H, G, D = len(x), self.config.n_heads, self.config.n_kv_heads, self.config.head_dim
+        weights = self._layers[layer]
+        start, end = cache.length, cache.length + T
+        q = self._norm_heads(linear(x, weights.q), weights.q_norm).reshape(T, H, D)
+        k = self._norm_heads(linear(x, weights.k), weights.k_norm).reshape(T, G, D)
+        v = linear(x, weights.v).reshape(T, G, D)
+        table = cache.rope.of_layer[layer]
+        if table >= 0:
+            cos, sin = cache.rope.cos[table, start:end], cache.rope.sin[table, start:end]
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        # K and V of these positions are kept for every later step; q is used here and dropped.
+        cache.write(layer, k, v)
+        z = self._attend(layer, q, k, v, cache, edit)
+        if capture is not None:
+            capture.write(layer, start, q, z)
+        return linear(z.reshape(T, H * D), weights.o)
+
+    def _attend(
+        self,
+        layer: int,
+        q: FloatArray,
+        k: FloatArray,
+        v: FloatArray,
+        cache: RowCache,
+        edit: Edit | None,
+    ) -> FloatArray:  # q [T, H, D], k and v [T, G, D] -> [T, H, D]
+        """What each query gathers from the cache; from these very rows where there is an edit."""
+        config, T = self.config, len(q)
+        scale, window, softcap = (
+            config.attn_scales[layer],
+            config.window(layer),
+            config.attn_softcap,
+        )
+        if edit is not None:
+            weights = edited_weights(edit, layer, q, k, scale=scale, window=window, softcap=softcap)
+            return edited_output(edit, layer, weights, v)
+        mask = causal_mask(T, cache.length + T, window)
+        keys, values = cache.read(layer, mask)
+        self.rows_read[layer] += mask.sum()
+        return attend(q, keys, values, scale, mask, softcap=softcap)
+
+    def _mlp(self, x: FloatArray, weights: _Layer) -> FloatArray:  # [T, C] -> [T, C]
+        inner = linear(x, weights.up)  # [T, F]
+        if weights.gate is None:
+            inner = activate(inner, self.config.activation)
+        else:
+            inner = activate(linear(x, weights.gate), self.config.activation) * inner
+        return linear(inner, weights.down)
+
+    def _norm(self, x: FloatArray, norm: Norm | None) -> FloatArray:  # [..., C] -> same
+        if norm is None:
+            return x
+        normalise = layer_norm if self.config.norm == "layer" else rms_norm
+        return normalise(x, norm, self.config.norm_eps)
+
+    def _norm_heads(self, x: FloatArray, norm: Norm | None) -> FloatArray:  # [T, H * D] -> same
+        """Queries or keys normalised: each head by itself, or the whole projection."""
+        if norm is None or self.config.qk_norm == "whole":
+            return self._norm(x, norm)
+        heads = x.reshape(len(x), -1, self.config.head_dim)
+        bias = None if norm.bias is None else norm.bias.reshape(heads.shape[1:])
+        per_head = Norm(norm.weight.reshape(heads.shape[1:]), bias)
+        return self._norm(heads, per_head).reshape(x.shape)
+
+
+def _project(linear_params: Linear) -> Projection:
+    return Projection(linear_params.weight.dequantize(), linear_params.bias)
+
+
+def _widen(layer: LayerParams) -> _Layer:
+    return _Layer(
+        attn_norm=layer.attn_norm,
+        q=_project(layer.q),
+        k=_project(layer.k),
+        v=_project(layer.v),
+        o=_project(layer.o),
+        q_norm=layer.q_norm,
+        k_norm=layer.k_norm,
+        post_attn_norm=layer.post_attn_norm,
+        mlp_norm=layer.mlp_norm,
+        gate=_project(layer.gate) if layer.gate is not None else None,
+        up=_project(layer.up),
+        down=_project(layer.down),
+        post_mlp_norm=layer.post_mlp_norm,
+    )

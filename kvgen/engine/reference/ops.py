@@ -1,0 +1,125 @@
+"""The operations of a decoder, in plain NumPy: float32 in, float32 out.
+
+T new positions, S visible positions, H query heads, G key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kvgen.engine.config import Activation
+from kvgen.engine.params import Norm
+from kvgen.engine.tensors import FloatArray
+
+Mask = npt.NDArray[np.bool_]  # what may be seen
+
+
+class Projection(NamedTuple):
+    """A Linear whose weight has been widened to float32 [out, in]."""
+
+    weight: FloatArray
+    bias: FloatArray | None
+
+
+def linear(x: FloatArray, projection: Projection) -> FloatArray:  # [T, in] -> [T, out]
+    """y = x W^T + b."""
+    y = x @ projection.weight.T
+    return y if projection.bias is None else y + projection.bias
+
+
+def layer_norm(x: FloatArray, norm: Norm, eps: float) -> FloatArray:  # [T, C] -> [T, C]
+    """Zero mean and unit variance, then scale and shift (arXiv:1607.06450)."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = np.square(centred).mean(axis=-1, keepdims=True)
+    y: FloatArray = centred / np.sqrt(variance + np.float32(eps)) * norm.weight
+    return y if norm.bias is None else y + norm.bias
+
+
+def rms_norm(x: FloatArray, norm: Norm, eps: float) -> FloatArray:  # [T, C] -> [T, C]
+    """Unit root mean square, then scale (arXiv:1910.07467)."""
+    mean_square = np.square(x).mean(axis=-1, keepdims=True)
+    y: FloatArray = x / np.sqrt(mean_square + np.float32(eps)) * norm.weight
+    return y
+
+
+def rotate(x: FloatArray, cos: FloatArray, sin: FloatArray) -> FloatArray:  # [T, H, D] -> same
+    """RoPE: turn the pair (i, i + n) of every head by its position's angle, cos and sin [T, n].
+
+    What lies beyond 2n in a head stays as it is.
+    """
+    n = cos.shape[1]
+    first, second, rest = x[..., :n], x[..., n : 2 * n], x[..., 2 * n :]
+    cos, sin = cos[:, None], sin[:, None]
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
+
+
+def softmax(scores: FloatArray) -> FloatArray:  # [..., S] -> [..., S], rows sum to 1
+    """Softmax over the last axis; a score of -inf gets weight 0."""
+    exponentials = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights: FloatArray = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return weights
+
+
+def causal_mask(T: int, S: int, window: int | None = None) -> Mask:  # [T, S]
+    """Which of S keys each of the last T positions sees: itself and what lies before it.
+
+    With a window only the `window` - 1 keys before it.
+    """
+    behind = np.arange(S - T, S)[:, None] - np.arange(S)  # how far key s lies behind query t
+    return (behind >= 0) & (behind < (window or S + 1))
+
+
+def attend(
+    q: FloatArray,
+    k: FloatArray,
+    v: FloatArray,
+    scale: float,
+    mask: Mask,
+    *,
+    softcap: float | None = None,
+) -> FloatArray:  # q [T, H, D], k and v [G, S, D], mask [T, S] -> [T, H, D]
+    """Attention of the last T of S positions: softmax(q k^T scale) v over what each query sees.
+
+    Scores are soft-capped before the mask.
+
+    Query head h reads key/value head h // (H/G): the H/G query heads of one group are stacked into
+    one matrix, so that keys and values are never repeated.
+    """
+    T, H, D = q.shape
+    G, S, _ = k.shape
+    stacked = q.reshape(T, G, H // G, D).transpose(1, 2, 0, 3).reshape(G, -1, D)  # [G, H/G * T, D]
+    scores = (stacked @ k.swapaxes(1, 2)) * np.float32(scale)
+    scores = scores.reshape(G, H // G, T, S)
+    scores = soft_cap(scores, softcap)
+    weights = softmax(np.where(mask, scores, -np.float32(np.inf)))
+    z = weights.reshape(G, -1, S) @ v  # [G, H/G * T, D]
+    return z.reshape(G, H // G, T, D).transpose(2, 0, 1, 3).reshape(T, H, D)
+
+
+def soft_cap(x: FloatArray, cap: float | None) -> FloatArray:
+    """c tanh(x / c): close to x where it is small, never beyond c; x itself without a cap."""
+    return x if cap is None else np.float32(cap) * np.tanh(x / np.float32(cap))
+
+
+def activate(x: FloatArray, activation: Activation) -> FloatArray:
+    """The MLP's activation function, elementwise."""
+    half, one = np.float32(0.5), np.float32(1)
+    match activation:
+        case "relu":
+            return np.maximum(x, np.float32(0))
+        case "silu":  # exp(-x) of a very negative x is inf, and x / inf is 0
+            return np.asarray(x / (one + np.exp(-x)))
+        case "gelu":
+            return np.asarray(half * x * (one + _erf(x / np.float32(math.sqrt(2)))))
+        case "gelu_tanh":
+            inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
+            return np.asarray(half * x * (one + np.tanh(inner)))
+
+
+def _erf(x: FloatArray) -> FloatArray:
+    # NumPy has no erf; the standard library's is slow here and exact, as a reference should be.
+    return np.array([math.erf(number) for number in x.flat], np.float32).reshape(x.shape)
