@@ -121,7 +121,7 @@ def mutated_keys(dice: random.Random, content: dict[str, Any], keys: list[str]) 
         elif chance < 0.4 and keys is CONFIG_KEYS:
             target[dice.choice(["rope_scaling", "rope_parameters"])] = _some_rope(dice)
         elif chance < 0.7 and isinstance(target.get(key), (int, float)):
-            target[key] = dice.choice(NUMBERS)
+            target[key] = _some_number(dice)
         else:
             target[key] = copy.deepcopy(dice.choice(VALUES))
     return json.dumps(content).encode()
@@ -136,6 +136,14 @@ def _objects(content: object) -> Iterator[dict[str, Any]]:
             yield from _objects(value)
 
 
+def _some_number(dice: random.Random) -> Any:
+    """An odd number, or one of any size."""
+    if dice.random() < 0.7:
+        return dice.choice(NUMBERS)
+    number = dice.choice([1, 1, 1, -1]) * 10 ** dice.uniform(-32, 32)
+    return number if dice.random() < 0.7 or abs(number) < 1 else int(number)
+
+
 def _some_rope(dice: random.Random) -> dict[str, Any]:
     """A RoPE of some kind, mostly whole, with one number odd."""
     rope = {
@@ -145,7 +153,7 @@ def _some_rope(dice: random.Random) -> dict[str, Any]:
         "long_factor": [2.0] * dice.choice([2, 4, 6, 10]), "rope_theta": 10000.0,
     }  # fmt: skip
     for key in dice.sample(sorted(ROPE_KEYS), dice.choice([0, 1, 1, 2])):
-        rope[key] = dice.choice(VALUES) if dice.random() < 0.3 else dice.choice(NUMBERS)
+        rope[key] = dice.choice(VALUES) if dice.random() < 0.3 else _some_number(dice)
     return rope
 
 

@@ -106,13 +106,13 @@ def read_rope(
     numbers: dict[str, Any] = {}
     original = max_context
     if kind in ("llama3", "yarn", "longrope"):
+        # What stands beside the object goes before what is in it.
+        beside = not nested and (_ORIGINAL in keys or style.original is not None)
+        place, default = (keys, style.original) if beside else (scaling, max_context)
         scaling.mark(_ORIGINAL)
-        if not nested and (_ORIGINAL in keys or style.original is not None):
-            original = keys.count(_ORIGINAL, style.original)  # goes before what the object says
-        else:
-            original = scaling.whole(_ORIGINAL, max_context, loose=True)
+        original = place.whole(_ORIGINAL, default, loose=style.original is None)
         if not 0 < original < 2**24:
-            raise scaling.wrong(_ORIGINAL, "a positive whole number")
+            raise place.wrong(_ORIGINAL, "a positive whole number")
         numbers["original_context"] = original
     keys.mark(_ORIGINAL)
     if kind in ("linear", "dynamic", "llama3"):
