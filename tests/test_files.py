@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import kvgen
-from kvgen import files
+from kvgen.checkpoint import files
 from kvgen.checkpoint.files import read_json
 from kvgen.checkpoint.folder import fingerprint, open_checkpoint
 from kvgen.errors import CheckpointError

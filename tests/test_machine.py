@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvgen import machine
+from kvgen.engine import machine
 from kvgen.engine.cgroups import cpu_quota
 
 V1 = "31 23 0:28 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct"
