@@ -427,6 +427,7 @@ def test_the_text_part_of_a_multimodal_model_is_the_text_model(
         ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers should be 5 of 0 and 1"),
         ("gpt_neo", {"attention_layers": ["global"] * 3}, "attention_layers should be 4 of global"),
         ("gpt_neo", {"attention_types": [[["global"], 10**15]]}, "attention_types should be"),
+        ("gpt_neo", {"attention_types": [[[], 10**12]]}, "attention_types should be"),
         ("gpt_neo", {"attention_types": 3}, "attention_types should be"),
         ("opt", {"do_layer_norm_before": False}, "norms after the blocks are not supported"),
         ("opt", {"word_embed_proj_dim": 24}, "word_embed_proj_dim should be the width 48"),

@@ -210,7 +210,8 @@ class Keys:
         """Words given as [[[word, word, ...], times], ...], written out."""
         value = self._value(name, _MISSING)
         try:
-            if sum(len(words) * times for words, times in value) >= 2**24:
+            # An empty list of words has to be gone through as often as any other.
+            if sum(max(len(words), 1) * max(times, 0) for words, times in value) >= 2**24:
                 raise ValueError
             return [str(word) for words, times in value for _ in range(times) for word in words]
         except (TypeError, ValueError):
