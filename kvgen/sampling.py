@@ -110,8 +110,10 @@ class SamplingOptions:
             raise UsageError(f"top-p is {self.top_p}; it must be above 0 and at most 1")
         if not 0 <= self.min_p <= 1:
             raise UsageError(f"min-p is {self.min_p}; it must lie between 0 and 1")
-        if not self.repetition_penalty > 0:
-            raise UsageError(f"repetition-penalty is {self.repetition_penalty}; it must be above 0")
+        if not 1e-30 < self.repetition_penalty < 1e30:  # logits are float32
+            raise UsageError(
+                f"repetition-penalty is {self.repetition_penalty}; it must be above 0 and finite"
+            )
 
     def describe(self) -> str:
         """The chain in the order in which it is applied."""

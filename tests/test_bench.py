@@ -310,7 +310,7 @@ def test_a_name_from_elsewhere_stays_in_its_place_in_markdown(report: BenchRepor
     odd = FACTS | {"model": "a|b\n# c\x1b[2J <b> `d`", "environment": {"cpu": "x | y\n"}}
     plain, text = bench_markdown(report, FACTS), bench_markdown(report, odd)
     assert text.splitlines()[:-1] == plain.splitlines()[:-1]
-    assert text.splitlines()[-1] == r"a\|b # c \[2J \<b> \`d\` (0123) · cpu x \| y"
+    assert text.splitlines()[-1] == r"a\|b # c\\x1b\[2J \<b> \`d\` (0123) · cpu x \| y"
 
 
 def test_no_cell_of_a_csv_can_be_taken_for_a_formula(report: BenchReport) -> None:

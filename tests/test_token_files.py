@@ -188,7 +188,7 @@ def test_what_a_generation_config_asks_for_is_done(
         (
             {"repetition_penalty": 0},
             ["--repetition-penalty", "1"],
-            "repetition-penalty is 0; it must be above 0; --repetition-penalty sets another value",
+            "repetition-penalty is 0; it must be above 0 and finite; --repetition-penalty sets another",
         ),
     ],
 )
