@@ -145,7 +145,7 @@ def test_a_figure_that_cannot_be_drawn_is_told_before_the_benchmark(
         raise ValueError("no\nfont")
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
-    with pytest.raises(KvgenError, match="matplotlib cannot draw the figure: no\nfont"):
+    with pytest.raises(KvgenError, match="matplotlib cannot draw the figure: no font"):
         check_latency_figure(facts("x"), kind="png")
     run = inside(*BENCH, "--plot", str(tmp_path / "y.png"))
     assert_fails(run, 1, "matplotlib cannot draw the figure: no font")

@@ -414,5 +414,5 @@ def test_the_timing_block_tells_what_was_run_again(
 
 
 def test_dynamic_needs_more_than_one_pair() -> None:
-    with pytest.raises(CheckpointError, match="dynamic RoPE needs to turn at least 4"):
+    with pytest.raises(CheckpointError, match="kind dynamic divides by the turned numbers - 2"):
         RopeConfig(theta=1e4, dim=2, kind="dynamic", factor=2, original_context=50)
