@@ -171,6 +171,8 @@ def test_a_hostile_name_of_a_model_is_shown_as_it_is_but_harmless(
     assert run.returncode == 0, text
     assert TITLE not in text and "\x07" not in text and "\u202e" not in text
     if command[0] in ("info", "bench") and "csv" not in command:
+        if "md" in command:
+            text = text.replace("\\\\", "\\").replace("\\[", "[")
         assert "x\\x1b]0;owned\\x07[red] $1_$2" in " ".join(text.split())
 
 
