@@ -9,18 +9,17 @@ too.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from kvgen.engine.config import ModelConfig
-from kvgen.engine.contract import PREFILL_CHUNK, Engine, KVCache
 from kvgen.engine.tensors import FloatArray
-from kvgen.engine.trace import Recorder
 from kvgen.errors import NonFiniteError, UsageError
 from kvgen.sampling import log_probability
+from kvgen.session import Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,70 +53,41 @@ def check_lengths(config: ModelConfig, n_prompt: int, max_new_tokens: int) -> No
         )
 
 
-def prefill(
-    engine: Engine,
-    ids: Sequence[int],
-    cache: KVCache,
-    *,
-    capture: Recorder | None = None,
-    on_progress: Callable[[int], None] | None = None,
-    chunk: int = PREFILL_CHUNK,
-) -> FloatArray:
-    """Feed `ids` in chunks; the last one's logits [V]. `on_progress` gets each chunk's length.
-
-    Raises NonFiniteError where the logits hold NaN or infinity.
-    """
-    logits = np.empty(0, np.float32)
-    length = cache.length + len(ids)
-    for begin in range(0, len(ids), chunk):
-        part = ids[begin : begin + chunk]
-        logits = engine.forward(part, cache, capture=capture, rope_length=length)
-        if on_progress is not None:
-            on_progress(len(part))
-    require_finite(logits)
-    return logits
-
-
 def generate(
-    engine: Engine,
+    session: Session,
     prompt_ids: Sequence[int],
     *,
     sampler: ChooseToken,
     max_new_tokens: int,
     stop_ids: Collection[int] = (),
     reuse_cache: bool = True,
-    cache: KVCache | None = None,
-    capture: Recorder | None = None,
-    on_progress: Callable[[int], None] | None = None,
 ) -> Iterator[Step]:
     """Continue the prompt token by token; a stop id is yielded and ends the run.
 
     The first step is the prefill, each later one a decode step; with `max_new_tokens` = 0 the
-    prefill runs and nothing is yielded. `cache` is cleared first and left holding every position
-    that was fed. `on_progress` hears of the prefill. Raises UsageError where the run would exceed
-    the context and NonFiniteError where the model yields NaN or infinity.
+    prefill runs and nothing is yielded. The session is rewound first and left holding every
+    position that was fed. Raises UsageError where the run would exceed the context and
+    NonFiniteError where the model yields NaN or infinity.
     """
-    check_lengths(engine.config, len(prompt_ids), max_new_tokens)
-    if cache is None:
-        cache = engine.new_cache(len(prompt_ids) + max_new_tokens)
-    cache.clear()
+    check_lengths(session.engine.config, len(prompt_ids), max_new_tokens)
+    session.rewind()
     ids = list(prompt_ids)
-    began, run_before = time.perf_counter(), cache.positions_run
-    logits = prefill(engine, ids, cache, capture=capture, on_progress=on_progress)
-    for step in range(max_new_tokens):
-        if step:
-            fed = ids[-1:] if reuse_cache else ids
-            if not reuse_cache:
-                cache.clear()
-            logits = prefill(engine, fed, cache, capture=capture)
+    fed = ids
+    for step in range(max(max_new_tokens, 1)):
+        began = time.perf_counter()
+        if step and not reuse_cache:
+            session.rewind()
+        logits = session.feed(fed)
+        require_finite(logits)
+        if step == max_new_tokens:  # none was asked for
+            return
         token = sampler(logits, ids)
         ids.append(token)
-        now = time.perf_counter()
-        positions = cache.positions_run - run_before
-        yield Step(token, log_probability(logits, token), now - began, positions)
+        seconds = time.perf_counter() - began
+        yield Step(token, log_probability(logits, token), seconds, session.positions_run)
         if token in stop_ids:
             return
-        began, run_before = time.perf_counter(), cache.positions_run
+        fed = ids[-1:] if reuse_cache else ids
 
 
 def require_finite(logits: FloatArray) -> None:

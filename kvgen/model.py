@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
@@ -16,15 +16,15 @@ from kvgen.checkpoint.families import find
 from kvgen.checkpoint.folder import Checkpoint, open_checkpoint
 from kvgen.checkpoint.hub import locate
 from kvgen.engine.config import ModelConfig
-from kvgen.engine.contract import Engine, KVCache, check_ids
+from kvgen.engine.contract import Engine, check_ids
 from kvgen.engine.open import open_engine
 from kvgen.engine.params import Params
 from kvgen.engine.tensors import DTypeName, FloatArray, PrefillName
-from kvgen.engine.trace import Recorder
 from kvgen.errors import CheckpointError, UsageError
 from kvgen.generate import check_lengths, generate, require_finite
 from kvgen.recommendation import Recommendation, read_recommendation
 from kvgen.sampling import Sampler, SamplingOptions
+from kvgen.session import Session
 from kvgen.text.chat import Message, find_template, has_template, render
 from kvgen.text.tokenizer import Tokenizer, find_tokenizer, missing_tokenizer
 
@@ -147,11 +147,11 @@ class Model:
         """
         ids = self._as_ids(ids)
         check_lengths(self.config, len(ids), 0)
-        kv = self.engine.new_cache(len(ids))
+        session = Session(self.engine, len(ids))
         half = max(1, len(ids) // 2) if cache else len(ids)
         parts = [ids[:half], *([token] for token in ids[half:])]
         logits = np.concatenate(
-            [self.engine.forward(part, kv, all_logits=True, rope_length=len(ids)) for part in parts]
+            [session.feed(part, all_logits=True, rope_length=len(ids)) for part in parts]
         )
         require_finite(logits)
         return logits
@@ -166,16 +166,14 @@ class Model:
         sampler: Sampler | None = None,
         stop: str | Sequence[str] = (),
         cache: bool = True,
-        kv: KVCache | None = None,
-        capture: Recorder | None = None,
-        on_progress: Callable[[int], None] | None = None,
+        session: Session | None = None,
     ) -> Iterator[Piece]:
         """Continue a text or token ids, one record per token.
 
         Without `sampling` it follows generation_config.json where that asks for sampling, else it
         is greedy. The run ends at a stop id of the checkpoint, before the first `stop` text, or
-        after `max_new_tokens`. A ready `sampler` takes the place of `sampling` and `seed`. A cache
-        (`kv`) and a `capture` of queries that are given can be looked at between the records.
+        after `max_new_tokens`. A ready `sampler` takes the place of `sampling` and `seed`. A
+        `session` that is given can be looked at between the records.
         """
         ids = self.encode(prompt) if isinstance(prompt, str) else self._as_ids(prompt)
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int):
@@ -184,15 +182,12 @@ class Model:
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         stop_ids = self.stop_ids
         steps = generate(
-            self.engine,
+            session or Session(self.engine, len(ids) + max_new_tokens),
             ids,
             sampler=sampler or self.sampler(sampling or self.sampling, seed=seed),
             max_new_tokens=max_new_tokens,
             stop_ids=stop_ids,
             reuse_cache=cache,
-            cache=kv,
-            capture=capture,
-            on_progress=on_progress,
         )
         stream = self.tokenizer.stream(ids, stops=stops) if self.tokenizer is not None else None
         for count, step in enumerate(steps, start=1):

@@ -58,12 +58,11 @@ MAY_IMPORT = {
     "text": {"checkpoint.files"},
     "sampling": {"engine.tensors"},
     "recommendation": {"checkpoint.families", "checkpoint.files", "sampling"},
-    "generate": {
-        "engine.config", "engine.contract", "engine.tensors", "engine.trace", "sampling",
-    },
+    "session": {"engine.contract", "engine.tensors", "engine.trace"},
+    "generate": {"engine.config", "engine.tensors", "sampling", "session"},
     "model": {
         *_SHARED, "checkpoint.bind", "checkpoint.families", "checkpoint.folder", "checkpoint.hub",
-        "engine.contract", "engine.open", "engine.trace", "generate", "recommendation", "sampling",
+        "engine.contract", "engine.open", "generate", "recommendation", "sampling", "session",
         "text",
     },
     "facts": {
@@ -72,9 +71,9 @@ MAY_IMPORT = {
     },
     "attention": {
         "engine.config", "engine.contract", "engine.edits", "engine.machine", "engine.rope",
-        "engine.tensors", "engine.trace", "generate",
+        "engine.tensors", "engine.trace", "generate", "session",
     },
-    "bench": {*_ENGINES, "attention", "engine.open", "generate"},
+    "bench": {*_ENGINES, "attention", "engine.open", "generate", "session"},
     "render": {
         "attention", "bench", "engine.calibration", "engine.config", "engine.edits",
         "engine.tensors", "engine.trace", "facts",

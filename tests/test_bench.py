@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvgen.attention.record import gather
 from kvgen.attention.steps import attention_weights
 from kvgen.bench.compare import compare_reports
 from kvgen.bench.cost import calibrate, cost_of, first_length_above
@@ -28,12 +27,12 @@ from kvgen.engine.fast.engine import FastEngine
 from kvgen.engine.open import open_engine
 from kvgen.engine.reference import decoder, ops
 from kvgen.engine.rope import rope_tables
-from kvgen.engine.trace import Capture
 from kvgen.errors import UsageError
 from kvgen.model import Model
 from kvgen.render.bench_files import bench_csv, bench_json, bench_lines, bench_markdown
 from tests import tiny
 from tests.conftest import BACKENDS, Loader
+from tests.sequences import recorded
 from tests.test_cli import inside
 
 PROMPT = tuple(tiny.make_ids(9))
@@ -107,11 +106,8 @@ def test_maps_are_what_each_arm_computed(report: BenchReport, tiny_model: Loader
     engine = tiny_model("llama_gqa", backend="numpy").engine
     ids = [*PROMPT, *report.generated_ids[0]]
     layer, head = report.head
-    capture = Capture(engine.config, [layer], len(ids))
-    cache = engine.new_cache(len(ids))
-    engine.forward(ids, cache, capture=capture)
-    trace = gather(engine, ids, cache, capture, n_prompt=len(ids))
-    whole = attention_weights(trace.layers[0])[head]
+    _, trace = recorded(engine, ids)
+    whole = attention_weights(trace.layer(layer))[head]
     assert [maps.step for maps in report.maps] == [0, 2, 4]
     for maps in report.maps:
         S = 9 + maps.step + 1

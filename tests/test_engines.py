@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import kvgen
+from kvgen.engine.reference import decoder
 from kvgen.engine.trace import Capture
 from kvgen.errors import NonFiniteError, UsageError
-from kvgen.generate import prefill
+from kvgen.session import Session
 from tests import tiny
 from tests.configs import CONFIGS
 from tests.conftest import BACKENDS, Loader
@@ -51,15 +52,21 @@ def test_prefill_in_two_chunks_equals_one_at_every_split(backend: str, tiny_mode
 @pytest.mark.parametrize("length", [8, 9, 10, 63, 64, 65, 191, 192, 193, 300])
 @every_model
 def test_prefill_is_right_around_windows_and_chunks(
-    name: str, length: int, tiny_model: Loader
+    name: str, length: int, tiny_model: Loader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = (tiny_model(name, backend=backend).engine for backend in BACKENDS)
     if length > one.config.max_context:
         pytest.skip("beyond this model's context")
     ids = tiny.make_ids(length, seed=5)
+    chunked = one.forward(ids, one.new_cache(length))
+    monkeypatch.setattr(decoder, "CHUNK", 1000)
     whole = one.forward(ids, one.new_cache(length))
-    assert_equal_to_rounding(prefill(one, ids, one.new_cache(length)), whole)
-    assert_equal_to_rounding(prefill(other, ids, other.new_cache(length), chunk=50), whole)
+    assert_equal_to_rounding(chunked, whole)
+    assert_equal_to_rounding(other.forward(ids, other.new_cache(length)), whole)
+    parts = Session(other, length)
+    for begin in range(0, length, 50):
+        logits = parts.feed(ids[begin : begin + 50], rope_length=length)
+    assert_equal_to_rounding(logits, whole)
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])

@@ -8,23 +8,22 @@ import numpy as np
 import pytest
 
 from kvgen.errors import CheckpointError, UsageError
-from kvgen.generate import generate, prefill
+from kvgen.generate import generate
 from kvgen.model import Model
 from kvgen.sampling import Sampler, SamplingOptions
+from kvgen.session import Session
 from tests import tiny
 from tests.conftest import BACKENDS, Loader
+from tests.sequences import GREEDY, steps_of
 
 PROMPT = tiny.make_ids(12, seed=3)
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
-GREEDY = SamplingOptions()
 SAMPLED = SamplingOptions(temperature=1.0, top_p=0.95)
 
 
 def run(model: Model, *, use_cache: bool, options: SamplingOptions, seed: int = 0) -> list[int]:
     sampler = Sampler(options, seed=seed)
-    steps = generate(
-        model.engine, PROMPT, sampler=sampler, max_new_tokens=20, reuse_cache=use_cache
-    )
+    steps = steps_of(model.engine, PROMPT, 20, sampler=sampler, reuse_cache=use_cache)
     return [step.token for step in steps]
 
 
@@ -52,19 +51,14 @@ def test_both_engines_choose_the_same_tokens(tiny_model: Loader) -> None:
 def test_positions_count_the_work(
     use_cache: bool, expected: list[int], backend: str, tiny_model: Loader
 ) -> None:
-    steps = generate(
-        tiny_model("gpt2", backend=backend).engine,
-        PROMPT,
-        sampler=Sampler(GREEDY),
-        max_new_tokens=4,
-        reuse_cache=use_cache,
-    )
+    engine = tiny_model("gpt2", backend=backend).engine
+    steps = steps_of(engine, PROMPT, 4, reuse_cache=use_cache)
     assert [step.positions for step in steps] == expected
 
 
 def test_logprobs_are_those_of_the_logits(tiny_model: Loader) -> None:
     model = tiny_model("gpt2")
-    first, *_ = generate(model.engine, PROMPT, sampler=Sampler(SAMPLED, seed=1), max_new_tokens=2)
+    first, *_ = steps_of(model.engine, PROMPT, 2, sampler=Sampler(SAMPLED, seed=1))
     logits = model.logits(PROMPT)[-1].astype(np.float64)
     expected = logits[first.token] - np.log(np.exp(logits).sum())
     assert first.logprob == pytest.approx(expected, abs=1e-5)
@@ -72,36 +66,39 @@ def test_logprobs_are_those_of_the_logits(tiny_model: Loader) -> None:
 
 def test_a_stop_id_is_yielded_and_ends_the_run(tiny_model: Loader) -> None:
     engine = tiny_model("gpt2").engine
-    tokens = [
-        step.token for step in generate(engine, PROMPT, sampler=Sampler(GREEDY), max_new_tokens=20)
-    ]
+    tokens = [step.token for step in steps_of(engine, PROMPT, 20)]
     stop = tokens[5]
-    stopped = generate(engine, PROMPT, sampler=Sampler(GREEDY), max_new_tokens=20, stop_ids={stop})
+    stopped = steps_of(engine, PROMPT, 20, stop_ids={stop})
     assert [step.token for step in stopped] == tokens[: tokens.index(stop) + 1]
 
 
 def test_no_new_tokens_is_a_prefill_alone(tiny_model: Loader) -> None:
     engine = tiny_model("gpt2").engine
-    cache = engine.new_cache(12)
-    steps = generate(engine, PROMPT, sampler=Sampler(GREEDY), max_new_tokens=0, cache=cache)
-    assert list(steps) == []
-    assert cache.length == 12
+    session = Session(engine, 12)
+    assert list(generate(session, PROMPT, sampler=Sampler(GREEDY), max_new_tokens=0)) == []
+    assert list(session.ids) == PROMPT
 
 
-def test_prefill_tells_of_each_chunk(tiny_model: Loader) -> None:
-    engine = tiny_model("llama_gqa").engine
-    ids = tiny.make_ids(100)
+@every_backend
+def test_a_feed_tells_of_each_chunk_and_of_what_it_took(backend: str, tiny_model: Loader) -> None:
+    engine = tiny_model("llama_gqa", backend=backend).engine
     done: list[int] = []
-    logits = prefill(engine, ids, engine.new_cache(100), on_progress=done.append, chunk=40)
-    assert done == [40, 40, 20]
-    whole = engine.forward(ids, engine.new_cache(100))
-    np.testing.assert_allclose(logits, whole, rtol=0, atol=5e-5)
+    session = Session(engine, 251, on_progress=done.append)
+    session.feed(tiny.make_ids(250))
+    assert sum(done) == 250 and len(done) > 1
+    assert session.positions_run == 250
+    assert set(session.rows_read) == {250 * 251 // 2}
+    session.feed([5])
+    assert session.positions_run == 1 and set(session.rows_read) == {251}
+    assert done[-1] == 1
+    session.rewind(4)
+    assert list(session.ids) == tiny.make_ids(4)
 
 
 def test_the_whole_context_can_be_used(tiny_model: Loader) -> None:
     engine = tiny_model("gpt2").engine
     ids = tiny.make_ids(250)
-    steps = list(generate(engine, ids, sampler=Sampler(GREEDY), max_new_tokens=6))
+    steps = list(steps_of(engine, ids, 6))
     assert len(steps) == 6
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvgen.generate import generate
 from kvgen.model import Model
-from kvgen.sampling import Sampler, SamplingOptions
+from kvgen.sampling import SamplingOptions
 from tests.configs import CONFIGS, LENGTH_DEPENDENT
 from tests.conftest import BACKENDS, Loader
+from tests.sequences import steps_of
 
 GOLDEN = Path(__file__).parent / "golden"
 # float32 sums in another order, on logits of order one to ten.
@@ -39,12 +39,8 @@ def test_greedy_tokens_equal_the_reference_implementation(
     name: str, backend: str, tiny_model: Loader
 ) -> None:
     golden = np.load(GOLDEN / f"{name}.npz")
-    steps = generate(
-        tiny_model(name, backend=backend).engine,
-        golden["ids"][:12].tolist(),
-        sampler=Sampler(SamplingOptions()),
-        max_new_tokens=64,
-    )
+    engine = tiny_model(name, backend=backend).engine
+    steps = steps_of(engine, golden["ids"][:12].tolist(), 64)
     assert [step.token for step in steps] == golden["greedy_ids"].tolist()
 
 

@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvgen.attention.record import gather
 from kvgen.attention.steps import attention_weights
 from kvgen.checkpoint.families import FAMILIES
-from kvgen.engine.trace import Capture
 from tests import tiny
 from tests.configs import CONFIGS
 from tests.conftest import Loader
+from tests.sequences import recorded
 from tests.test_golden import TOLERANCE
 
 torch = pytest.importorskip("torch", reason="needs the extra `parity`")
@@ -67,12 +66,7 @@ def test_attention_weights_equal_transformers(
         expected = reference(torch.tensor([ids]), output_attentions=True).attentions
     for backend in ("numpy", "numba"):
         engine = tiny_model(name, backend=backend, cache_dtype="f32").engine
-        cache = engine.new_cache(len(ids))
-        capture = Capture(engine.config, range(engine.config.n_layers), len(ids))
-        engine.forward(ids[:80], cache, capture=capture)
-        for token in ids[80:]:
-            engine.forward([token], cache, capture=capture)
-        trace = gather(engine, ids, cache, capture, n_prompt=80)
+        _, trace = recorded(engine, ids, n_prompt=80)
         for layer, theirs in zip(trace.layers, expected, strict=True):
             np.testing.assert_allclose(
                 attention_weights(layer), theirs[0].numpy(), rtol=0, atol=WEIGHT_TOLERANCE

@@ -13,7 +13,7 @@ import pytest
 
 import kvgen
 from kvgen.attention.diagnostics import diagnose
-from kvgen.attention.record import gather, record
+from kvgen.attention.record import record
 from kvgen.bench.plan import BenchPlan, Workload
 from kvgen.bench.run import bench
 from kvgen.bench.verify import verify
@@ -25,12 +25,13 @@ from kvgen.engine.open import open_engine
 from kvgen.engine.rope import length_dependent, positions_run_again, same_frequencies_from
 from kvgen.engine.trace import Capture
 from kvgen.errors import CheckpointError, NonFiniteError
-from kvgen.generate import generate, prefill
 from kvgen.model import Model, default_model
-from kvgen.sampling import Sampler, SamplingOptions
+from kvgen.sampling import Sampler
+from kvgen.session import Session
 from tests import tiny
 from tests.configs import CONFIGS, CROSSING_LENGTHS, LENGTH_DEPENDENT
 from tests.conftest import BACKENDS, Loader
+from tests.sequences import GREEDY, fed, steps_of
 from tests.test_cli import inside
 from tests.test_golden import GOLDEN, TOLERANCE
 
@@ -39,7 +40,6 @@ IDS = tiny.make_ids(200)
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 every_name = pytest.mark.parametrize("name", LENGTH_DEPENDENT)
 
-GREEDY = SamplingOptions()
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     # The kept ids are run again in several chunks.
     "long_prompt": (
@@ -74,8 +74,7 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str]
 
 
 def tokens_of(engine: Engine, ids: list[int], n: int, *, use_cache: bool = True) -> list[int]:
-    steps = generate(engine, ids, sampler=Sampler(GREEDY), max_new_tokens=n, reuse_cache=use_cache)
-    return [step.token for step in steps]
+    return [step.token for step in steps_of(engine, ids, n, reuse_cache=use_cache)]
 
 
 def whole(engine: Engine, ids: list[int]) -> np.ndarray:
@@ -131,14 +130,14 @@ def test_cached_logits_equal_one_pass_at_every_length(
 ) -> None:
     engine = other_model(case, backend).engine
     boundary = length_dependent(engine.config)[0].original_context
-    ids, cache = tiny.make_ids(boundary + 5), engine.new_cache(boundary + 9)
-    prefill(engine, ids[: boundary - 3], cache)
+    ids = tiny.make_ids(boundary + 5)
+    session = fed(engine, ids[: boundary - 3], boundary + 9)
     for n in range(boundary - 3, len(ids)):
-        assert_equal_to_rounding(engine.forward([ids[n]], cache), whole(engine, ids[: n + 1]))
-    keys = cache.keys(1).copy()
-    cache.clear()
-    prefill(engine, ids, cache)
-    assert_equal_to_rounding(cache.keys(1), keys)
+        assert_equal_to_rounding(session.feed([ids[n]]), whole(engine, ids[: n + 1]))
+    keys = session.cache.keys(1).copy()
+    session.rewind()
+    session.feed(ids)
+    assert_equal_to_rounding(session.cache.keys(1), keys)
 
 
 @every_backend
@@ -147,9 +146,7 @@ def test_positions_count_what_was_run_again(name: str, backend: str, tiny_model:
     engine = tiny_model(name, backend=backend).engine
 
     def counted(*, use_cache: bool) -> list[int]:
-        steps = generate(
-            engine, IDS[:98], sampler=Sampler(GREEDY), max_new_tokens=6, reuse_cache=use_cache
-        )
+        steps = steps_of(engine, IDS[:98], 6, reuse_cache=use_cache)
         return [step.positions for step in steps]
 
     later = [102, 103] if name == "llama_dynamic" else [1, 1]
@@ -161,12 +158,11 @@ def test_positions_count_what_was_run_again(name: str, backend: str, tiny_model:
 @every_name
 def test_rows_read_count_what_was_run_again(name: str, backend: str, tiny_model: Loader) -> None:
     engine = tiny_model(name, backend=backend).engine
-    cache = engine.new_cache(110)
-    engine.forward(IDS[:99], cache)
-    engine.forward(IDS[99:100], cache)
-    assert set(engine.rows_read) == {100} and cache.positions_run == 100
-    engine.forward(IDS[100:101], cache)
-    assert set(engine.rows_read) == {101 * 102 // 2} and cache.positions_run == 201
+    session = fed(engine, IDS[:99], 110)
+    session.feed(IDS[99:100])
+    assert set(session.rows_read) == {100} and session.positions_run == 1
+    session.feed(IDS[100:101])
+    assert set(session.rows_read) == {101 * 102 // 2} and session.positions_run == 101
 
 
 @every_backend
@@ -176,10 +172,12 @@ def test_a_prompt_beyond_the_boundary_is_run_once(
 ) -> None:
     engine = tiny_model(name, backend=backend).engine
     expected = whole(engine, IDS[:120])
-    for chunk in (1, 7, 99, 100, 101, 119):
-        cache = engine.new_cache(130)
-        assert_equal_to_rounding(prefill(engine, IDS[:120], cache, chunk=chunk), expected)
-        assert cache.positions_run == 120
+    for part in (1, 7, 99, 100, 101, 119):
+        session = Session(engine, 130)
+        for begin in range(0, 120, part):  # who feeds in parts says how long the whole will be
+            logits = session.feed(IDS[begin : min(begin + part, 120)], rope_length=120)
+        assert_equal_to_rounding(logits, expected)
+        assert session.cache.positions_run == 120
 
 
 @every_backend
@@ -216,14 +214,11 @@ def test_cutting_back_below_the_boundary_goes_back_to_the_first_frequencies(
     name: str, backend: str, tiny_model: Loader
 ) -> None:
     engine = tiny_model(name, backend=backend).engine
-    cache = engine.new_cache(130)
-    prefill(engine, IDS[:120], cache)
-    cache.truncate(90)
-    assert cache.length == 90
-    assert_equal_to_rounding(
-        engine.forward(IDS[150:155], cache), whole(engine, [*IDS[:90], *IDS[150:155]])
-    )
-    assert cache.positions_run == 120 + 95
+    session = fed(engine, IDS[:120], 130)
+    session.rewind(90)
+    assert list(session.ids) == IDS[:90]
+    assert_equal_to_rounding(session.feed(IDS[150:155]), whole(engine, [*IDS[:90], *IDS[150:155]]))
+    assert session.positions_run == 95
 
 
 @every_backend
@@ -244,11 +239,13 @@ def test_captured_rows_belong_to_the_keys_after_a_change(
     engine = tiny_model(name, backend=backend, cache_dtype="f32").engine
     layers = list(range(engine.config.n_layers))
     for first_captured in (0, 50, 100):  # the capture begins with the text, or later
-        cache, capture = engine.new_cache(110), Capture(engine.config, layers, 110)
-        prefill(engine, IDS[:first_captured], cache) if first_captured else None
+        session, capture = Session(engine, 110), Capture(engine.config, layers, 110)
+        if first_captured:
+            session.feed(IDS[:first_captured])
+        session.capture = capture
         for token in IDS[first_captured:103]:
-            engine.forward([token], cache, capture=capture)
-        trace = gather(engine, IDS[:103], cache, capture, n_prompt=50)
+            session.feed([token])
+        trace = session.recording(n_prompt=50)
         assert diagnose(trace).recomputed < 1e-5
         again = Capture(engine.config, layers, 103)
         engine.forward(IDS[:103], engine.new_cache(103), capture=again)
@@ -277,17 +274,16 @@ def test_a_pass_that_fails_while_ids_run_again_leaves_no_stale_key(
 ) -> None:
     for backend in BACKENDS:
         engine: Any = tiny_model("phi3_longrope", backend=backend).engine
-        cache = engine.new_cache(110)
-        prefill(engine, IDS[:100], cache)
+        session = fed(engine, IDS[:100], 110)
 
         def fail(*_: Any) -> None:
             raise NonFiniteError("planted")
 
         with monkeypatch.context() as patch, pytest.raises(NonFiniteError):
             patch.setattr(type(engine), "_run", fail)
-            engine.forward(IDS[100:101], cache)
-        assert cache.length == 0
-        assert_equal_to_rounding(prefill(engine, IDS[:101], cache), whole(engine, IDS[:101]))
+            session.feed(IDS[100:101])
+        assert not session.ids
+        assert_equal_to_rounding(session.feed(IDS[:101]), whole(engine, IDS[:101]))
 
 
 def test_lengths_with_the_same_frequencies_are_told_apart() -> None:
@@ -309,12 +305,12 @@ def test_lengths_with_the_same_frequencies_are_told_apart() -> None:
 
 def test_nothing_is_prepared_for_other_models(tiny_model: Loader) -> None:
     engine = tiny_model("llama_yarn").engine
-    cache = engine.new_cache(90)
-    assert isinstance(cache, KeyValueCache)
-    tables = cache.rope
-    prefill(engine, IDS[:80], cache)
-    engine.forward([1], cache, rope_length=90)
-    assert cache.rope is tables and cache.positions_run == 81
+    session = Session(engine, 90)
+    assert isinstance(session.cache, KeyValueCache)
+    tables = session.cache.rope
+    session.feed(IDS[:80])
+    session.feed([1], rope_length=90)
+    assert session.cache.rope is tables and session.cache.positions_run == 81
 
 
 @every_backend

@@ -11,12 +11,13 @@ from kvgen.attention.diagnostics import Diagnostics, diagnose
 from kvgen.attention.residual import Written, measure_written
 from kvgen.attention.steps import decode_error
 from kvgen.engine.config import ModelConfig
-from kvgen.engine.contract import Engine, KVCache
+from kvgen.engine.contract import Engine
 from kvgen.engine.machine import usable_cores
 from kvgen.engine.tensors import FloatArray
-from kvgen.engine.trace import AttentionTrace, Capture, LayerTrace
+from kvgen.engine.trace import AttentionTrace, Capture
 from kvgen.errors import UsageError
-from kvgen.generate import ChooseToken, generate, prefill
+from kvgen.generate import ChooseToken, generate, require_finite
+from kvgen.session import Session
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,34 +52,28 @@ def record(
     length. `output_weights` gives a layer's W_O [C, H * D]; for `probe` see `diagnose`.
     """
     capacity = len(prompt_ids) + max(max_new_tokens, 0)
-    cache = engine.new_cache(capacity)
-    capture = Capture(engine.config, layers, capacity, heads=heads)
-    steps = list(
-        generate(
-            engine,
-            prompt_ids,
-            sampler=sampler,
-            max_new_tokens=max_new_tokens,
-            stop_ids=stop_ids,
-            cache=cache,
-            capture=capture,
-            on_progress=on_progress,
-        )
-    )
-    new = [step.token for step in steps]
-    ids = [*prompt_ids, *new[:-1]]
-    trace = gather(engine, ids, cache, capture, n_prompt=len(prompt_ids))
+
+    def captured(progress: Callable[[int], None] | None) -> Session:
+        capture = Capture(engine.config, layers, capacity, heads=heads)
+        return Session(engine, capacity, capture=capture, on_progress=progress)
+
+    session = captured(on_progress)
+    steps = []
+    for step in generate(
+        session, prompt_ids, sampler=sampler, max_new_tokens=max_new_tokens, stop_ids=stop_ids
+    ):
+        steps.append(step)
+        session.on_progress = None  # of the prefill alone
+    trace = session.recording(n_prompt=len(prompt_ids))
     decode_rows = None
-    if len(ids) > len(prompt_ids):
-        full_cache = engine.new_cache(capacity)
-        full_capture = Capture(engine.config, layers, capacity, heads=heads)
-        prefill(engine, ids, full_cache, capture=full_capture)
-        full = gather(engine, ids, full_cache, full_capture, n_prompt=len(ids))
-        decode_rows = decode_error(trace, full)
+    if trace.length > len(prompt_ids):
+        at_once = captured(None)
+        require_finite(at_once.feed(session.ids))
+        decode_rows = decode_error(trace, at_once.recording())
     found = diagnose(trace, probe=probe)
     return Recording(
         trace=trace,
-        sampled_last=new[-1] if new else None,
+        sampled_last=steps[-1].token if steps else None,
         found=found,
         decode_rows=decode_rows,
         written=None if output_weights is None else measure_written(trace, found, output_weights),
@@ -114,29 +109,3 @@ def probe_ids(
         raise UsageError(f"a probe needs {n_tokens} ordinary tokens; there are {len(candidates)}")
     drawn = np.random.default_rng(seed).choice(np.asarray(candidates), n_tokens, replace=False)
     return [*first, *drawn.tolist(), *drawn.tolist()]
-
-
-def gather(
-    engine: Engine, ids: Sequence[int], cache: KVCache, capture: Capture, *, n_prompt: int
-) -> AttentionTrace:
-    """Join the captured Q with the cache's K and V into a trace of the positions of `ids`."""
-    T = len(ids)
-    return AttentionTrace(
-        token_ids=tuple(ids),
-        n_prompt=n_prompt,
-        layers=tuple(
-            LayerTrace(
-                layer=layer,
-                heads=capture.heads,
-                share=engine.config.n_heads // engine.config.n_kv_heads,
-                scale=engine.config.attn_scales[layer],
-                softcap=engine.config.attn_softcap,
-                window=engine.config.window(layer),
-                q=capture.q[row, :T],
-                k=cache.keys(layer)[:T],
-                v=cache.values(layer)[:T],
-                z=capture.z[row, :T],
-            )
-            for row, layer in enumerate(capture.layers)
-        ),
-    )

@@ -8,13 +8,13 @@ from typing import Protocol
 
 import numpy as np
 
-from kvgen.attention.record import gather
 from kvgen.attention.steps import attention_weights
 from kvgen.engine.contract import Engine, KVCache
 from kvgen.engine.edits import Edit, edited_weights
 from kvgen.engine.tensors import FloatArray
-from kvgen.engine.trace import AttentionTrace, Capture, LayerTrace, Recorder
+from kvgen.engine.trace import Capture, LayerTrace, Recorder
 from kvgen.errors import UsageError
+from kvgen.session import Session
 
 
 class EditingEngine(Engine, Protocol):
@@ -28,6 +28,7 @@ class EditingEngine(Engine, Protocol):
         capture: Recorder | None = None,
         all_logits: bool = False,
         rope_length: int | None = None,
+        on_progress: Callable[[int], None] | None = None,
         edit: Edit | None = None,
     ) -> FloatArray:
         """See `kvgen.engine.contract.Engine.forward`; `edit` is for a whole sequence at once."""
@@ -143,13 +144,12 @@ def _run(
     rope_length: int | None = None,
 ) -> tuple[FloatArray, tuple[LayerTrace, ...]]:
     """All logits [T, V], and what each layer's attention was made of."""
-    cache = engine.new_cache(len(ids))
     capture = Capture(engine.config, range(engine.config.n_layers), len(ids))
+    session = Session(engine, len(ids), capture=capture)
     logits = engine.forward(
-        ids, cache, capture=capture, all_logits=True, rope_length=rope_length, edit=edit
+        ids, session.cache, capture=capture, all_logits=True, rope_length=rope_length, edit=edit
     )
-    trace: AttentionTrace = gather(engine, ids, cache, capture, n_prompt=len(ids))
-    return logits, trace.layers
+    return logits, session.recording().layers
 
 
 def _log_softmax(logits: FloatArray) -> FloatArray:

@@ -23,7 +23,7 @@ from kvgen.engine.open import open_engine
 from kvgen.engine.params import Params
 from kvgen.engine.rope import RopeTables, length_dependent, positions_run_again
 from kvgen.engine.tensors import FloatArray
-from kvgen.generate import prefill
+from kvgen.session import Session
 
 Counts = npt.NDArray[np.int64]
 COUNTED_STEPS = 3  # row by row, by the reference engine
@@ -93,8 +93,16 @@ class CountingCache:
         return self._cache.nbytes
 
     @property
+    def ids(self) -> Sequence[int]:
+        return self._cache.ids
+
+    @property
     def positions_run(self) -> int:
         return self._cache.positions_run
+
+    @property
+    def rows_read(self) -> Counts:
+        return self._cache.rows_read
 
     def prepare(self, n_new: int, *, rope_length: int | None = None) -> list[int]:
         return self._cache.prepare(n_new, rope_length=rope_length)
@@ -200,16 +208,17 @@ class _Counting:
 
     def __init__(self, engine: Engine, capacity: int, layer: int) -> None:
         """`layer` is the one that steps are told of."""
-        self._engine, self._layer = engine, layer
+        self._layer = layer
         own = engine.new_cache(capacity)
         assert isinstance(own, KeyValueCache)
         self.cache = CountingCache(own, engine.config.n_layers)
-        self._queries = QueryRecorder(self.cache)
+        recorder = QueryRecorder(self.cache)
+        self._session = Session(engine, capacity, cache=self.cache, capture=recorder)
         self.steps: list[StepCount] = []
 
     def feed(self, ids: Sequence[int]) -> None:
         """Run ids behind what the cache holds."""
-        prefill(self._engine, ids, self.cache, capture=self._queries)
+        self._session.feed(ids)
 
     def step(self, ids: Sequence[int], *, keep: bool) -> StepCount:
         """Run the last of the ids, behind what is kept or with everything again."""

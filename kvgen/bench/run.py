@@ -8,18 +8,18 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from kvgen.attention.diagnostics import sink_mass
-from kvgen.attention.record import gather
 from kvgen.attention.steps import attention_weights
 from kvgen.bench.cost import cost_of
 from kvgen.bench.ledger import Counts, count_rows
 from kvgen.bench.plan import BenchPlan, Cache, Workload
 from kvgen.bench.report import Arm, BenchReport, Run, StepMaps, Verification
 from kvgen.engine.calibration import Calibration
-from kvgen.engine.contract import PREFILL_CHUNK, Engine, KVCache
+from kvgen.engine.contract import Engine
 from kvgen.engine.params import Params
 from kvgen.engine.tensors import CacheDTypeName, FloatArray
 from kvgen.engine.trace import Capture
 from kvgen.generate import check_lengths, require_finite
+from kvgen.session import Session
 
 # Both arms do the same float32 sums in another order: far below this share of the largest logit.
 # In a float16 cache the last bits of such a sum may decide which way a key is rounded.
@@ -109,7 +109,7 @@ class _Lane:
         self._plan = plan
         self._on_progress = on_progress
         capacity = workload.length + workload.n_gen
-        self._cache: KVCache = engine.new_cache(capacity)
+        self._session = Session(engine, capacity)
         self._queries = Capture(
             engine.config, range(engine.config.n_layers if "on+q" in plan.caches else 0), capacity
         )
@@ -196,9 +196,9 @@ class _Lane:
             self._step("on", step, capture=capture)
             if step in drawn:
                 S = length + step + 1
-                trace = gather(engine, self.ids[:S], self._cache, capture, n_prompt=length)
+                trace = self._session.recording(n_prompt=length)
                 rows[step] = [attention_weights(one, first=S - 1) for one in trace.layers]
-        trace = gather(engine, self.ids, self._cache, capture, n_prompt=length)
+        trace = self._session.recording(n_prompt=length)
         layer, head = self._plan.head or _least_on_sink(
             np.array([sink_mass(attention_weights(layer)) for layer in trace.layers])
         )
@@ -209,7 +209,7 @@ class _Lane:
             if "off" in self._plan.caches:
                 again = Capture(engine.config, [layer], S)
                 self._step("off", step, capture=again)
-                whole = gather(engine, self.ids[:S], self._cache, again, n_prompt=S)
+                whole = self._session.recording()
                 triangle = attention_weights(whole.layers[0].only(head))[0]
             maps.append(
                 StepMaps(
@@ -232,48 +232,25 @@ class _Lane:
         """One step's logits [V] and seconds; the prefill is the same in all arms."""
         end = self.workload.length + step + 1
         start = 0 if cache == "off" else end - 1
-        run_before = self._cache.positions_run
-        if cache == "on+q" and capture is None:
-            capture = self._queries
+        session = self._session
+        session.capture = self._queries if cache == "on+q" and capture is None else capture
+        n_run = 0
         if step == _PREFILL:
-            self._cache.clear()
+            session.rewind()
             start = self.workload.depth
             if start:
-                self._feed(self.ids[:start], capture, rope_length=end)
+                session.feed(self.ids[:start], rope_length=end)
+                n_run = session.positions_run
         began = time.perf_counter()
         if start == 0:
-            self._cache.clear()
-        logits, total = self._feed(
-            self.ids[start:end], capture, rope_length=end, count=totals is not None
-        )
+            session.rewind()
+        logits = session.feed(self.ids[start:end], rope_length=end)
         seconds = time.perf_counter() - began
         require_finite(logits)
         if totals is not None:
-            totals.append(total)
-        self._on_progress(self._cache.positions_run - run_before)  # outside the clock
+            totals.append(session.rows_read)
+        self._on_progress(n_run + session.positions_run)  # outside the clock
         return logits, seconds
-
-    def _feed(
-        self,
-        ids: Sequence[int],
-        capture: Capture | None,
-        *,
-        rope_length: int,
-        count: bool = False,
-    ) -> tuple[FloatArray, Counts]:
-        """Run ids behind what the cache holds: the last one's logits, and rows read if counted.
-
-        `rope_length` is the length of the text that they belong to.
-        """
-        logits, total = np.empty(0, np.float32), np.zeros(self._engine.config.n_layers, np.int64)
-        for begin in range(0, len(ids), PREFILL_CHUNK):
-            part = ids[begin : begin + PREFILL_CHUNK]
-            logits = self._engine.forward(
-                part, self._cache, capture=capture, rope_length=rope_length
-            )
-            if count:
-                total += self._engine.rows_read
-        return logits, total
 
 
 def _least_on_sink(mass: FloatArray) -> tuple[int, int]:

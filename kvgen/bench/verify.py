@@ -10,10 +10,11 @@ import numpy as np
 
 from kvgen.bench.cost import cost_of
 from kvgen.bench.run import ROUNDING
-from kvgen.engine.contract import PREFILL_CHUNK, Engine
+from kvgen.engine.contract import Engine
 from kvgen.engine.rope import length_dependent, positions_run_again
 from kvgen.engine.tensors import CacheDTypeName, FloatArray
-from kvgen.generate import prefill, require_finite
+from kvgen.generate import require_finite
+from kvgen.session import Session
 
 # Where a prompt is cut in two: single tokens, and both sides of blocks and chunks.
 SPLITS = (1, 2, 7, 63, 64, 65, 127, 191, 192, 193)
@@ -71,10 +72,10 @@ def _whole(engine: Engine, ids: Sequence[int]) -> FloatArray:  # [T] -> [T, V]
 
 def _in_pieces(engine: Engine, ids: Sequence[int], cuts: Sequence[int]) -> FloatArray:
     """The logits of all ids, fed in pieces that end at `cuts`."""
-    cache = engine.new_cache(len(ids))
+    session = Session(engine, len(ids))
     return np.concatenate(
         [
-            engine.forward(ids[begin:end], cache, all_logits=True, rope_length=len(ids))
+            session.feed(ids[begin:end], all_logits=True, rope_length=len(ids))
             for begin, end in zip([0, *cuts], [*cuts, len(ids)], strict=True)
         ]
     )
@@ -82,12 +83,12 @@ def _in_pieces(engine: Engine, ids: Sequence[int], cuts: Sequence[int]) -> Float
 
 def _after_truncate(engine: Engine, ids: Sequence[int]) -> FloatArray:
     """Feed half, then other ids behind it, take those back, and go on: no stale row may be left."""
-    cache, half = engine.new_cache(len(ids)), len(ids) // 2
-    forward = partial(engine.forward, cache=cache, all_logits=True, rope_length=len(ids))
-    first = forward(ids[:half])
-    forward([ids[0]] * (len(ids) - half))
-    cache.truncate(half)
-    return np.concatenate([first, forward(ids[half:-1]), forward(ids[-1:])])
+    session, half = Session(engine, len(ids)), len(ids) // 2
+    feed = partial(session.feed, all_logits=True, rope_length=len(ids))
+    first = feed(ids[:half])
+    feed([ids[0]] * (len(ids) - half))
+    session.rewind(half)
+    return np.concatenate([first, feed(ids[half:-1]), feed(ids[-1:])])
 
 
 def _across_a_change(
@@ -99,10 +100,10 @@ def _across_a_change(
     if not changes:
         return None
     first, last = changes[0], min(changes[0] + 2, len(ids))
-    cache = engine.new_cache(len(ids))
-    cached = [prefill(engine, ids[:first], cache)]
-    cached += [engine.forward([ids[n]], cache) for n in range(first, last)]
-    whole = [prefill(engine, ids[:n], engine.new_cache(n)) for n in range(first, last + 1)]
+    session = Session(engine, len(ids))
+    cached = [session.feed(ids[:first])]
+    cached += [session.feed([ids[n]]) for n in range(first, last)]
+    whole = [Session(engine, n).feed(ids[:n]) for n in range(first, last + 1)]
     return np.stack(cached), np.stack(whole)
 
 
@@ -137,15 +138,11 @@ def _summary(name: str, checks: Sequence[Check]) -> Check:
 
 def _counted(engine: Engine, ids: Sequence[int]) -> Check:
     """The rows that a prefill and decode steps read, against what windows and lengths say."""
-    cost, cache, wrong = cost_of(engine), engine.new_cache(len(ids)), 0
+    cost, session, wrong = cost_of(engine), Session(engine, len(ids)), 0
     split = max(1, len(ids) - 4)
     for begin, end in zip([0, *range(split, len(ids))], [*range(split, len(ids) + 1)], strict=True):
-        read = np.zeros(engine.config.n_layers, np.int64)
-        for start in range(begin, end, PREFILL_CHUNK):
-            part = ids[start : min(end, start + PREFILL_CHUNK)]
-            engine.forward(part, cache, rope_length=len(ids))
-            read += engine.rows_read
-        for layer, total in enumerate(read):
+        session.feed(ids[begin:end], rope_length=len(ids))
+        for layer, total in enumerate(session.rows_read):
             wrong += int(total != cost.visible_in(layer, begin, end - begin))
     return Check(
         name="rows of K and V read, counted",

@@ -90,6 +90,9 @@ def generate(
     New text goes to stdout as it is made, timings to stderr. The prompt may also come from -p, a
     file (-f) or a pipe.
     """
+    from kvgen.generate import check_lengths
+    from kvgen.session import Session
+
     text = read_prompt(prompt_flags)
     model = load_model(model_flags, quiet=quiet, verbose=verbose)
     sampling = choose_sampling(model.recommendation.sampling, sampling_flags, quiet=quiet)
@@ -98,27 +101,28 @@ def generate(
         note(f"sampling: {sampling.describe()}")
     prompt = encode_prompt(model, text, prompt_flags, quiet=quiet)
     run = _Run(model, prompt.ids, use_cache=use_cache)
-    watched = None
+    check_lengths(model.config, len(prompt.ids), max_new_tokens)
+    watched, n_positions = None, len(prompt.ids) + max_new_tokens
     if watch is not None:
         if as_json or not use_cache:
             raise UsageError("--watch shows the cache at work: leave out --json and --no-cache")
-        watched = Watch(model, watch, n_positions=len(prompt.ids) + max_new_tokens)
+        watched = Watch(model, watch, n_positions=n_positions)
+    session = Session(model.engine, n_positions) if watched is None else watched.session
     if echo and not as_json:
         write_text(prompt.text)
     began = time.perf_counter()
     try:
-        with counting("prefill", len(prompt.ids), quiet=quiet) as advance:
+        with counting("prefill", len(prompt.ids), quiet=quiet) as session.on_progress:
             pieces = model.generate(
                 prompt.ids,
                 max_new_tokens=max_new_tokens,
                 sampler=sampler,
                 stop=stop,
                 cache=use_cache,
-                kv=watched.cache if watched is not None else None,
-                capture=watched.capture if watched is not None else None,
-                on_progress=advance,
+                session=session,
             )
             first = next(pieces, None)
+        session.on_progress = None
         run.empty_seconds = time.perf_counter() - began
         pieces = itertools.chain([] if first is None else [first], pieces)
         if watched is not None:

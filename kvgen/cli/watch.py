@@ -17,12 +17,13 @@ _ROW_LINES = 8
 
 
 class Watch:
-    """What is looked at while a text is made: a layer's queries, and the cache that they read."""
+    """One head's queries of a session, and the cache that they read, shown while a text is made."""
 
     def __init__(self, model: Model, place: str, *, n_positions: int) -> None:
         """`place` is LAYER.HEAD. Raises UsageError for another, and where stdout is no terminal."""
         from kvgen.engine.edits import parse_place
         from kvgen.engine.trace import Capture
+        from kvgen.session import Session
 
         if sys.stdout is None or not sys.stdout.isatty():
             raise UsageError("--watch draws on a terminal, and stdout is none")
@@ -32,8 +33,8 @@ class Watch:
         self.layer = indices_of(str(layer), model.config.n_layers, "layer")[0]
         self.head = indices_of(str(head), model.config.n_heads, "head")[0]
         self._model = model
-        self.cache = model.engine.new_cache(n_positions)
-        self.capture = Capture(model.config, [self.layer], n_positions, heads=[self.head])
+        capture = Capture(model.config, [self.layer], n_positions, heads=[self.head])
+        self.session = Session(model.engine, n_positions, capture=capture)
 
     def shown(self, pieces: Iterator[Piece], prompt_ids: list[int]) -> Iterator[Piece]:
         """The same pieces; each is drawn, with the row that chose it, before it is passed on."""
@@ -41,14 +42,13 @@ class Watch:
         from rich.live import Live
         from rich.text import Text
 
-        from kvgen.attention.record import gather
         from kvgen.attention.steps import explain_query
         from kvgen.cli.output import make_canvas
         from kvgen.render.steps import live_row
 
-        engine, tokenizer = self._model.engine, self._model.require_tokenizer()
-        ids, text, n_prompt = list(prompt_ids), "", len(prompt_ids)
-        tokens = [tokenizer.token_bytes(token) for token in ids]
+        tokenizer = self._model.require_tokenizer()
+        text, n_prompt = "", len(prompt_ids)
+        tokens = [tokenizer.token_bytes(token) for token in prompt_ids]
         console = Console(file=sys.stdout)
         canvas = make_canvas(color="auto", width=None, ascii_only=False)
         with Live(
@@ -56,8 +56,8 @@ class Watch:
             redirect_stderr=False,
         ) as live:  # fmt: skip
             for piece in pieces:
-                trace = gather(engine, ids, self.cache, self.capture, n_prompt=n_prompt)
-                row = explain_query(trace.layers[0], self.head, len(ids) - 1)
+                trace = self.session.recording(n_prompt=n_prompt)
+                row = explain_query(trace.layers[0], self.head, trace.length - 1)
                 text += piece.text
                 view = live_row(
                     row.weights, tokens, layer=self.layer, head=self.head, n_prompt=n_prompt,
@@ -66,6 +66,5 @@ class Watch:
                 room = max(1, console.height - _ROW_LINES)  # the end of a text longer than that
                 lines = Text(visible(text)).wrap(console, console.width)[-room:]
                 live.update(Group(*lines, Text(), view), refresh=True)
-                ids.append(piece.token)
                 tokens.append(tokenizer.token_bytes(piece.token))
                 yield piece

@@ -54,6 +54,11 @@ class KeyValueCache:
         self.rope = rope_tables(config, capacity, self._frequencies_from)
         self._ids: list[int] = []
         self._positions_run = 0
+        self.rows_read: npt.NDArray[np.int64] = np.zeros(config.n_layers, np.int64)
+
+    @property
+    def ids(self) -> Sequence[int]:
+        return self._ids
 
     @property
     def length(self) -> int:
@@ -125,6 +130,10 @@ class KeyValueCache:
         self.v[layer, :, start:end] = v.swapaxes(0, 1)
 
     def read(self, layer: int, mask: npt.NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
-        """The keys and values of one layer that queries see by a mask [T, S], views [G, S, D]."""
+        """The keys and values of one layer that queries see by a mask [T, S], views [G, S, D].
+
+        What they see is counted as read.
+        """
+        self.rows_read[layer] += mask.sum()
         end = mask.shape[1]
         return self.k[layer, :, :end, :, 0], self.v[layer, :, :end]

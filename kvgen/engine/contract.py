@@ -10,7 +10,7 @@ the cache and feeds everything again. Where RoPE's frequencies depend on the len
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
@@ -23,7 +23,6 @@ from kvgen.engine.trace import Recorder
 from kvgen.errors import UsageError
 
 Backend = Literal["numpy", "numba"]
-PREFILL_CHUNK = 192  # positions at a time where many are to be run: bounds the memory of the scores
 
 
 class KVCache(Protocol):
@@ -45,8 +44,21 @@ class KVCache(Protocol):
         ...
 
     @property
+    def ids(self) -> Sequence[int]:
+        """The ids of the positions held."""
+        ...
+
+    @property
     def positions_run(self) -> int:
         """Positions run through the model for this cache so far: each counts every time."""
+        ...
+
+    @property
+    def rows_read(self) -> npt.NDArray[np.int64]:
+        """Rows of K that each layer's queries have read so far [L]; as many of V.
+
+        A row counts once for every query position that attends to it, whatever the heads.
+        """
         ...
 
     def truncate(self, length: int) -> None:
@@ -100,14 +112,6 @@ class Engine(Protocol):
         """Bytes of the matrices that every decode step reads once, as this engine holds them."""
         ...
 
-    @property
-    def rows_read(self) -> npt.NDArray[np.int64]:
-        """Rows of K that each layer's queries have read in the last `forward` [L]; as many of V.
-
-        A row counts once for every query position that attends to it, whatever the heads.
-        """
-        ...
-
     def calibrate(self) -> Calibration:
         """Measure this machine with this engine's kernels, type and number of weights.
 
@@ -128,8 +132,9 @@ class Engine(Protocol):
         capture: Recorder | None = None,
         all_logits: bool = False,
         rope_length: int | None = None,
+        on_progress: Callable[[int], None] | None = None,
     ) -> FloatArray:
-        """Run T new positions through the model and append them to the cache.
+        """Run T new positions through the model, in chunks, and append them to the cache.
 
         Returns the last position's logits [V], or every new position's [T, V] with `all_logits`.
         Where RoPE's frequencies depend on the length of the sequence, they are those of the length
@@ -137,7 +142,8 @@ class Engine(Protocol):
         the length of the whole. Kept ids whose keys have other frequencies are run again first; a
         pass that fails meanwhile leaves fewer of them in the cache, or none.
         With `capture`, each captured layer's q and z of these positions are written into it; the
-        compiled engine knows no other recorder than `kvgen.engine.trace.Capture`.
+        compiled engine knows no other recorder than `kvgen.engine.trace.Capture`. `on_progress`
+        hears of each chunk of the new positions, by their number.
         Raises UsageError for ids outside the vocabulary and for more positions than there is room.
         """
         ...

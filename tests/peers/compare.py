@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 import kvgen
-from kvgen.generate import prefill
 from kvgen.model import Model
+from kvgen.session import Session
 from tests.peers.models import SHAPES
 
 # Checkpoint, weights as kvgen holds them, and llama.cpp's format.
@@ -33,23 +33,21 @@ PROMPT = 512
 
 def decode_rate(model: Model, depth: int, steps: int) -> float:
     """Tokens per second of decoding behind `depth` positions, choosing the best token each time."""
-    engine = model.engine
-    cache = engine.new_cache(depth + steps)
-    ids = np.random.default_rng(0).integers(0, engine.config.vocab_size, depth).tolist()
-    logits = prefill(engine, ids, cache)
+    session = Session(model.engine, depth + steps)
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, depth).tolist()
+    logits = session.feed(ids)
     began = time.perf_counter()
     for _ in range(steps):
-        logits = engine.forward([int(logits.argmax())], cache)
+        logits = session.feed([int(logits.argmax())])
     return steps / (time.perf_counter() - began)
 
 
 def prefill_rate(model: Model) -> float:
     """Tokens per second of a prompt."""
-    engine = model.engine
-    ids = np.random.default_rng(0).integers(0, engine.config.vocab_size, PROMPT).tolist()
-    cache = engine.new_cache(PROMPT)
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, PROMPT).tolist()
+    session = Session(model.engine, PROMPT)
     began = time.perf_counter()
-    prefill(engine, ids, cache)
+    session.feed(ids)
     return PROMPT / (time.perf_counter() - began)
 
 

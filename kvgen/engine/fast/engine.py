@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numba
@@ -78,6 +78,7 @@ class FastEngine:
         capture: Recorder | None = None,
         all_logits: bool = False,
         rope_length: int | None = None,
+        on_progress: Callable[[int], None] | None = None,
     ) -> FloatArray:  # T ids -> logits [V] or [T, V]
         """Run T new positions through the model; see `kvgen.engine.contract.Engine.forward`.
 
@@ -103,7 +104,10 @@ class FastEngine:
                 which = layout.ALL if all_logits else layout.LAST if last else layout.NONE
                 rows = logits[begin if all_logits else 0 :]
                 self._run(part, cache.length + begin, which, rows)
+                if on_progress is not None:
+                    on_progress(len(part))
             cache.extend(ids)
+            cache.rows_read += self._own_reads[:, : self.config.n_layers].sum(axis=0)
         return logits if all_logits else logits[0]
 
     def calibrate(self) -> Calibration:
@@ -117,12 +121,6 @@ class FastEngine:
             n_bytes=self.weight_bytes,
             threads=self.threads,
         )
-
-    @property
-    def rows_read(self) -> npt.NDArray[np.int64]:
-        """Rows of K that the last `forward` has read in each layer [L]; as many of V."""
-        rows: npt.NDArray[np.int64] = self._own_reads[:, : self.config.n_layers].sum(axis=0)
-        return rows
 
     def _point_to(self, cache: KeyValueCache, capture: Capture | None) -> None:
         """Tell the kernels where this cache and this capture lie."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,7 +13,7 @@ from threadpoolctl import ThreadpoolController
 from kvgen.engine.cache import KeyValueCache
 from kvgen.engine.calibration import Calibration, median_seconds
 from kvgen.engine.config import ModelConfig
-from kvgen.engine.contract import PREFILL_CHUNK, KVCache, check_request
+from kvgen.engine.contract import KVCache, check_request
 from kvgen.engine.edits import Edit, edited_output, edited_weights
 from kvgen.engine.machine import usable_cores
 from kvgen.engine.params import LayerParams, Linear, Norm, Params
@@ -37,6 +37,9 @@ from kvgen.forks import wait_before_fork
 # from a product during which another thread forks.
 _BLAS = threading.RLock()
 wait_before_fork(_BLAS)
+
+
+CHUNK = 192  # positions at a time where many are to be run: bounds the memory of the scores
 
 
 @runtime_checkable
@@ -86,7 +89,6 @@ class ReferenceEngine:
         self._params = params
         self._layers = [_widen(layer) for layer in params.layers]
         self._head = _project(params.head)
-        self.rows_read = np.zeros(self.config.n_layers, np.int64)
 
     @property
     def weight_bytes(self) -> int:
@@ -123,6 +125,7 @@ class ReferenceEngine:
         capture: Recorder | None = None,
         all_logits: bool = False,
         rope_length: int | None = None,
+        on_progress: Callable[[int], None] | None = None,
         edit: Edit | None = None,
     ) -> FloatArray:  # T ids -> logits [V] or [T, V]
         """Run T new positions through the model; see `kvgen.engine.contract.Engine.forward`.
@@ -133,14 +136,18 @@ class ReferenceEngine:
         assert edit is None or cache.length == 0
         assert isinstance(cache, RowCache)
         check_request(self.config, ids, cache)
+        final_norm = self._params.final_norm
         # A model that has lost its way may overflow: the caller checks the logits.
         with _BLAS, self._blas.limit(limits=self.threads), np.errstate(all="ignore"):
-            self.rows_read[:] = 0
-            again = cache.prepare(len(ids), rope_length=rope_length)
-            for begin in range(0, len(again), PREFILL_CHUNK):
-                self._run(again[begin : begin + PREFILL_CHUNK], cache, capture, None)
-            x = self._run(ids, cache, capture, edit)
-            x = self._norm(x if all_logits else x[-1:], self._params.final_norm)
+            for part in _chunks(cache.prepare(len(ids), rope_length=rope_length)):
+                self._run(part, cache, capture, None)
+            hidden = []
+            for part in _chunks(ids) if edit is None else [ids]:
+                x = self._run(part, cache, capture, edit)
+                hidden.append(x if all_logits else x[-1:])
+                if on_progress is not None:
+                    on_progress(len(part))
+            x = self._norm(np.concatenate(hidden if all_logits else hidden[-1:]), final_norm)
             logits = linear(x, self._head) * np.float32(self.config.logit_scale)
             logits = soft_cap(logits, self.config.logit_softcap)
         return logits if all_logits else logits[0]
@@ -237,7 +244,6 @@ class ReferenceEngine:
             return edited_output(edit, layer, weights, v)
         mask = causal_mask(T, cache.length + T, window)
         keys, values = cache.read(layer, mask)
-        self.rows_read[layer] += mask.sum()
         return attend(q, keys, values, scale, mask, softcap=softcap)
 
     def _mlp(self, x: FloatArray, weights: _Layer) -> FloatArray:  # [T, C] -> [T, C]
@@ -284,3 +290,7 @@ def _widen(layer: LayerParams) -> _Layer:
         down=_project(layer.down),
         post_mlp_norm=layer.post_mlp_norm,
     )
+
+
+def _chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    return (ids[begin : begin + CHUNK] for begin in range(0, len(ids), CHUNK))

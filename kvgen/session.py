@@ -1,0 +1,97 @@
+"""Session: one sequence on one engine, from its first id to the trace of its attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from kvgen.engine.contract import Engine, KVCache
+from kvgen.engine.tensors import FloatArray
+from kvgen.engine.trace import AttentionTrace, Capture, LayerTrace, Recorder
+
+
+class Session:
+    """Owns what belongs to one sequence: the KV cache with its ids, and what is captured of Q.
+
+    `capture` and `on_progress` may be set at any time and hold from the next feed on.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        capacity: int,
+        *,
+        capture: Recorder | None = None,
+        cache: KVCache | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """An empty sequence of up to `capacity` positions, in a given cache or a new one.
+
+        `on_progress` hears of each chunk of a feed, by its number of positions.
+        """
+        self.engine = engine
+        self.cache = engine.new_cache(capacity) if cache is None else cache
+        self.capture = capture
+        self.on_progress = on_progress
+        self.positions_run = 0  # by the last feed: those that ran again are counted too
+        self.rows_read: npt.NDArray[np.int64] = np.zeros(engine.config.n_layers, np.int64)
+
+    @property
+    def ids(self) -> Sequence[int]:
+        """The ids of the positions so far."""
+        return self.cache.ids
+
+    def feed(
+        self, ids: Sequence[int], *, all_logits: bool = False, rope_length: int | None = None
+    ) -> FloatArray:
+        """Run ids behind the sequence: the last one's logits [V], or those of all [T, V].
+
+        Afterwards `positions_run` and `rows_read` [L] tell of this feed: positions that went
+        through the model, and rows of K that each layer's queries read (as many of V). For
+        `rope_length` see `Engine.forward`.
+        """
+        run_before, read_before = self.cache.positions_run, self.cache.rows_read.copy()
+        logits = self.engine.forward(
+            ids,
+            self.cache,
+            capture=self.capture,
+            all_logits=all_logits,
+            rope_length=rope_length,
+            on_progress=self.on_progress,
+        )
+        self.positions_run = self.cache.positions_run - run_before
+        self.rows_read = self.cache.rows_read - read_before
+        return logits
+
+    def rewind(self, length: int = 0) -> None:
+        """Forget every position from `length` on."""
+        self.cache.truncate(length)
+
+    def recording(self, *, n_prompt: int | None = None) -> AttentionTrace:
+        """The captured Q with the cache's K and V, over all positions so far.
+
+        The first `n_prompt` of them (None: all) came from the prefill.
+        """
+        capture, config, T = self.capture, self.engine.config, self.cache.length
+        assert isinstance(capture, Capture)
+        return AttentionTrace(
+            token_ids=tuple(self.ids),
+            n_prompt=T if n_prompt is None else n_prompt,
+            layers=tuple(
+                LayerTrace(
+                    layer=layer,
+                    heads=capture.heads,
+                    share=config.n_heads // config.n_kv_heads,
+                    scale=config.attn_scales[layer],
+                    softcap=config.attn_softcap,
+                    window=config.window(layer),
+                    q=capture.q[row, :T],
+                    k=self.cache.keys(layer),
+                    v=self.cache.values(layer),
+                    z=capture.z[row, :T],
+                )
+                for row, layer in enumerate(capture.layers)
+            ),
+        )
