@@ -21,6 +21,7 @@ from kvgen.bench.plan import BenchPlan, Workload
 from kvgen.bench.report import BenchReport, Verification, spread
 from kvgen.bench.run import bench, predicted_seconds
 from kvgen.bench.verify import verify
+from kvgen.engine import formula
 from kvgen.engine.cache import KeyValueCache
 from kvgen.engine.calibration import Calibration
 from kvgen.engine.fast.engine import FastEngine
@@ -357,7 +358,7 @@ def test_reports_without_a_common_test_are_not_compared() -> None:
 
 def reads_one_row_less(patch: pytest.MonkeyPatch) -> None:
     """A decode step that no longer sees the key before it."""
-    mask = ops.causal_mask
+    mask = formula.causal_mask
 
     def blind(T: int, S: int, window: int | None = None) -> ops.Mask:
         visible = mask(T, S, window)
@@ -385,7 +386,7 @@ def writes_one_row_too_far(patch: pytest.MonkeyPatch) -> None:
 
 def widens_its_window(patch: pytest.MonkeyPatch) -> None:
     """A decode step whose window holds one key too many."""
-    mask = ops.causal_mask
+    mask = formula.causal_mask
 
     def wide(T: int, S: int, window: int | None = None) -> ops.Mask:
         return mask(T, S, window + 1 if window and T == 1 else window)

@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 
 from kvgen.attention.residual import Written
-from kvgen.attention.steps import attention_weights, products, scaled_scores, softmax_of
+from kvgen.attention.steps import attention_weights, products, scaled_scores
+from kvgen.engine.formula import softmax
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import AttentionTrace
 from kvgen.errors import UsageError
@@ -45,7 +46,7 @@ def measured(
             lengths = np.outer(*(np.linalg.norm(rows, axis=1) for rows in (one.q[:, 0], keys)))
             numbers = np.divide(numbers, lengths, out=np.zeros_like(numbers), where=lengths > 0)
     else:
-        numbers = softmax_of(scaled)
+        numbers = softmax(scaled)
         if measure == "norm":
             if written is None:
                 raise UsageError("this recording does not hold what heads write: leave out norm")

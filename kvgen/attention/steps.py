@@ -11,46 +11,31 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from kvgen.engine import formula
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import AttentionTrace, LayerTrace
 
 
 def products(trace: LayerTrace, *, first: int = 0) -> FloatArray:
     """q_i . k_j of the queries from row `first` on with every key, [H, T - first, T]."""
-    keys = trace.k[:, trace.kv_heads]
-    result: FloatArray = trace.q[first:].transpose(1, 0, 2) @ keys.transpose(1, 2, 0)
-    return result
+    return formula.dot_products(trace.q[first:], trace.k[:, trace.kv_heads])
 
 
 def scaled_scores(trace: LayerTrace, *, first: int = 0) -> FloatArray:
     """What the softmax takes, [H, T - first, T]; -inf where a query does not see a key."""
     T = len(trace.q)
-    scores = products(trace, first=first)
-    scores *= np.float32(trace.scale)
-    if trace.softcap is not None:
-        scores = trace.softcap * np.tanh(scores / np.float32(trace.softcap))
-    behind = np.arange(first, T)[:, None] - np.arange(T)  # how far key j lies behind query i
-    np.copyto(scores, -np.inf, where=(behind < 0) | (behind >= (trace.window or T + 1)))
-    return scores
+    scores = formula.scaled(products(trace, first=first), trace.scale, trace.softcap)
+    return formula.masked(scores, formula.causal_mask(T - first, T, trace.window))
 
 
 def attention_weights(trace: LayerTrace, *, first: int = 0) -> FloatArray:
     """The causal weights of the queries from row `first` on, [H, T - first, T]; rows sum to 1."""
-    return softmax_of(scaled_scores(trace, first=first))
-
-
-def softmax_of(scores: FloatArray) -> FloatArray:
-    """The softmax of each row, in the place of the scores."""
-    scores -= scores.max(axis=-1, keepdims=True)
-    np.exp(scores, out=scores)
-    scores /= scores.sum(axis=-1, keepdims=True)
-    return scores
+    return formula.softmax(scaled_scores(trace, first=first))
 
 
 def weighted_values(weights: FloatArray, trace: LayerTrace) -> FloatArray:
     """z_i = sum_j w_ij v_j for weights [H, T, T], as [T, H, D]."""
-    values = trace.v[:, trace.kv_heads]
-    return (weights @ values.transpose(1, 0, 2)).transpose(1, 0, 2)
+    return formula.weighted_sum(weights, trace.v[:, trace.kv_heads])
 
 
 def decode_error(trace: AttentionTrace, full_pass: AttentionTrace) -> float:
@@ -118,12 +103,9 @@ def explain_row(
     query_length = float(np.linalg.norm(q))
     key_lengths = np.linalg.norm(keys, axis=1)
     lengths = query_length * key_lengths
-    scaled = products * np.float32(len(q) ** -0.5 if scale is None else scale)
-    if softcap is not None:
-        scaled = np.float32(softcap) * np.tanh(scaled / np.float32(softcap))
-    n_hidden = max(0, len(keys) - (window or len(keys)))
-    exponentials = np.exp(scaled - scaled[n_hidden:].max())
-    exponentials[:n_hidden] = 0
+    scaled = formula.scaled(products.copy(), len(q) ** -0.5 if scale is None else scale, softcap)
+    seen = formula.causal_mask(1, len(keys), window)[0]
+    exponentials = formula.exponentials(formula.masked(scaled.copy(), seen))
     weights = exponentials / exponentials.sum()
     output = weights @ values
     energy = float(output @ output)

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from kvgen.engine import formula
 from kvgen.engine.tensors import FloatArray
 from kvgen.errors import UsageError
 
@@ -92,6 +93,25 @@ def _check_place(layer: int, head: int, n_layers: int, n_heads: int) -> None:
         )
 
 
+def apply_edit(
+    edit: Edit, layer: int, scores: FloatArray, mask: formula.Mask, *, scale: float
+) -> None:  # scores and mask [H, T, T]
+    """Change a layer's scores, already scaled, and its mask, in their place."""
+    if not edit.touches(layer):
+        return
+    chosen = edit.chosen(len(scores))
+    if edit.kind == "kq":
+        scores[chosen] = scores[chosen].swapaxes(1, 2)
+    elif edit.kind == "unscaled":
+        scores[chosen] /= np.float32(scale)
+    elif edit.kind == "unmasked":
+        mask[chosen] = True
+    elif edit.kind == "drop-sink":
+        mask[chosen, 1:, 0] = False
+        # A row whose window holds nothing else keeps itself.
+        mask[chosen] |= np.eye(scores.shape[1], dtype=bool)
+
+
 def edited_weights(
     edit: Edit,
     layer: int,
@@ -104,30 +124,10 @@ def edited_weights(
 ) -> FloatArray:  # q [T, H, D], k [T, G, D] -> [H, T, T]
     """The weights of a whole sequence; rows sum to 1."""
     T, H, _ = q.shape
-    keys = np.repeat(k, H // k.shape[1], axis=1).transpose(1, 0, 2)  # [H, T, D]
-    scores = q.transpose(1, 0, 2) @ keys.swapaxes(1, 2)
-    behind = np.arange(T)[:, None] - np.arange(T)  # how far key j lies behind query i
-    seen = np.repeat(((behind >= 0) & (behind < (window or T + 1)))[None], H, axis=0)
-    factors = np.full((H, 1, 1), scale, np.float32)
-    if edit.touches(layer):
-        chosen = edit.chosen(H)
-        if edit.kind == "kq":
-            scores[chosen] = scores[chosen].swapaxes(1, 2)
-        elif edit.kind == "unscaled":
-            factors[chosen] = 1
-        elif edit.kind == "unmasked":
-            seen[chosen] = True
-        elif edit.kind == "drop-sink":
-            seen[chosen, 1:, 0] = False
-            # A row whose window holds nothing else keeps itself.
-            seen[chosen] |= np.eye(T, dtype=bool)
-    scores = scores * factors
-    if softcap is not None:
-        scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
-    scores = np.where(seen, scores, -np.float32(np.inf))
-    weights: FloatArray = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights /= weights.sum(axis=-1, keepdims=True)
-    return weights
+    scores = formula.scaled(formula.dot_products(q, k), scale)
+    mask = np.repeat(formula.causal_mask(T, T, window)[None], H, axis=0)
+    apply_edit(edit, layer, scores, mask, scale=scale)
+    return formula.softmax(formula.masked(formula.soft_cap(scores, softcap), mask))
 
 
 def edited_output(
@@ -135,8 +135,7 @@ def edited_output(
 ) -> FloatArray:  # weights [H, T, T], v [T, G, D] -> [T, H, D]
     """Each head's sum of values; 0, or its mean over the positions so far, where it is ablated."""
     H, T, _ = weights.shape
-    values = np.repeat(v, H // v.shape[1], axis=1).transpose(1, 0, 2)
-    z = np.ascontiguousarray((weights @ values).swapaxes(0, 1))
+    z = np.ascontiguousarray(formula.weighted_sum(weights, v))
     if edit.kind == "ablate" and edit.touches(layer):
         for head in edit.chosen(H):
             so_far = np.cumsum(z[:, head], axis=0) / np.arange(1, T + 1, dtype=np.float32)[:, None]

@@ -15,18 +15,17 @@ from kvgen.engine.calibration import Calibration, median_seconds
 from kvgen.engine.config import ModelConfig
 from kvgen.engine.contract import KVCache, check_request
 from kvgen.engine.edits import Edit, edited_output, edited_weights
+from kvgen.engine.formula import causal_mask, soft_cap
 from kvgen.engine.machine import usable_cores
 from kvgen.engine.params import LayerParams, Linear, Norm, Params
 from kvgen.engine.reference.ops import (
     Projection,
     activate,
     attend,
-    causal_mask,
     layer_norm,
     linear,
     rms_norm,
     rotate,
-    soft_cap,
 )
 from kvgen.engine.rope import RopeTables
 from kvgen.engine.tensors import DTypeName, FloatArray

@@ -9,13 +9,11 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from kvgen.engine import formula
 from kvgen.engine.config import Activation
 from kvgen.engine.params import Norm
 from kvgen.engine.tensors import FloatArray
-
-Mask = npt.NDArray[np.bool_]  # what may be seen
 
 
 class Projection(NamedTuple):
@@ -57,52 +55,19 @@ def rotate(x: FloatArray, cos: FloatArray, sin: FloatArray) -> FloatArray:  # [T
     return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
 
 
-def softmax(scores: FloatArray) -> FloatArray:  # [..., S] -> [..., S], rows sum to 1
-    """Softmax over the last axis; a score of -inf gets weight 0."""
-    exponentials = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights: FloatArray = exponentials / exponentials.sum(axis=-1, keepdims=True)
-    return weights
-
-
-def causal_mask(T: int, S: int, window: int | None = None) -> Mask:  # [T, S]
-    """Which of S keys each of the last T positions sees: itself and what lies before it.
-
-    With a window only the `window` - 1 keys before it.
-    """
-    behind = np.arange(S - T, S)[:, None] - np.arange(S)  # how far key s lies behind query t
-    return (behind >= 0) & (behind < (window or S + 1))
-
-
 def attend(
     q: FloatArray,
     k: FloatArray,
     v: FloatArray,
     scale: float,
-    mask: Mask,
+    mask: formula.Mask,
     *,
     softcap: float | None = None,
 ) -> FloatArray:  # q [T, H, D], k and v [G, S, D], mask [T, S] -> [T, H, D]
-    """Attention of the last T of S positions: softmax(q k^T scale) v over what each query sees.
-
-    Scores are soft-capped before the mask.
-
-    Query head h reads key/value head h // (H/G): the H/G query heads of one group are stacked into
-    one matrix, so that keys and values are never repeated.
-    """
-    T, H, D = q.shape
-    G, S, _ = k.shape
-    stacked = q.reshape(T, G, H // G, D).transpose(1, 2, 0, 3).reshape(G, -1, D)  # [G, H/G * T, D]
-    scores = (stacked @ k.swapaxes(1, 2)) * np.float32(scale)
-    scores = scores.reshape(G, H // G, T, S)
-    scores = soft_cap(scores, softcap)
-    weights = softmax(np.where(mask, scores, -np.float32(np.inf)))
-    z = weights.reshape(G, -1, S) @ v  # [G, H/G * T, D]
-    return z.reshape(G, H // G, T, D).transpose(2, 0, 1, 3).reshape(T, H, D)
-
-
-def soft_cap(x: FloatArray, cap: float | None) -> FloatArray:
-    """c tanh(x / c): close to x where it is small, never beyond c; x itself without a cap."""
-    return x if cap is None else np.float32(cap) * np.tanh(x / np.float32(cap))
+    """Attention of the last T of S positions: softmax(q k^T scale) v over what each query sees."""
+    scores = formula.scaled(formula.dot_products(q, k.swapaxes(0, 1)), scale, softcap)
+    weights = formula.softmax(formula.masked(scores, mask))
+    return formula.weighted_sum(weights, v.swapaxes(0, 1))
 
 
 def activate(x: FloatArray, activation: Activation) -> FloatArray:
