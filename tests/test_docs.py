@@ -84,7 +84,7 @@ def test_the_top_level_holds_nothing_else() -> None:
     top = {name.split("/")[0] for name in listed.stdout.splitlines()}
     assert top <= {
         "pyproject.toml", "README.md", "CHANGELOG.md", "kvgen", "weights", "tests", ".ci",
-        ".gitignore",
+        ".gitignore", "LICENSE",
     }  # fmt: skip
 
 

@@ -109,9 +109,9 @@ def _check_jinja() -> None:
     except metadata.PackageNotFoundError:
         found = None
     if found is None:
-        raise KvgenError("chat templates need jinja2: pip install 'kvgen[chat]'")
+        raise KvgenError("chat templates need jinja2: pip install 'jinja2>=3.1.6'")
     if tuple(map(int, re.findall(r"\d+", found)[:3])) < _SAFE_JINJA:
-        raise KvgenError("chat templates need a newer jinja2: pip install 'kvgen[chat]'")
+        raise KvgenError("chat templates need a newer jinja2: pip install 'jinja2>=3.1.6'")
 
 
 def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
