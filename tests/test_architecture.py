@@ -95,6 +95,7 @@ HOMES = {
     "click": {"cli"},
     "matplotlib": {"render"},
     "threadpoolctl": {"engine.reference", "engine.machine"},
+    "platformdirs": {"engine.machine"},
     "torch": set(),
     "transformers": set(),
 }

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 from threadpoolctl import threadpool_info
 
 import kvgen
@@ -53,11 +54,10 @@ def user_cache() -> Path:
     """Where kvgen keeps what it can make again; RuntimeError for a user without a home."""
     if chosen := os.environ.get("KVGEN_CACHE_DIR"):
         return Path(chosen)
-    if platform.system() == "Windows":
-        return Path(os.environ.get("LOCALAPPDATA", "~")).expanduser() / "kvgen" / "cache"
-    if platform.system() == "Darwin":
-        return Path("~/Library/Caches/kvgen").expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kvgen"
+    folder = platformdirs.user_cache_path("kvgen", appauthor=False)
+    if not folder.is_absolute():
+        raise RuntimeError("this user has no home")
+    return folder
 
 
 def usable_cores() -> int:

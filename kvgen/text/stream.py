@@ -1,4 +1,8 @@
-"""Text out of tokens as they come, ended by stop texts."""
+"""Text out of tokens as they come, ended by stop texts.
+
+The library's own `DecodeStream` ends with an error at bytes that make no character, which any
+sampled text may hold; it has no end at which the last bytes come out, and knows no stop texts.
+"""
 
 from __future__ import annotations
 
