@@ -50,19 +50,21 @@ class Tokenizer:
         settings: Mapping[str, Any],
         *,
         kind: str = "",
-        add_eos: bool = False,
+        frames: bool = False,
     ) -> None:
         """`settings` as `merge_settings` gives them; `kind` is the class in transformers.
 
-        With `add_eos` every text ends with the end token. Raises ValueError where there are no
-        tokens, and where settings describe one wrongly.
+        With `frames` the settings alone say whether texts begin and end with special tokens, since
+        there is no tokenizer.json to say so. Raises ValueError where there are no tokens, and where
+        settings describe one wrongly.
         """
         self._tokenizer = tokenizer
         self.named = named_tokens(settings)  # bos_token, eos_token, ...: their texts
         self.notes = add_listed(tokenizer, settings)
-        # A start token that only its name makes known has no embedding.
-        self._bos_id = self._id(self.named.get("bos_token"))
+        known_bos_id = self._id(self.named.get("bos_token"))
         add_named(tokenizer, settings, kind=kind)
+        # Beside a tokenizer.json, a start token that only its name makes known has no embedding.
+        self._bos_id = self._id(self.named.get("bos_token")) if frames else known_bos_id
         self.eos_id = self._id(self.named.get("eos_token"))
         # Ids run from 0 to n_tokens - 1; the embedding may have more rows.
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
@@ -74,7 +76,8 @@ class Tokenizer:
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = settings.get("split_special_tokens") is True
         self._add_bos = settings.get("add_bos_token") is True
-        self._add_eos = add_eos
+        self._frames = frames
+        self._add_eos = frames and settings.get("add_eos_token") is True
         self._byte_level = "ByteLevel" in repr(tokenizer.decoder)
         added = tokenizer.get_added_tokens_decoder()
         self._special = {number: each.content for number, each in added.items() if each.special}
@@ -112,7 +115,7 @@ class Tokenizer:
             special_tokens
             and self._add_bos
             and self._bos_id is not None
-            and ids[:1] != [self._bos_id]
+            and (self._frames or ids[:1] != [self._bos_id])
         ):
             ids.insert(0, self._bos_id)
         if special_tokens and self._add_eos and self.eos_id is not None:
@@ -242,18 +245,17 @@ def _open_merges(folder: Path, settings: dict[str, Any], kind: str) -> Tokenizer
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    add_eos = settings.get("add_eos_token") is True
-    return _finish(tokenizer, settings, kind, add_eos=add_eos)
+    return _finish(tokenizer, settings, kind, frames=True)
 
 
 def _finish(
-    tokenizer: tokenizers.Tokenizer, settings: dict[str, Any], kind: str, *, add_eos: bool = False
+    tokenizer: tokenizers.Tokenizer, settings: dict[str, Any], kind: str, *, frames: bool = False
 ) -> Tokenizer:
     """With what a class of that kind does whatever file it was read from."""
     _set_prefix_space(tokenizer, settings.get("add_prefix_space"), kind)
     if tokenizer.token_to_id(_END) is not None:
         settings = dict.fromkeys(_OWN_RULES.get(kind, ()), _END) | settings
-    return Tokenizer(tokenizer, settings, kind=kind, add_eos=add_eos)
+    return Tokenizer(tokenizer, settings, kind=kind, frames=frames)
 
 
 def _set_prefix_space(tokenizer: tokenizers.Tokenizer, wanted: Any, kind: str) -> None:
