@@ -16,13 +16,13 @@ import pytest
 
 import kvgen
 from kvgen.engine.cache import KeyValueCache
-from kvgen.engine.fast.attention import attend, row_pitch
-from kvgen.engine.fast.compiler import entrance
-from kvgen.engine.fast.curves import GELU, GELU_TANH, RELU, SILU, activate, normalise
-from kvgen.engine.fast.packed import Packed, multiply_packed, pack_tokens
-from kvgen.engine.fast.products import ROWS, dot_rows, tile_across, widen_rows
-from kvgen.engine.fast.simd import load, store
-from kvgen.engine.fast.special import MULTIPLIES_BYTES, MULTIPLIES_PAIRS
+from kvgen.engine.fast.compiler import jit_entry
+from kvgen.engine.fast.kernels.attention import attend, row_pitch
+from kvgen.engine.fast.kernels.elementwise import GELU, GELU_TANH, RELU, SILU, activate, normalise
+from kvgen.engine.fast.kernels.packed import Packed, multiply_packed, pack_tokens
+from kvgen.engine.fast.kernels.products import ROWS, dot_rows, tile_across, widen_rows
+from kvgen.engine.fast.kernels.simd import load, store
+from kvgen.engine.fast.kernels.x86_intrinsics import MULTIPLIES_BYTES, MULTIPLIES_PAIRS
 from kvgen.engine.reference import ops
 from kvgen.engine.tensors import BFloat16, Dense, DTypeName, Int8, Tensor, quantize
 from kvgen.errors import NonFiniteError, UsageError
@@ -36,18 +36,18 @@ LENGTHS = [4, 16, 20, 54, 64, 127, 128, 331, 576]
 DTYPES: tuple[DTypeName, ...] = ("f32", "bf16", "f16", "int8")
 
 
-@entrance
+@jit_entry
 def run_dot_rows(matrix, like, x, n, bias, streamed, y, begin, end, spare):  # type: ignore[no-untyped-def]
     dot_rows(matrix, like, x, n, bias, streamed, y, begin, end, spare)
 
 
-@entrance
+@jit_entry
 def run_tile(matrix, like, n_rows, n, x, pitch, panel, out):  # type: ignore[no-untyped-def]
     widen_rows(matrix, like, 0, n_rows, n, panel)
     tile_across(panel, 0, n, x, pitch, out, pitch)
 
 
-@entrance
+@jit_entry
 def run_attend(
     n_rows, q, k, v, D, pitch, begin, end, firsts, ends, cap, scores, out, peaks, totals
 ):  # type: ignore[no-untyped-def]
@@ -57,23 +57,23 @@ def run_attend(
     )  # fmt: skip
 
 
-@entrance
+@jit_entry
 def run_activate(x, n, activation):  # type: ignore[no-untyped-def]
     activate(x, 0, n, activation)
 
 
-@entrance
+@jit_entry
 def run_normalise(x, n, scale, shift, rms, y):  # type: ignore[no-untyped-def]
     normalise(x, n, scale, shift, rms, np.float32(1e-5), y)
 
 
-@entrance
+@jit_entry
 def run_copy(source, target):  # type: ignore[no-untyped-def]
     for i in range(0, len(source), 16):
         store(target, i, load(source, i))
 
 
-@entrance
+@jit_entry
 def run_packed(matrix, like, n_rows, n, x, pitch, panel, packed, out):  # type: ignore[no-untyped-def]
     pack_tokens(x, n, pitch, 0, pitch, like, packed)
     multiply_packed(matrix, like, 0, n_rows, n, panel, packed, pitch, out)
@@ -217,10 +217,10 @@ def test_every_float16_is_read_and_written_exactly() -> None:
 
 ON_ANOTHER_CPU = """
 import sys, numpy as np, kvgen
-from kvgen.engine.fast.compiler import entrance
-from kvgen.engine.fast.simd import load, store
+from kvgen.engine.fast.compiler import jit_entry
+from kvgen.engine.fast.kernels.simd import load, store
 
-@entrance
+@jit_entry
 def copy(source, target):
     for i in range(0, len(source), 16):
         store(target, i, load(source, i))

@@ -14,10 +14,10 @@ import pytest
 SCRIPT = """
 import sys, kvgen
 from kvgen.engine.fast import compiler
-from kvgen.engine.fast.run import run
+from kvgen.engine.fast.worker_loop import worker_loop
 model = kvgen.load(sys.argv[1], backend="numba")
 model.logits([1, 2, 3])
-hits, misses = run.stats.cache_hits, run.stats.cache_misses
+hits, misses = worker_loop.stats.cache_hits, worker_loop.stats.cache_misses
 print(compiler.FOLDER, sum(hits.values()), sum(misses.values()))
 """
 

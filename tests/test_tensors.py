@@ -7,7 +7,7 @@ import numba
 import numpy as np
 import pytest
 
-from kvgen.engine.fast.stored import widen
+from kvgen.engine.fast.kernels.weight_access import widen
 from kvgen.engine.tensors import BFloat16, Dense, DTypeName, convert, quantize
 
 EVERY_PATTERN = np.arange(2**16, dtype=np.uint16)

@@ -10,9 +10,33 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from kvgen.engine.fast.attention import attend
-from kvgen.engine.fast.compiler import in_one_place, kernel
-from kvgen.engine.fast.curves import cap_logits
+from kvgen.engine.fast.compiler import kernel, noinline
+from kvgen.engine.fast.kernels.attention import attend
+from kvgen.engine.fast.kernels.chunk_ops import (
+    ACTIVATE,
+    ADD,
+    SET,
+    START,
+    TIMES,
+    add_tokens,
+    multiply,
+    norm_or_copy_tokens,
+    normalise_tokens,
+    rotate_tokens,
+)
+from kvgen.engine.fast.kernels.elementwise import cap_logits
+from kvgen.engine.fast.kernels.kv_access import (
+    captured_rows,
+    keep_keys_and_values,
+    lay_out_angles,
+    layer_of_cache,
+)
+from kvgen.engine.fast.kernels.packed import pack_tokens
+from kvgen.engine.fast.kernels.products import ROWS, dot_rows, share, tile_across, widen_rows
+from kvgen.engine.fast.kernels.simd import (
+    LANES,
+)
+from kvgen.engine.fast.kernels.weight_access import as_pointer
 from kvgen.engine.fast.layout import (
     ALL,
     ATTN_NORM,
@@ -39,38 +63,14 @@ from kvgen.engine.fast.layout import (
     Q,
     V,
 )
-from kvgen.engine.fast.packed import pack_tokens
-from kvgen.engine.fast.products import ROWS, dot_rows, share, tile_across, widen_rows
-from kvgen.engine.fast.simd import (
-    LANES,
-)
-from kvgen.engine.fast.slots import (
-    captured_rows,
-    keep_keys_and_values,
-    lay_out_angles,
-    layer_of_cache,
-)
 from kvgen.engine.fast.step import embed
-from kvgen.engine.fast.stored import as_pointer
 from kvgen.engine.fast.team import barrier
-from kvgen.engine.fast.tokens import (
-    ACTIVATE,
-    ADD,
-    SET,
-    START,
-    TIMES,
-    add_tokens,
-    multiply,
-    norm_or_copy_tokens,
-    normalise_tokens,
-    rotate_tokens,
-)
 
 
 @kernel
 def prepare_head(number, layer, T, pitch, shape, weights, request, work):
     """One head of q, k or v of all tokens: norm, RoPE, capture; k and v go into the cache."""
-    in_one_place()
+    noinline()
     H, G, D = shape.n_heads, shape.n_kv_heads, shape.head_dim
     start, table = number * D * pitch, weights.tables[layer]
     is_query = number < H
@@ -111,7 +111,7 @@ def prepare_head(number, layer, T, pitch, shape, weights, request, work):
 @kernel
 def attend_tile(thread, head, first_row, n_rows, layer, pitch, shape, weights, request, work):
     """One head of neighbouring tokens of one sequence; `work.hidden` gets the result."""
-    in_one_place()
+    noinline()
     H, G, D = shape.n_heads, shape.n_kv_heads, shape.head_dim
     cache = request.caches[request.slots[first_row]]
     keys, values = layer_of_cache(cache, request.like, layer, shape)
@@ -151,7 +151,7 @@ def attend_tile(thread, head, first_row, n_rows, layer, pitch, shape, weights, r
 @kernel
 def all_logits(thread, n_threads, address, T, pitch, shape, weights, work):
     """The logits of every token, [T, V] at an address, of hidden states in `work.hidden`."""
-    in_one_place()
+    noinline()
     C, vocab_size = shape.d_model, shape.vocab_size
     panel, product = work.own_panel[thread], work.own_product[thread]
     logits = carray(as_pointer(address), (T * vocab_size,), np.float32)
@@ -176,7 +176,7 @@ def all_logits(thread, n_threads, address, T, pitch, shape, weights, work):
 @kernel
 def chunk(thread, n_threads, shared, shape, weights, request, work):
     """Run the request's rows through all layers; the logits of the last or of all of them."""
-    in_one_place()
+    noinline()
     H, G, D, C, F = shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.d_model, shape.d_ff
     like, activation, H_D = weights.like, shape.activation, H * D
     T, n_tiles = request.numbers[N_TOKENS], request.numbers[N_TILES]

@@ -42,7 +42,7 @@ def cache_folder() -> Path | None:
         else llvmlite.binding.get_host_cpu_features().flatten(),
     ]
     digest = hashlib.sha256("\0".join(target).encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(source.read_bytes())
     try:
         folder = user_cache() / "kernels" / digest.hexdigest()[:16]
@@ -71,8 +71,8 @@ wait_before_fork(global_compiler_lock)  # half a compilation is of no use to a c
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a function of a module that compiled functions call.
 
-    It is optimised as a part of the entrance that it ends up in, and not before: the compiler would
-    go over it again at every level in between.
+    It is optimised only once, as part of the function that Python calls: otherwise the compiler
+    would optimise it again at every level of calls in between.
     """
     dispatcher = _compile(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
     compile_now = dispatcher.compile
@@ -88,13 +88,13 @@ def kernel(function: Callable[..., Any]) -> Any:
     return dispatcher
 
 
-def entrance(function: Callable[..., Any]) -> Any:
+def jit_entry(function: Callable[..., Any]) -> Any:
     """Compile a function of a module that Python calls."""
     return _compile(function, no_cfunc_wrapper=True)
 
 
 @intrinsic
-def in_one_place(_: Any) -> Any:
+def noinline(_: Any) -> Any:
     """Said first in a kernel: callers share its code and do not each get a copy of it.
 
     Without it the compiler copies large functions into larger ones and works through them at every

@@ -15,12 +15,13 @@ from kvgen.engine.cache import KeyValueCache
 from kvgen.engine.calibration import Calibration
 from kvgen.engine.config import ModelConfig
 from kvgen.engine.contract import KVCache, check_request
-from kvgen.engine.fast import compiler, layout, special
-from kvgen.engine.fast.attention import BLOCK, row_pitch
-from kvgen.engine.fast.products import ROWS
-from kvgen.engine.fast.run import run
+from kvgen.engine.fast import compiler, layout
+from kvgen.engine.fast.kernels import x86_intrinsics
+from kvgen.engine.fast.kernels.attention import BLOCK, row_pitch
+from kvgen.engine.fast.kernels.products import ROWS
 from kvgen.engine.fast.tables import request_of, shape_of, weights_of, workspace_of
 from kvgen.engine.fast.team import Team
+from kvgen.engine.fast.worker_loop import worker_loop
 from kvgen.engine.params import Params
 from kvgen.engine.tensors import CacheDTypeName, DTypeName, FloatArray, PrefillName
 from kvgen.engine.trace import Capture, Recorder
@@ -57,7 +58,9 @@ class FastEngine:
         self._request = request_of(cache_dtype)
         workspace = workspace_of(params.config, threads, packed=prefill == "fast")
         self._own_reads = workspace.own_reads
-        self._team = Team(threads, run, (shape_of(params), self._weights, self._request, workspace))
+        self._team = Team(
+            threads, worker_loop, (shape_of(params), self._weights, self._request, workspace)
+        )
         self.compile_seconds = self._compile()
 
     def new_cache(self, capacity: int) -> KeyValueCache:
@@ -190,5 +193,7 @@ class FastEngine:
 def _check_fast_prefill(dtype: DTypeName) -> None:
     if dtype not in ("bf16", "int8"):
         raise UsageError(f"fast prefill is for bf16 and int8 weights, and these are {dtype}")
-    if not (special.MULTIPLIES_PAIRS if dtype == "bf16" else special.MULTIPLIES_BYTES):
+    if not (
+        x86_intrinsics.MULTIPLIES_PAIRS if dtype == "bf16" else x86_intrinsics.MULTIPLIES_BYTES
+    ):
         raise UsageError(f"this CPU has no instruction for a fast prefill of {dtype} weights")

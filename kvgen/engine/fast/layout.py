@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kvgen.engine.fast.packed import Packed
+from kvgen.engine.fast.kernels.packed import Packed
 from kvgen.engine.tensors import FloatArray
 
 CHUNK = 192  # tokens that go through the layers together: constant memory, and the best speed

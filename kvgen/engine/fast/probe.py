@@ -9,14 +9,14 @@ import numpy.typing as npt
 
 from kvgen.engine.calibration import Calibration, median_seconds
 from kvgen.engine.config import ModelConfig
-from kvgen.engine.fast.attention import BLOCK, SEGMENT, attend, row_pitch
-from kvgen.engine.fast.compiler import entrance, in_one_place, kernel
+from kvgen.engine.fast.compiler import jit_entry, kernel, noinline
+from kvgen.engine.fast.kernels.attention import BLOCK, SEGMENT, attend, row_pitch
+from kvgen.engine.fast.kernels.int8_dot import BYTES
+from kvgen.engine.fast.kernels.products import ROWS, dot_rows, share, tile_across, widen_rows
+from kvgen.engine.fast.kernels.simd import LANES
 from kvgen.engine.fast.layout import CHUNK
-from kvgen.engine.fast.products import ROWS, dot_rows, share, tile_across, widen_rows
-from kvgen.engine.fast.simd import LANES
 from kvgen.engine.fast.tables import SEEN_AS, STREAMED_BYTES
 from kvgen.engine.fast.team import Team, await_ticket, barrier, open_request
-from kvgen.engine.fast.whole_numbers import BYTES
 from kvgen.engine.tensors import CacheDTypeName, DTypeName, FloatArray
 
 NOTHING, READ, MULTIPLY, ATTEND = range(4)
@@ -63,7 +63,7 @@ class _Probe(NamedTuple):
 @kernel
 def multiply_rows(matrix, like, n, begin, end, panel, x, product):
     """Rows begin:end of a matrix [.., n] times a whole chunk of tokens."""
-    in_one_place()
+    noinline()
     row = begin
     while row < end:
         widen_rows(matrix, like, row, min(ROWS, end - row), n, panel)
@@ -71,9 +71,9 @@ def multiply_rows(matrix, like, n, begin, end, panel, x, product):
         row += ROWS
 
 
-@entrance
+@jit_entry
 def run_probe(thread, n_threads, shared, seen, probe):
-    """What `kvgen.engine.fast.run.run` is to requests, to one measurement after another."""
+    """Run one measurement after another, as `worker_loop` runs requests."""
     while True:
         if thread == 0:
             open_request(shared)

@@ -14,9 +14,18 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from kvgen.engine.fast.attention import BLOCK, LOWEST, SEGMENT, attend
-from kvgen.engine.fast.compiler import in_one_place, kernel
-from kvgen.engine.fast.curves import activate, cap_logits, normalise, rotate
+from kvgen.engine.fast.compiler import kernel, noinline
+from kvgen.engine.fast.kernels.attention import BLOCK, LOWEST, SEGMENT, attend
+from kvgen.engine.fast.kernels.elementwise import activate, cap_logits, normalise, rotate
+from kvgen.engine.fast.kernels.kv_access import (
+    angles,
+    captured_rows,
+    keep_key_and_value,
+    layer_of_cache,
+)
+from kvgen.engine.fast.kernels.products import ROWS, dot_rows, share
+from kvgen.engine.fast.kernels.simd import LANES, fma, load, mul, splat, store, zeros
+from kvgen.engine.fast.kernels.weight_access import as_pointer, row_scale, widen
 from kvgen.engine.fast.layout import (
     ATTN_NORM,
     CAPACITY,
@@ -38,10 +47,6 @@ from kvgen.engine.fast.layout import (
     Q,
     V,
 )
-from kvgen.engine.fast.products import ROWS, dot_rows, share
-from kvgen.engine.fast.simd import LANES, fma, load, mul, splat, store, zeros
-from kvgen.engine.fast.slots import angles, captured_rows, keep_key_and_value, layer_of_cache
-from kvgen.engine.fast.stored import as_pointer, row_scale, widen
 from kvgen.engine.fast.team import barrier
 
 PIECES = 16  # at most so many parts of the context are attended to separately
@@ -50,7 +55,7 @@ PIECES = 16  # at most so many parts of the context are attended to separately
 @kernel
 def norm_or_copy(x, n, norm, wanted, shape, y):
     """y = the norm of x [n], or x itself where the model has no such norm."""
-    in_one_place()
+    noinline()
     if wanted:
         normalise(x, n, norm[0], norm[1], shape.rms, shape.norm_eps, y)
     else:
@@ -61,7 +66,7 @@ def norm_or_copy(x, n, norm, wanted, shape, y):
 @kernel
 def normalise_head(x, start, head, norm, shape):
     """Normalise one head of queries or keys at x[start:] in place, where each is by itself."""
-    in_one_place()
+    noinline()
     if shape.qk_norm == EACH_HEAD:
         D = shape.head_dim
         own = x[start : start + D]
@@ -72,7 +77,7 @@ def normalise_head(x, start, head, norm, shape):
 @kernel
 def embed(token, position, shape, weights, x):
     """x [C] = the token's embedding, and the position's where it is learned."""
-    in_one_place()
+    noinline()
     C = shape.d_model
     table = carray(as_pointer(weights.embed[0]), ((token + 1) * C,), weights.like.dtype)
     scale = row_scale(weights.like, weights.embed[1], token) * shape.embed_scale
@@ -88,7 +93,7 @@ def attend_to_piece(
     thread, group, piece, first, stop, layer, keys, values, shape, weights, request, work
 ):
     """The query heads of one key/value head over the positions first:stop."""
-    in_one_place()
+    noinline()
     H, G, D, pitch = shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.pitch
     position, cache = request.positions[0], request.caches[request.slots[0]]
     q, scores, out = work.own_q[thread], work.own_scores[thread], work.own_out[thread]
@@ -131,7 +136,7 @@ def attend_to_piece(
 @kernel
 def keep_outputs(hidden, layer, position, cache, shape, weights):
     """The captured heads' outputs of this position."""
-    in_one_place()
+    noinline()
     D = shape.head_dim
     for head in range(shape.n_heads):
         row = weights.captured[layer, head]
@@ -144,7 +149,7 @@ def keep_outputs(hidden, layer, position, cache, shape, weights):
 @kernel
 def join_pieces(n_pieces, shape, work, spare, z):
     """z [H * D] = each head's attention, its pieces weighed by their sums (as in FlashDecoding)."""
-    in_one_place()
+    noinline()
     D, pitch = shape.head_dim, shape.pitch
     for head in range(shape.n_heads):
         start, highest, total = head * PIECES, LOWEST, np.float32(0)
@@ -170,7 +175,7 @@ def join_pieces(n_pieces, shape, work, spare, z):
 @kernel
 def times(x, start, other_start, n):
     """x[start:] *= x[other_start:] for n numbers in whole vectors."""
-    in_one_place()
+    noinline()
     for i in range(0, n, LANES):
         store(x, start + i, mul(load(x, start + i), load(x, other_start + i)))
 
@@ -178,7 +183,7 @@ def times(x, start, other_start, n):
 @kernel
 def step(thread, n_threads, shared, shape, weights, request, work):
     """Run request row 0 through all layers; its logits [V] go where the request says."""
-    in_one_place()
+    noinline()
     H, G, D, C, F = shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.d_model, shape.d_ff
     like, streamed, H_D, G_D = weights.like, shape.streamed, H * D, G * D
     position, cache = request.positions[0], request.caches[request.slots[0]]

@@ -5,21 +5,22 @@ from __future__ import annotations
 import numpy as np
 
 from kvgen.engine.config import Activation, ModelConfig
-from kvgen.engine.fast import curves, layout
-from kvgen.engine.fast.attention import SEGMENT, row_pitch
-from kvgen.engine.fast.packed import Packed
-from kvgen.engine.fast.products import ROWS
-from kvgen.engine.fast.simd import LANES
+from kvgen.engine.fast import layout
+from kvgen.engine.fast.kernels import elementwise
+from kvgen.engine.fast.kernels.attention import SEGMENT, row_pitch
+from kvgen.engine.fast.kernels.int8_dot import BYTES
+from kvgen.engine.fast.kernels.packed import Packed
+from kvgen.engine.fast.kernels.products import ROWS
+from kvgen.engine.fast.kernels.simd import LANES
 from kvgen.engine.fast.step import PIECES
-from kvgen.engine.fast.whole_numbers import BYTES
 from kvgen.engine.params import LayerParams, Linear, Norm, Params
 from kvgen.engine.tensors import Array, CacheDTypeName, FloatArray, Int8, Tensor
 
 _ACTIVATIONS: dict[Activation, int] = {
-    "relu": curves.RELU,
-    "silu": curves.SILU,
-    "gelu": curves.GELU,
-    "gelu_tanh": curves.GELU_TANH,
+    "relu": elementwise.RELU,
+    "silu": elementwise.SILU,
+    "gelu": elementwise.GELU,
+    "gelu_tanh": elementwise.GELU_TANH,
 }
 # How the compiled code sees each width; 16-bit floats travel as integers of their own kind.
 SEEN_AS: dict[str, type] = {

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from kvgen.engine.fast.atomics import atomic_add, atomic_load, pause
 from kvgen.engine.fast.compiler import kernel
+from kvgen.engine.fast.kernels.atomics import atomic_add, atomic_load, pause
 from kvgen.engine.machine import usable_cpus
 
 # Places in the array that the threads share, each on a cache line of its own.

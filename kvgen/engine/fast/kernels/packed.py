@@ -16,9 +16,9 @@ import numpy.typing as npt
 from numba import carray, types
 from numba.extending import intrinsic, overload
 
-from kvgen.engine.fast.compiler import in_one_place, kernel
-from kvgen.engine.fast.products import tile_across
-from kvgen.engine.fast.simd import (
+from kvgen.engine.fast.compiler import kernel, noinline
+from kvgen.engine.fast.kernels.products import tile_across
+from kvgen.engine.fast.kernels.simd import (
     LANES,
     VECTOR,
     add,
@@ -34,8 +34,14 @@ from kvgen.engine.fast.simd import (
     where_less,
     zeros,
 )
-from kvgen.engine.fast.special import WIDEST, flipped_line, pack_bytes, pair_of, whole_difference
-from kvgen.engine.fast.stored import as_pointer, row_scale
+from kvgen.engine.fast.kernels.weight_access import as_pointer, row_scale
+from kvgen.engine.fast.kernels.x86_intrinsics import (
+    WIDEST,
+    flipped_line,
+    pack_bytes,
+    pair_of,
+    whole_difference,
+)
 from kvgen.engine.tensors import FloatArray
 
 
@@ -82,7 +88,7 @@ def load_or_zeros(x, i, n, pitch, t):
 @kernel
 def pack_pairs(x, n, pitch, begin, end, packed):
     """The tokens begin:end of x [n, pitch] as bfloat16, feature by feature in pairs."""
-    in_one_place()
+    noinline()
     for i in range(0, n, 2):
         for t in range(begin, end, LANES):
             low, high = load(x, i * pitch + t), load_or_zeros(x, i + 1, n, pitch, t)
@@ -92,7 +98,7 @@ def pack_pairs(x, n, pitch, begin, end, packed):
 @kernel
 def pack_quads(x, n, pitch, begin, end, packed):
     """The tokens begin:end of x [n, pitch] as bytes, four features together."""
-    in_one_place()
+    noinline()
     for t in range(begin, end, LANES):
         peak, broken = zeros(), zeros()
         for i in range(n):
@@ -162,7 +168,7 @@ def difference(_: Any, totals: Any, place: Any, offsets: Any, start: Any) -> Any
 @kernel
 def copy_rows(weight, first, n_rows, n, panel, group, flip):
     """Rows of W [.., n] into a panel, each in whole words of `group` numbers."""
-    in_one_place()
+    noinline()
     pitch = (n + group - 1) // group * group
     line = 64 // weight.itemsize
     for row in range(n_rows):
@@ -182,7 +188,7 @@ def copy_rows(weight, first, n_rows, n, panel, group, flip):
 @kernel
 def multiply_pairs(matrix, like, first, n_rows, n, panel, packed, pitch, product):
     """Up to six rows of W x, W bfloat16 [.., n]."""
-    in_one_place()
+    noinline()
     weight = carray(as_pointer(matrix[0]), ((first + n_rows) * n,), like.dtype)
     copy_rows(weight, first, n_rows, n, panel.view(np.uint16), 2, np.int8(0))
     n_words = (n + 1) // 2
@@ -196,7 +202,7 @@ def multiply_quads(matrix, like, first, n_rows, n, panel, packed, pitch, product
     One side of a product of bytes is without signs: the weights are read as w + 128, and 128 times
     the other side's sum is taken away.
     """
-    in_one_place()
+    noinline()
     weight = carray(as_pointer(matrix[0]), ((first + n_rows) * n,), like.dtype)
     copy_rows(weight, first, n_rows, n, panel.view(np.int8), 4, np.int8(-128))
     n_words, totals = (n + 3) // 4, product.view(np.int32)

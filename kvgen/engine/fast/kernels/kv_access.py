@@ -8,8 +8,10 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from kvgen.engine.fast.attention import BLOCK
-from kvgen.engine.fast.compiler import in_one_place, kernel
+from kvgen.engine.fast.compiler import kernel, noinline
+from kvgen.engine.fast.kernels.attention import BLOCK
+from kvgen.engine.fast.kernels.simd import store_one
+from kvgen.engine.fast.kernels.weight_access import as_pointer
 from kvgen.engine.fast.layout import (
     CAPACITY,
     CAPTURE_CAPACITY,
@@ -21,8 +23,6 @@ from kvgen.engine.fast.layout import (
     SIN,
     VALUES,
 )
-from kvgen.engine.fast.simd import store_one
-from kvgen.engine.fast.stored import as_pointer
 
 F16_LARGEST = np.float32(65504)
 
@@ -51,7 +51,7 @@ def angles(cache, table, position):
 @kernel
 def lay_out_angles(T, pitch, begin, end, request, turns):
     """cos and sin of the tokens begin:end, a token in each lane: turns [tables, 2, half, pitch]."""
-    in_one_place()
+    noinline()
     half, n_tables = request.caches[0, N_ANGLES], request.caches[0, N_TABLES]
     for t in range(begin, end):
         row = min(t, T - 1)
@@ -74,7 +74,7 @@ def captured_rows(address, cache, row, shape):
 @kernel
 def keep_key_and_value(k, v, start, D, keys, values, cache, group, position, pitch):
     """Append one head's k and v, both at `start`; whether all numbers fit the cache's type."""
-    in_one_place()
+    noinline()
     capacity = cache[CAPACITY]
     place = (group * capacity + position // BLOCK * BLOCK) * D + position % BLOCK
     row = (group * capacity + position) * pitch
@@ -92,7 +92,7 @@ def keep_keys_and_values(
     x, k_start, v_start, step, begin, end, D, keys, values, cache, group, positions, pitch
 ):
     """Append one head's k and v of the tokens begin:end; whether all numbers fit its type."""
-    in_one_place()
+    noinline()
     capacity = cache[CAPACITY]
     largest = np.float32(0)
     for i in range(D):

@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba.core import cgutils
 from numba.core.registry import cpu_target
 
-from kvgen.engine.fast.halves import LANES
+from kvgen.engine.fast.kernels.float16 import LANES
 
 _TARGET: str = cpu_target.target_context.codegen().magic_tuple()[2]
 MULTIPLIES_BYTES = "+avx512vnni" in _TARGET

@@ -15,8 +15,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-from kvgen.engine.fast.halves import LANES as LANES
-from kvgen.engine.fast.halves import converts_halves, from_halves, to_halves
+from kvgen.engine.fast.kernels.float16 import LANES as LANES
+from kvgen.engine.fast.kernels.float16 import converts_halves, from_halves, to_halves
 
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
 _HALVES = ir.VectorType(ir.HalfType(), LANES)

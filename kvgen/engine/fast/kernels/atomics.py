@@ -9,7 +9,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kvgen.engine.fast.simd import place_of
+from kvgen.engine.fast.kernels.simd import place_of
 
 
 @intrinsic

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvgen.engine.fast.compiler import in_one_place, kernel
-from kvgen.engine.fast.curves import activate
-from kvgen.engine.fast.packed import multiply_packed
-from kvgen.engine.fast.products import ROWS, tile_across, widen_rows
-from kvgen.engine.fast.simd import (
+from kvgen.engine.fast.compiler import kernel, noinline
+from kvgen.engine.fast.kernels.elementwise import activate
+from kvgen.engine.fast.kernels.packed import multiply_packed
+from kvgen.engine.fast.kernels.products import ROWS, tile_across, widen_rows
+from kvgen.engine.fast.kernels.simd import (
     LANES,
     add,
     div,
@@ -31,7 +31,7 @@ START = np.int64(0)
 @kernel
 def normalise_tokens(x, x_start, n, norm, norm_start, rms, eps, pitch, begin, end, y, y_start):
     """LayerNorm or RMSNorm over the n features of each token begin:end; y may be x."""
-    in_one_place()
+    noinline()
     share_of_one = splat(np.float32(1) / np.float32(n))
     for t in range(begin, end, LANES):
         mean = zeros()
@@ -54,7 +54,7 @@ def normalise_tokens(x, x_start, n, norm, norm_start, rms, eps, pitch, begin, en
 @kernel
 def norm_or_copy_tokens(x, n, norm, wanted, shape, pitch, begin, end, y):
     """The norm of each token begin:end, or the token itself where the model has no such norm."""
-    in_one_place()
+    noinline()
     if wanted:
         normalise_tokens(
             x, START, n, norm, START, shape.rms, shape.norm_eps, pitch, begin, end, y, START
@@ -68,7 +68,7 @@ def norm_or_copy_tokens(x, n, norm, wanted, shape, pitch, begin, end, y):
 @kernel
 def add_tokens(x, added, n, scale, pitch, begin, end):
     """x += scale * added for the tokens begin:end."""
-    in_one_place()
+    noinline()
     factor = splat(scale)
     for i in range(n):
         for t in range(begin, end, LANES):
@@ -79,7 +79,7 @@ def add_tokens(x, added, n, scale, pitch, begin, end):
 @kernel
 def put_row(product, start, shift, use, scale, activation, pitch, y, place):
     """One row of a product, with its bias, where it belongs."""
-    in_one_place()
+    noinline()
     bias, factor = splat(shift), splat(scale)
     if use == ADD:
         for t in range(0, pitch, LANES):
@@ -105,7 +105,7 @@ def multiply(
     `use` says what becomes of them: SET; ADD to what is there, times `scale`; ACTIVATE; TIMES what
     is there. Where x has been packed, that is multiplied.
     """
-    in_one_place()
+    noinline()
     panel, product, packed = work.own_panel[thread], work.own_product[thread], work.packed
     row = begin
     while row < end:
@@ -124,7 +124,7 @@ def multiply(
 @kernel
 def rotate_tokens(x, start, table, half, pitch, turns):
     """RoPE in place on one head of all tokens, each by the angles of its position."""
-    in_one_place()
+    noinline()
     for i in range(half):
         cosine, sine = (2 * table * half + i) * pitch, ((2 * table + 1) * half + i) * pitch
         one, other = start + i * pitch, start + (i + half) * pitch

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvgen.engine.fast.compiler import in_one_place, kernel
-from kvgen.engine.fast.curves import soft_cap
-from kvgen.engine.fast.products import tile
-from kvgen.engine.fast.simd import (
+from kvgen.engine.fast.compiler import kernel, noinline
+from kvgen.engine.fast.kernels.elementwise import soft_cap
+from kvgen.engine.fast.kernels.products import tile
+from kvgen.engine.fast.kernels.simd import (
     LANES,
     add,
     exp,
@@ -43,7 +43,7 @@ def row_pitch(head_dim: int) -> int:
 @kernel
 def score_tile(n_rows, q, D, keys, start, scores, column):
     """Scores of all rows against one block of keys, into scores[:, column : column + 64]."""
-    in_one_place()
+    noinline()
     if n_rows == 1:
         tile(1, 4, q, 0, D, keys, start, BLOCK, D, scores, column, SEGMENT, True)
     elif n_rows == 2:
@@ -59,7 +59,7 @@ def score_tile(n_rows, q, D, keys, start, scores, column):
 @kernel
 def four_columns(n_rows, weights, n, values, start, pitch, out, column):
     """out[:, column : column + 64] += weights [rows, n] times values."""
-    in_one_place()
+    noinline()
     if n_rows == 1:
         tile(1, 4, weights, 0, SEGMENT, values, start, pitch, n, out, column, pitch, False)
     elif n_rows == 2:
@@ -75,7 +75,7 @@ def four_columns(n_rows, weights, n, values, start, pitch, out, column):
 @kernel
 def one_column(n_rows, weights, n, values, start, pitch, out, column):
     """out[:, column : column + 16] += weights [rows, n] times values."""
-    in_one_place()
+    noinline()
     if n_rows == 1:
         tile(1, 1, weights, 0, SEGMENT, values, start, pitch, n, out, column, pitch, False)
     elif n_rows <= 3:
@@ -90,7 +90,7 @@ def weigh(scores, row, n, low, high, cap, highest, total):
 
     Gives the new running peak and total, and the factor for what was summed before.
     """
-    in_one_place()
+    noinline()
     start = row * SEGMENT
     peak = splat(LOWEST)
     for i in range(0, n, LANES):
@@ -142,7 +142,7 @@ def attend(
     q [6, D] holds the scale already; row r sees the positions firsts[r]:ends[r]. Writes
     out [6, pitch] = sum_j e_j v_j and totals[r] = sum_j e_j with e_j = exp(score_j - peaks[r]).
     """
-    in_one_place()
+    noinline()
     for row in range(n_rows):
         peaks[row], totals[row] = LOWEST, np.float32(0)
     for i in range(n_rows * pitch):

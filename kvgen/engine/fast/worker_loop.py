@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from kvgen.engine.fast.chunk import chunk
-from kvgen.engine.fast.compiler import entrance
+from kvgen.engine.fast.compiler import jit_entry
 from kvgen.engine.fast.layout import N_TOKENS
 from kvgen.engine.fast.step import step
 from kvgen.engine.fast.team import await_ticket, open_request
 
 
-@entrance
-def run(thread, n_threads, shared, seen, shape, weights, request, work):
+@jit_entry
+def worker_loop(thread, n_threads, shared, seen, shape, weights, request, work):
     """Thread 0 makes one request and takes part in it; the others serve one after another.
 
     They stay until none has come for a while, and give the last one's number. One function for

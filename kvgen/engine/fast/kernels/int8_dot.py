@@ -21,8 +21,8 @@ from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
-from kvgen.engine.fast.compiler import in_one_place, kernel
-from kvgen.engine.fast.simd import (
+from kvgen.engine.fast.compiler import kernel, noinline
+from kvgen.engine.fast.kernels.simd import (
     LANES,
     VECTOR,
     add,
@@ -37,8 +37,8 @@ from kvgen.engine.fast.simd import (
     sum_of,
     zeros,
 )
-from kvgen.engine.fast.special import MULTIPLIES_BYTES, WIDEST, add_byte_products
-from kvgen.engine.fast.stored import as_pointer
+from kvgen.engine.fast.kernels.weight_access import as_pointer
+from kvgen.engine.fast.kernels.x86_intrinsics import MULTIPLIES_BYTES, WIDEST, add_byte_products
 
 BYTES = 64  # multiplied at once
 HALF_RANGE = 2**23
@@ -136,7 +136,7 @@ def store_digits(_: Any, digits: Any, place: Any, distance: Any, vector: Any) ->
 @kernel
 def split(x, n, digits):
     """x [n] as digits [3, n in whole products], zeros at their ends; gives the step."""
-    in_one_place()
+    noinline()
     pitch = (n + BYTES - 1) // BYTES * BYTES
     whole = n // LANES * LANES
     peak, broken = zeros(), zeros()
@@ -163,7 +163,7 @@ def split(x, n, digits):
 @kernel
 def byte_rows(matrix, weight, x, n, bias, streamed, y, begin, end, digits):
     """y[begin:end] = the same rows of W x + bias, for W int8 with a scale for each row."""
-    in_one_place()
+    noinline()
     pitch = (n + BYTES - 1) // BYTES * BYTES
     step = split(x, n, digits)
     scales = carray(as_pointer(matrix[1]), (end,), np.float32)

@@ -17,8 +17,9 @@ from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kvgen.engine.fast.compiler import in_one_place, kernel
-from kvgen.engine.fast.simd import (
+from kvgen.engine.fast.compiler import kernel, noinline
+from kvgen.engine.fast.kernels.int8_dot import multiply_bytes
+from kvgen.engine.fast.kernels.simd import (
     _FLOATS,
     _WORDS,
     LANES,
@@ -32,9 +33,8 @@ from kvgen.engine.fast.simd import (
     sum_of,
     zeros,
 )
-from kvgen.engine.fast.special import add_byte_products, add_pair_products
-from kvgen.engine.fast.stored import as_pointer, row_scale, widen
-from kvgen.engine.fast.whole_numbers import multiply_bytes
+from kvgen.engine.fast.kernels.weight_access import as_pointer, row_scale, widen
+from kvgen.engine.fast.kernels.x86_intrinsics import add_byte_products, add_pair_products
 
 ROWS = 6  # rows of a tile: 6 x 4 sums, 4 loads and a spread number fill 32 registers
 
@@ -50,7 +50,7 @@ def share(count, thread, n_threads, unit):
 @kernel
 def dot_row(weight, offset, x, n):
     """One row of a matrix times x [n]."""
-    in_one_place()
+    noinline()
     one, two, three, four = zeros(), zeros(), zeros(), zeros()
     i = 0
     while i + 4 * LANES <= n:
@@ -72,7 +72,7 @@ def dot_row(weight, offset, x, n):
 @kernel
 def dot_four_rows(weight, offset, x, n):
     """Four rows of a matrix times x [n]: each number of x is loaded once for all."""
-    in_one_place()
+    noinline()
     a, b, c, d = offset, offset + n, offset + 2 * n, offset + 3 * n
     one, two, three, four = zeros(), zeros(), zeros(), zeros()
     one_, two_, three_, four_ = zeros(), zeros(), zeros(), zeros()
@@ -115,7 +115,7 @@ def dot_rows(matrix, like, x, n, bias, streamed, y, begin, end, spare):
     what lies ahead, were slower by a fifth.
     `spare` has room for 3 n bytes in whole products.
     """
-    in_one_place()
+    noinline()
     weight = carray(as_pointer(matrix[0]), (end * n,), like.dtype)
     if multiply_bytes(matrix, weight, x, n, bias, streamed, y, begin, end, spare):
         return
@@ -230,7 +230,7 @@ def tile(
 @kernel
 def tile_across(a, a_offset, n, b, pitch, c, width):
     """C [6, width] = A [6, n] B [n, width]: rows of B and C are `pitch` apart."""
-    in_one_place()
+    noinline()
     column = 0
     while column + 4 * LANES <= width:
         tile(ROWS, 4, a, a_offset, n, b, column, pitch, n, c, column, pitch, True)
@@ -245,7 +245,7 @@ def tile_across(a, a_offset, n, b, pitch, c, width):
 @kernel
 def widen_rows(matrix, like, first, n_rows, n, panel):
     """Up to six rows of a stored matrix [.., n] as float32 in panel [6 * n], the others 0."""
-    in_one_place()
+    noinline()
     weight = carray(as_pointer(matrix[0]), ((first + n_rows) * n,), like.dtype)
     for row in range(ROWS):
         target = row * n

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from kvgen.engine.fast.compiler import in_one_place, kernel
-from kvgen.engine.fast.simd import (
+from kvgen.engine.fast.compiler import kernel, noinline
+from kvgen.engine.fast.kernels.simd import (
     LANES,
     add,
     div,
@@ -52,7 +52,7 @@ def erf(x):
 @kernel
 def silu(x, start, n):
     """x sigmoid(x), in place."""
-    in_one_place()
+    noinline()
     one = splat(np.float32(1))
     for i in range(start, start + n, LANES):
         u = load(x, i)
@@ -62,7 +62,7 @@ def silu(x, start, n):
 @kernel
 def gelu(x, start, n):
     """x times the normal distribution up to x, in place."""
-    in_one_place()
+    noinline()
     for i in range(start, start + n, LANES):
         half = mul(load(x, i), splat(np.float32(0.5)))
         inner = mul(load(x, i), splat(np.float32(_SQRT_HALF)))
@@ -72,7 +72,7 @@ def gelu(x, start, n):
 @kernel
 def gelu_tanh(x, start, n):
     """The approximation of gelu by tanh, in place."""
-    in_one_place()
+    noinline()
     for i in range(start, start + n, LANES):
         u = load(x, i)
         half, cube = mul(u, splat(np.float32(0.5))), mul(mul(u, u), u)
@@ -83,7 +83,7 @@ def gelu_tanh(x, start, n):
 @kernel
 def activate(x, start, n, activation):
     """The MLP's activation function of n numbers in whole vectors, in place."""
-    in_one_place()
+    noinline()
     if activation == SILU:
         silu(x, start, n)
     elif activation == GELU:
@@ -105,7 +105,7 @@ def soft_cap(x, cap):
 @kernel
 def cap_logits(logits, begin, end, scale, cap):
     """logits[begin:end] scaled and, where cap is not 0, capped; in place."""
-    in_one_place()
+    noinline()
     if scale == 1 and cap == 0:
         return
     for i in range(begin, end):
@@ -116,7 +116,7 @@ def cap_logits(logits, begin, end, scale, cap):
 @kernel
 def normalise(x, n, scale, shift, rms, eps, y):
     """y = LayerNorm or RMSNorm of x [n]; y may be x."""
-    in_one_place()
+    noinline()
     whole = n // LANES * LANES
     mean = np.float32(0)
     if not rms:
@@ -146,7 +146,7 @@ def normalise(x, n, scale, shift, rms, eps, y):
 @kernel
 def rotate(x, start, cos, sin, angle, half):
     """RoPE in place on the head at x[start:], by the angles at cos[angle:] and sin[angle:]."""
-    in_one_place()
+    noinline()
     for i in range(half):
         first, second = x[start + i], x[start + i + half]
         x[start + i] = first * cos[angle + i] - second * sin[angle + i]

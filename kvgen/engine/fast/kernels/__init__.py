@@ -1,0 +1,1 @@
+"""Kernels below the two functions that walk all layers: vectors, products, attention."""
