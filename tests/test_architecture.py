@@ -159,6 +159,43 @@ def test_no_module_has_outgrown_the_house_style() -> None:
     assert {name: length for name, length in long.items() if length > 320} == {}
 
 
+FAST = PACKAGE / "engine" / "fast"
+FAST_FILES = sorted(FAST.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FAST_FILES, ids=name_of)
+def test_no_kernel_takes_more_than_eight_arguments(path: Path) -> None:
+    """`self` and an intrinsic's unused typing context (`_`) do not count."""
+    long = {}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.FunctionDef, ast.Lambda)):
+            arguments = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+            names = [each.arg for each in arguments if each.arg not in ("self", "_")]
+            if len(names) > 8:
+                long[getattr(node, "name", "lambda")] = names
+    assert long == {}
+
+
+def test_the_ground_floor_of_the_fast_engine_imports_nothing_of_ours() -> None:
+    assert not [name for name in imports(FAST / "layout.py") if name.startswith("kvgen")]
+
+
+def test_vector_types_are_made_in_one_file() -> None:
+    """Also: no file of the kernels imports private names of another."""
+    for path in FAST_FILES:
+        text = path.read_text(encoding="utf-8")
+        if path.name != "vector_types.py":
+            assert "VectorType(" not in text and "register_model" not in text, path
+        assert not [name for name in imports(path) if ".engine.fast" in name and "._" in name], path
+
+
+def test_kernels_import_nothing_of_the_floors_above_them() -> None:
+    ground = {"compiler", "layout", "kernels"}
+    for path in FAST.joinpath("kernels").glob("*.py"):
+        ours = {name for name in imports(path) if name.startswith("kvgen.")}
+        assert {name.split(".")[3] for name in ours if name.count(".") >= 3} <= ground, path
+
+
 def test_the_core_never_names_a_family() -> None:
     for path in FILES:
         if room(name_of(path)) != "checkpoint.families":

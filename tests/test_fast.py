@@ -13,16 +13,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numba.core.errors import TypingError
 
 import kvgen
 from kvgen.engine.cache import KeyValueCache
+from kvgen.engine.fast import layout
 from kvgen.engine.fast.compiler import jit_entry
-from kvgen.engine.fast.kernels.attention import attend, row_pitch
-from kvgen.engine.fast.kernels.elementwise import GELU, GELU_TANH, RELU, SILU, activate, normalise
-from kvgen.engine.fast.kernels.packed import Packed, multiply_packed, pack_tokens
-from kvgen.engine.fast.kernels.products import ROWS, dot_rows, tile_across, widen_rows
+from kvgen.engine.fast.kernels.attention import attend
+from kvgen.engine.fast.kernels.elementwise import activate, normalise
+from kvgen.engine.fast.kernels.kv_access import row_pitch
+from kvgen.engine.fast.kernels.packed import multiply_packed, pack_tokens
+from kvgen.engine.fast.kernels.products import dot_rows, tile_across, widen_rows
 from kvgen.engine.fast.kernels.simd import load, store
 from kvgen.engine.fast.kernels.x86_intrinsics import MULTIPLIES_BYTES, MULTIPLIES_PAIRS
+from kvgen.engine.fast.layout import (
+    ROWS,
+    Activation,
+    HeadCache,
+    Matrix,
+    Packed,
+    Queries,
+    Range,
+    Rows,
+)
 from kvgen.engine.reference import ops
 from kvgen.engine.tensors import BFloat16, Dense, DTypeName, Int8, Tensor, quantize
 from kvgen.errors import NonFiniteError, UsageError
@@ -37,24 +50,19 @@ DTYPES: tuple[DTypeName, ...] = ("f32", "bf16", "f16", "int8")
 
 
 @jit_entry
-def run_dot_rows(matrix, like, x, n, bias, streamed, y, begin, end, spare):  # type: ignore[no-untyped-def]
-    dot_rows(matrix, like, x, n, bias, streamed, y, begin, end, spare)
+def run_dot_rows(matrix, x, y, rows, digits):  # type: ignore[no-untyped-def]
+    dot_rows(matrix, x, y, rows, digits)
 
 
 @jit_entry
-def run_tile(matrix, like, n_rows, n, x, pitch, panel, out):  # type: ignore[no-untyped-def]
-    widen_rows(matrix, like, 0, n_rows, n, panel)
-    tile_across(panel, 0, n, x, pitch, out, pitch)
+def run_tile(matrix, rows, x, panel, out):  # type: ignore[no-untyped-def]
+    widen_rows(matrix, rows, panel)
+    tile_across(Rows(panel, 0, matrix.n), x, out, matrix.n)
 
 
 @jit_entry
-def run_attend(
-    n_rows, q, k, v, D, pitch, begin, end, firsts, ends, cap, scores, out, peaks, totals
-):  # type: ignore[no-untyped-def]
-    attend(
-        n_rows, q, k, 0, v, 0, D, pitch, begin, end, firsts, ends, np.float32(cap), scores, out,
-        peaks, totals,
-    )  # fmt: skip
+def run_attend(n_rows, queries, head, positions, cap):  # type: ignore[no-untyped-def]
+    attend(n_rows, queries, head, positions, np.float32(cap))
 
 
 @jit_entry
@@ -63,8 +71,8 @@ def run_activate(x, n, activation):  # type: ignore[no-untyped-def]
 
 
 @jit_entry
-def run_normalise(x, n, scale, shift, rms, y):  # type: ignore[no-untyped-def]
-    normalise(x, n, scale, shift, rms, np.float32(1e-5), y)
+def run_normalise(x, n, norm, y):  # type: ignore[no-untyped-def]
+    normalise(x, n, norm, y)
 
 
 @jit_entry
@@ -74,14 +82,15 @@ def run_copy(source, target):  # type: ignore[no-untyped-def]
 
 
 @jit_entry
-def run_packed(matrix, like, n_rows, n, x, pitch, panel, packed, out):  # type: ignore[no-untyped-def]
-    pack_tokens(x, n, pitch, 0, pitch, like, packed)
-    multiply_packed(matrix, like, 0, n_rows, n, panel, packed, pitch, out)
+def run_packed(matrix, rows, x, panel, packed, out):  # type: ignore[no-untyped-def]
+    pack_tokens(x, matrix.n, Range(0, x.pitch), matrix.like, packed)
+    multiply_packed(matrix, rows, packed, panel, out)
 
 
-def matrix_of(tensor: Tensor) -> np.ndarray:
+def matrix_of(tensor: Tensor, *, bias: np.ndarray, streamed: bool = False) -> Matrix:
     scales = tensor.scales.ctypes.data if isinstance(tensor, Int8) else 0
-    return np.array([tensor.stored.ctypes.data, scales], np.int64)
+    like = np.empty(0, SEEN_AS[tensor.dtype])
+    return Matrix(tensor.stored.ctypes.data, scales, like, tensor.shape[1], bias, streamed)
 
 
 def padded(x: np.ndarray) -> np.ndarray:
@@ -96,11 +105,9 @@ def test_rows_of_a_matrix_times_a_vector(n: int, dtype: DTypeName, streamed: boo
     weight = quantize(random.randn(11, n).astype(np.float32), dtype)
     x, bias = random.randn(n).astype(np.float32), random.randn(11).astype(np.float32)
     y = np.full(11, 99, np.float32)
-    spare = np.zeros(3 * (n + 64), np.int8)
-    run_dot_rows(
-        matrix_of(weight), np.empty(0, SEEN_AS[dtype]), padded(x), n, bias, streamed, y, 1, 10,
-        spare,
-    )  # fmt: skip
+    digits = np.zeros(3 * (n + 64), np.int8)
+    matrix = matrix_of(weight, bias=bias, streamed=streamed)
+    run_dot_rows(matrix, padded(x), y, Range(1, 10), digits)
     expected = weight.dequantize().astype(np.float64) @ x + bias
     np.testing.assert_allclose(y[1:10], expected[1:10], rtol=0, atol=3e-6 * np.sqrt(n))
     assert y[0] == y[10] == 99
@@ -113,10 +120,8 @@ def test_what_is_not_finite_shows_in_whole_numbers(poison: float, place: int) ->
     x[place] = poison
     y = np.zeros(8, np.float32)
     weight = quantize(np.ones((8, 67), np.float32), "int8")
-    run_dot_rows(
-        matrix_of(weight), np.empty(0, np.int8), padded(x), 67, np.zeros(8, np.float32), False, y,
-        0, 8, np.zeros(400, np.int8),
-    )  # fmt: skip
+    matrix = matrix_of(weight, bias=np.zeros(8, np.float32))
+    run_dot_rows(matrix, padded(x), y, Range(0, 8), np.zeros(400, np.int8))
     assert not np.isfinite(y).any()
 
 
@@ -128,8 +133,8 @@ def test_a_tile_is_a_product_of_matrices(n_rows: int, pitch: int, dtype: DTypeNa
     weight = quantize(random.randn(n_rows, n).astype(np.float32), dtype)
     x = random.randn(n, pitch).astype(np.float32)
     out, panel = np.zeros(ROWS * pitch, np.float32), np.full(ROWS * n, np.nan, np.float32)
-    like = np.empty(0, SEEN_AS[dtype])
-    run_tile(matrix_of(weight), like, n_rows, n, x.ravel(), pitch, panel, out)
+    matrix = matrix_of(weight, bias=np.zeros(n_rows, np.float32))
+    run_tile(matrix, Range(0, n_rows), Rows(x.ravel(), 0, pitch), panel, Rows(out, 0, pitch))
     expected = weight.dequantize() @ x
     np.testing.assert_allclose(out.reshape(ROWS, pitch)[:n_rows], expected, rtol=0, atol=3e-5)
 
@@ -156,36 +161,54 @@ def test_attention_by_segments_is_attention(
     firsts = np.array([max(0, length // 3 - row) for row in range(6)])
     ends = np.array([max(1, length - row) for row in range(6)])
     firsts = np.minimum(firsts, ends - 1)
-    out, peaks, totals = (np.zeros(n, np.float32) for n in (6 * pitch, 6, 6))
-    room = np.zeros(6 * D, np.float32)
-    room[: n_rows * D] = q.ravel()
-    run_attend(
-        n_rows, room, np.ascontiguousarray(k).view(seen_as).ravel(), v.view(seen_as).ravel(), D,
-        pitch, int(firsts[:n_rows].min()), int(ends[:n_rows].max()), firsts, ends, 0.0,
-        np.zeros(6 * 256, np.float32), out, peaks, totals,
-    )  # fmt: skip
+    queries = Queries(
+        q=np.zeros(6 * D, np.float32),
+        firsts=firsts,
+        ends=ends,
+        scores=np.zeros(6 * 256, np.float32),
+        out=np.zeros(6 * pitch, np.float32),
+        peaks=np.zeros(6, np.float32),
+        totals=np.zeros(6, np.float32),
+    )
+    queries.q[: n_rows * D] = q.ravel()
+    head = HeadCache(
+        np.ascontiguousarray(k).view(seen_as).ravel(), v.view(seen_as).ravel(), D, pitch
+    )
+    positions = Range(int(firsts[:n_rows].min()), int(ends[:n_rows].max()))
+    run_attend(n_rows, queries, head, positions, 0.0)
     for row in range(n_rows):
         seen = slice(firsts[row], ends[row])
         weights = ops.softmax(q[row] @ keys[seen].astype(np.float32).T)
         expected = weights @ values[seen].astype(np.float32)
-        got = out.reshape(6, pitch)[row, :D] / totals[row]
+        got = queries.out.reshape(6, pitch)[row, :D] / queries.totals[row]
         np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(
-    ("number", "name"), [(RELU, "relu"), (SILU, "silu"), (GELU, "gelu"), (GELU_TANH, "gelu_tanh")]
+    ("activation", "name"),
+    [
+        (Activation.RELU, "relu"),
+        (Activation.SILU, "silu"),
+        (Activation.GELU, "gelu"),
+        (Activation.GELU_TANH, "gelu_tanh"),
+    ],
 )
-def test_activations_are_those_of_the_reference(number: int, name: Any) -> None:
+def test_activations_are_those_of_the_reference(activation: Activation, name: Any) -> None:
     x = np.concatenate([np.linspace(-30, 30, 4080), [0, -0.0, 1e-20, -1e-20, 1e4, -1e4, 88, -88]])
     x = np.resize(x, 4096).astype(np.float32)
     y = x.copy()
-    run_activate(y, len(y), number)
+    run_activate(y, len(y), activation)
     with np.errstate(over="ignore"):
         expected = ops.activate(x, name)
     np.testing.assert_allclose(y, expected, rtol=3e-7, atol=1e-6)
     broken = np.full(16, np.nan, np.float32)
-    run_activate(broken, 16, number)
+    run_activate(broken, 16, activation)
     assert np.isnan(broken).all()
+
+
+def test_no_number_can_stand_where_an_activation_is_meant() -> None:
+    with pytest.raises(TypingError):
+        run_activate(np.zeros(16, np.float32), 16, 0)
 
 
 @pytest.mark.parametrize("rms", [True, False])
@@ -196,7 +219,8 @@ def test_norms_are_those_of_the_reference(n: int, rms: bool) -> None:
     random = np.random.RandomState(n)
     x, scale, shift = (random.randn(n).astype(np.float32) for _ in range(3))
     y = np.zeros(n + 16, np.float32)
-    run_normalise(padded(x), n, padded(scale), padded(shift * (not rms)), rms, y)
+    kernel_norm = layout.Norm(padded(scale), padded(shift * (not rms)), rms, np.float32(1e-5))
+    run_normalise(padded(x), n, kernel_norm, y)
     norm = Norm(scale, None if rms else shift)
     expected = (ops.rms_norm if rms else ops.layer_norm)(x[None], norm, 1e-5)[0]
     np.testing.assert_allclose(y[:n], expected, rtol=0, atol=2e-6)
@@ -367,17 +391,17 @@ def test_products_of_rounded_tokens(n: int, dtype: DTypeName, n_rows: int) -> No
         np.zeros(pitch, np.float32),
     )
     out, panel = np.zeros(ROWS * pitch, np.float32), np.zeros(ROWS * (n + 4), np.float32)
+    matrix = matrix_of(weight, bias=np.zeros(n_rows, np.float32))
     run_packed(
-        matrix_of(weight), np.empty(0, SEEN_AS[dtype]), n_rows, n, padded(x), pitch, panel, packed,
-        out,
-    )  # fmt: skip
+        matrix, Range(0, n_rows), Rows(padded(x), 0, pitch), panel, packed, Rows(out, 0, pitch)
+    )
     if dtype == "bf16":
         rounded = quantize(x, "bf16").dequantize()
     else:
-        steps = np.abs(x).max(axis=0) * np.float32(1 / 127)
-        rounded = np.rint(x / np.where(steps > 0, steps, 1)) * steps
+        scales = np.abs(x).max(axis=0) * np.float32(1 / 127)
+        rounded = np.rint(x / np.where(scales > 0, scales, 1)) * scales
     expected = weight.dequantize().astype(np.float64) @ rounded
-    # bf16: sums are rounded pair by pair. int8: the CPU divides by a step in its own way, so that
+    # bf16: sums are rounded pair by pair. int8: the CPU divides by a scale in its own way, so that
     # an activation halfway between two bytes may become either.
     tolerance = 3e-6 * n if dtype == "bf16" else 0.05
     got = out.reshape(ROWS, pitch)[:n_rows]
@@ -395,9 +419,8 @@ def test_what_is_not_finite_shows_in_rounded_tokens(dtype: DTypeName, poison: fl
     packed = Packed(*(np.zeros(400, kind) for kind in (np.uint32, np.float32, np.float32)))
     out, panel = np.zeros(ROWS * 16, np.float32), np.zeros(ROWS * 24, np.float32)
     weight = quantize(np.ones((6, 20), np.float32), dtype)
-    run_packed(
-        matrix_of(weight), np.empty(0, SEEN_AS[dtype]), 6, 20, padded(x), 16, panel, packed, out
-    )
+    matrix = matrix_of(weight, bias=np.zeros(6, np.float32))
+    run_packed(matrix, Range(0, 6), Rows(padded(x), 0, 16), panel, packed, Rows(out, 0, 16))
     finite = np.isfinite(out.reshape(ROWS, 16))
     assert not finite[:, 5].any()
     assert finite[:, [0, 4, 6, 15]].all()

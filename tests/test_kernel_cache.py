@@ -77,7 +77,7 @@ def test_folders_of_old_versions_are_pruned(
         folder.mkdir(parents=True)
     long_ago = time.time() - 40 * 24 * 3600
     os.utime(old, (long_ago, long_ago))
-    folder = compiler.cache_folder()
+    folder = compiler.kernel_folder()
     assert folder is not None and folder.parent == tmp_path / "kernels"
     assert not old.exists() and recent.exists()
 

@@ -1,8 +1,8 @@
 """Many tokens through all layers, as one compiled function that a team of threads runs together.
 
-Activations lie feature by feature, [features, P] with a token in each lane, so that a weight is
-read once for all tokens; a row of the chunk carries its own position and its own cache. The rows of
-every matrix are shared out between the threads, and so are the tokens where each is by itself.
+Activations lie feature by feature, [features, pitch] with a token in each lane, so that a weight is
+read once for all tokens. Each thread computes some rows of every matrix, and some of the tokens
+where each token is computed by itself. The tokens are neighbours in one sequence (layout.Request).
 """
 
 from __future__ import annotations
@@ -13,302 +13,256 @@ from numba import carray
 from kvgen.engine.fast.compiler import kernel, noinline
 from kvgen.engine.fast.kernels.attention import attend
 from kvgen.engine.fast.kernels.chunk_ops import (
-    ACTIVATE,
-    ADD,
-    SET,
-    START,
-    TIMES,
     add_tokens,
     multiply,
     norm_or_copy_tokens,
     normalise_tokens,
     rotate_tokens,
+    rows_from,
 )
-from kvgen.engine.fast.kernels.elementwise import cap_logits
+from kvgen.engine.fast.kernels.elementwise import activation_of, as_norm, cap_logits, head_norm
 from kvgen.engine.fast.kernels.kv_access import (
     captured_rows,
-    keep_keys_and_values,
+    head_cache,
     lay_out_angles,
-    layer_of_cache,
+    store_keys_and_values,
 )
 from kvgen.engine.fast.kernels.packed import pack_tokens
-from kvgen.engine.fast.kernels.products import ROWS, dot_rows, share, tile_across, widen_rows
-from kvgen.engine.fast.kernels.simd import (
-    LANES,
-)
-from kvgen.engine.fast.kernels.weight_access import as_pointer
+from kvgen.engine.fast.kernels.products import dot_rows, thread_range, tile_across, widen_rows
+from kvgen.engine.fast.kernels.weight_access import as_pointer, head_matrix, layer_matrix
 from kvgen.engine.fast.layout import (
     ALL,
     ATTN_NORM,
-    CAPACITY,
     CAPTURED_Q,
     CAPTURED_Z,
     DOWN,
     EACH_HEAD,
     GATE,
+    LANES,
     LAST,
     LOGITS,
     MLP_NORM,
     N_ANGLES,
-    N_TILES,
+    N_NORMS,
     N_TOKENS,
     OVERFLOW,
     POST_ATTN_NORM,
     POST_MLP_NORM,
+    ROWS,
+    START,
     UP,
     WHICH_LOGITS,
     WHOLE,
+    Epilogue,
     K,
     O,
     Q,
+    QueryTile,
+    Range,
+    Rows,
+    Use,
     V,
 )
 from kvgen.engine.fast.step import embed
-from kvgen.engine.fast.team import barrier
+from kvgen.engine.fast.team import barrier, own_memory
 
 
 @kernel
-def prepare_head(number, layer, T, pitch, shape, weights, request, work):
-    """One head of q, k or v of all tokens: norm, RoPE, capture; k and v go into the cache."""
+def prepare_head(number, layer, qkv, turns, shape, weights, request):
+    """Finish one head of q or k of all tokens: norm, RoPE, capture; k and v go into the cache."""
     noinline()
     H, G, D = shape.n_heads, shape.n_kv_heads, shape.head_dim
-    start, table = number * D * pitch, weights.tables[layer]
+    T, start = request.numbers[N_TOKENS], request.numbers[START]
+    x, table = rows_from(qkv, number * D), weights.tables[layer]
     is_query = number < H
     head = number if is_query else number - H
     if shape.qk_norm == EACH_HEAD:
-        norm = weights.head_norms[layer, 0 if is_query else 1]
-        normalise_tokens(
-            work.qkv, start, D, norm, head * D, shape.rms, shape.norm_eps, pitch, START, pitch,
-            work.qkv, start,
-        )  # fmt: skip
+        norm = head_norm(weights.head_norms[layer, 0 if is_query else 1], head, shape)
+        normalise_tokens(x, D, norm, Range(0, x.pitch), x)
     if table >= 0:
-        half = request.caches[0, N_ANGLES]
-        rotate_tokens(work.qkv, start, table, half, pitch, work.turns)
+        rotate_tokens(x, table, request.sequence[N_ANGLES], turns)
     if is_query:
         row = weights.captured[layer, head]
         if row >= 0:
+            target = captured_rows(request.sequence[CAPTURED_Q], request.sequence, row, shape)
             for t in range(T):
-                cache = request.caches[request.slots[t]]
-                target = captured_rows(cache[CAPTURED_Q], cache, row, shape)
                 for i in range(D):
-                    target[request.positions[t] * D + i] = work.qkv[start + i * pitch + t]
+                    target[(start + t) * D + i] = x.numbers[x.start + i * x.pitch + t]
         return
-    begin = 0
-    while begin < T:  # the rows of one cache after the other
-        slot, end = request.slots[begin], begin + 1
-        while end < T and request.slots[end] == slot:
-            end += 1
-        keys, values = layer_of_cache(request.caches[slot], request.like, layer, shape)
-        fits = keep_keys_and_values(
-            work.qkv, start, (H + G + head) * D * pitch, pitch, begin, end, D, keys, values,
-            request.caches[slot], head, request.positions, shape.pitch,
-        )  # fmt: skip
-        if not fits:
-            request.numbers[OVERFLOW] = layer + 1
-        begin = end
+    v = rows_from(qkv, (H + G + head) * D)
+    cache = head_cache(request, shape, layer, head)
+    if not store_keys_and_values(x, v, cache, start, T):
+        request.numbers[OVERFLOW] = layer + 1
 
 
 @kernel
-def attend_tile(thread, head, first_row, n_rows, layer, pitch, shape, weights, request, work):
-    """One head of neighbouring tokens of one sequence; `work.hidden` gets the result."""
+def attend_tile(tile, qkv, hidden, shape, weights, request, own):
+    """Let neighbouring tokens of one head attend; `hidden` gets the result."""
     noinline()
     H, G, D = shape.n_heads, shape.n_kv_heads, shape.head_dim
-    cache = request.caches[request.slots[first_row]]
-    keys, values = layer_of_cache(cache, request.like, layer, shape)
-    q, scores, out = work.own_q[thread], work.own_scores[thread], work.own_out[thread]
-    peaks, totals = work.own_peaks[thread], work.own_totals[thread]
-    firsts, ends = work.own_firsts[thread], work.own_ends[thread]
+    layer, head, first, n_rows = tile.layer, tile.head, tile.first, tile.n_rows
+    pitch, start = qkv.pitch, request.numbers[START]
+    queries = own.queries
+    q, out, totals = queries.q, queries.out, queries.totals
+    firsts, ends = queries.firsts, queries.ends
     scale, window = weights.scales[layer], weights.windows[layer]
     for r in range(n_rows):
-        position = request.positions[first_row + r]
+        position = start + first + r
         firsts[r], ends[r] = max(0, position + 1 - window), position + 1
         if head == 0:
-            work.own_reads[thread, layer] += ends[r] - firsts[r]
+            own.reads[layer] += ends[r] - firsts[r]
     for i in range(D):
         for r in range(n_rows):
-            q[r * D + i] = work.qkv[(head * D + i) * pitch + first_row + r] * scale
-    group = head // (H // G)
-    attend(
-        n_rows, q, keys, group * cache[CAPACITY] * D, values, group * cache[CAPACITY] * shape.pitch,
-        D, shape.pitch, firsts[0], ends[n_rows - 1], firsts, ends, shape.attn_softcap, scores, out,
-        peaks, totals,
-    )  # fmt: skip
+            q[r * D + i] = qkv.numbers[qkv.start + (head * D + i) * pitch + first + r] * scale
+    cache = head_cache(request, shape, layer, head // (H // G))
+    attend(n_rows, queries, cache, Range(firsts[0], ends[n_rows - 1]), shape.attn_softcap)
     for r in range(n_rows):
         totals[r] = np.float32(1) / totals[r]
     for i in range(D):
         for r in range(n_rows):
             z = out[r * shape.pitch + i] * totals[r]
-            work.hidden[(head * D + i) * pitch + first_row + r] = z
+            hidden.numbers[hidden.start + (head * D + i) * pitch + first + r] = z
     row = weights.captured[layer, head]
     if row >= 0:
-        captured = captured_rows(cache[CAPTURED_Z], cache, row, shape)
+        captured = captured_rows(request.sequence[CAPTURED_Z], request.sequence, row, shape)
         for r in range(n_rows):
-            place = request.positions[first_row + r] * D
+            offset = (start + first + r) * D
             for i in range(D):
-                captured[place + i] = out[r * shape.pitch + i] * totals[r]
+                captured[offset + i] = out[r * shape.pitch + i] * totals[r]
 
 
 @kernel
-def all_logits(thread, n_threads, address, T, pitch, shape, weights, work):
-    """The logits of every token, [T, V] at an address, of hidden states in `work.hidden`."""
+def all_logits(worker, hidden, shape, weights, request, own):
+    """The logits of every token, [T, V] where the request says, of the last hidden states."""
     noinline()
-    C, vocab_size = shape.d_model, shape.vocab_size
-    panel, product = work.own_panel[thread], work.own_product[thread]
-    logits = carray(as_pointer(address), (T * vocab_size,), np.float32)
-    row, end = share(vocab_size, thread, n_threads, ROWS)
-    while row < end:
-        n_rows = min(ROWS, end - row)
-        widen_rows(weights.head, weights.like, row, n_rows, C, panel)
-        tile_across(panel, 0, C, work.hidden, pitch, product, pitch)
-        for r in range(n_rows):
+    T, pitch, vocab_size = request.numbers[N_TOKENS], hidden.pitch, shape.vocab_size
+    matrix, product = head_matrix(weights, shape), Rows(own.product, 0, pitch)
+    logits = carray(as_pointer(request.numbers[LOGITS]), (T * vocab_size,), np.float32)
+    rows = thread_range(vocab_size, worker, ROWS)
+    row = rows.begin
+    while row < rows.end:
+        some = Range(row, min(row + ROWS, rows.end))
+        widen_rows(matrix, some, own.panel)
+        tile_across(Rows(own.panel, 0, matrix.n), hidden, product, matrix.n)
+        for r in range(some.end - some.begin):
             shift = weights.head_bias[row + r]
             for t in range(T):
-                logits[t * vocab_size + row + r] = product[r * pitch + t] + shift
-        row += n_rows
-    begin, end = share(vocab_size, thread, n_threads, ROWS)
+                logits[t * vocab_size + row + r] = own.product[r * pitch + t] + shift
+        row = some.end
     for t in range(T):
         cap_logits(
-            logits, t * vocab_size + begin, t * vocab_size + end, shape.logit_scale,
+            logits, t * vocab_size + rows.begin, t * vocab_size + rows.end, shape.logit_scale,
             shape.logit_softcap,
         )  # fmt: skip
 
 
 @kernel
-def chunk(thread, n_threads, shared, shape, weights, request, work):
-    """Run the request's rows through all layers; the logits of the last or of all of them."""
+def chunk(worker, shape, weights, request, work):
+    """Run the request's tokens through all layers; the logits of the last or of all of them."""
     noinline()
     H, G, D, C, F = shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.d_model, shape.d_ff
-    like, activation, H_D = weights.like, shape.activation, H * D
-    T, n_tiles = request.numbers[N_TOKENS], request.numbers[N_TILES]
-    pitch = (T + LANES - 1) // LANES * LANES
-    x, hidden, branch, inner = work.x, work.hidden, work.branch, work.inner
-    packed = work.packed
-    begin, end = share(pitch, thread, n_threads, LANES)  # this thread's tokens
-    one = np.float32(1)
+    H_D, G_D, thread, n_threads = H * D, G * D, worker.thread, worker.n_threads
+    like, packed, own = weights.like, work.packed, own_memory(work.own, worker.thread)
+    T = request.numbers[N_TOKENS]
+    pitch, n_tiles = (T + LANES - 1) // LANES * LANES, (T + ROWS - 1) // ROWS
+    x, hidden, qkv = Rows(work.x, 0, pitch), Rows(work.hidden, 0, pitch), Rows(work.qkv, 0, pitch)
+    branch, inner = Rows(work.branch, 0, pitch), Rows(work.inner, 0, pitch)
+    k, v = rows_from(qkv, H_D), rows_from(qkv, H_D + G_D)
+    epilogue = Epilogue(shape.residual_scale, activation_of(shape.activation))
+    tokens = thread_range(pitch, worker, LANES)  # this thread's tokens
+    # Each thread's rows of a matrix with so many rows.
+    query_rows, key_rows = thread_range(H_D, worker, ROWS), thread_range(G_D, worker, ROWS)
+    model_rows, inner_rows = thread_range(C, worker, ROWS), thread_range(F, worker, ROWS)
 
-    own = work.own_x[thread]
-    for t in range(begin, end):
+    for t in range(tokens.begin, tokens.end):
         if t < T:
-            embed(request.tokens[t], request.positions[t], shape, weights, own)
+            embed(request.tokens[t], request.numbers[START] + t, shape, weights, own.x)
         for i in range(C):
-            x[i * pitch + t] = own[i] if t < T else np.float32(0)
+            work.x[i * pitch + t] = own.x[i] if t < T else np.float32(0)
 
-    lay_out_angles(T, pitch, begin, end, request, work.turns)
+    lay_out_angles(tokens, pitch, request, work.turns)
 
     for layer in range(shape.n_layers):
-        matrices, bias = weights.layers[layer], weights.biases[layer]
-        norms = weights.norms[4 * layer : 4 * layer + 4]
-        norm_or_copy_tokens(
-            x, C, norms[ATTN_NORM], shape.pre_norm, shape, pitch, begin, end, hidden
-        )
-        pack_tokens(hidden, C, pitch, begin, end, like, packed)
-        barrier(shared, n_threads)
+        norms = weights.norms[N_NORMS * layer : N_NORMS * (layer + 1)]
+        norm = as_norm(norms[ATTN_NORM], shape)
+        norm_or_copy_tokens(x, C, norm, shape.pre_norm, tokens, hidden)
+        pack_tokens(hidden, C, tokens, like, packed)
+        barrier(worker)
 
-        start = START
-        for slot, n_rows in ((Q, H_D), (K, G * D), (V, G * D)):
-            first, last = share(n_rows, thread, n_threads, ROWS)
-            multiply(
-                matrices[slot], like, hidden, C, bias[slot], SET, one, START, pitch, work, thread,
-                work.qkv, start, first, last,
-            )  # fmt: skip
-            start += n_rows * pitch
-        barrier(shared, n_threads)
+        matrix = layer_matrix(weights, shape, layer, Q, C)
+        multiply(matrix, hidden, query_rows, Use.SET, qkv, epilogue, packed, own)
+        matrix = layer_matrix(weights, shape, layer, K, C)
+        multiply(matrix, hidden, key_rows, Use.SET, k, epilogue, packed, own)
+        matrix = layer_matrix(weights, shape, layer, V, C)
+        multiply(matrix, hidden, key_rows, Use.SET, v, epilogue, packed, own)
+        barrier(worker)
         if shape.qk_norm == WHOLE:
-            norm = weights.head_norms[layer]
-            normalise_tokens(
-                work.qkv, START, H_D, norm[0], START, shape.rms, shape.norm_eps, pitch, begin, end,
-                work.qkv, START,
-            )  # fmt: skip
-            normalise_tokens(
-                work.qkv, H_D * pitch, G * D, norm[1], START, shape.rms, shape.norm_eps, pitch,
-                begin, end, work.qkv, H_D * pitch,
-            )  # fmt: skip
-            barrier(shared, n_threads)
+            norm = as_norm(weights.head_norms[layer, 0], shape)
+            normalise_tokens(qkv, H_D, norm, tokens, qkv)
+            norm = as_norm(weights.head_norms[layer, 1], shape)
+            normalise_tokens(k, G_D, norm, tokens, k)
+            barrier(worker)
         for number in range(thread, H + G, n_threads):
-            prepare_head(number, layer, T, pitch, shape, weights, request, work)
-        barrier(shared, n_threads)
+            prepare_head(number, layer, qkv, work.turns, shape, weights, request)
+        barrier(worker)
 
         for item in range(thread, H * n_tiles, n_threads):  # the longest rows first
-            number = n_tiles - 1 - item // H
-            attend_tile(
-                thread, item % H, request.tiles[number, 0], request.tiles[number, 1], layer, pitch,
-                shape, weights, request, work,
-            )  # fmt: skip
-        barrier(shared, n_threads)
+            first = ROWS * (n_tiles - 1 - item // H)
+            tile = QueryTile(layer, item % H, first, min(ROWS, T - first))
+            attend_tile(tile, qkv, hidden, shape, weights, request, own)
+        barrier(worker)
 
-        if pack_tokens(hidden, H_D, pitch, begin, end, like, packed):
-            barrier(shared, n_threads)
-        first, last = share(C, thread, n_threads, ROWS)
+        if pack_tokens(hidden, H_D, tokens, like, packed):
+            barrier(worker)
         aside = shape.parallel or shape.post_attn_norm  # not added to x at once
-        use, target = (SET, branch) if aside else (ADD, x)
-        multiply(
-            matrices[O], like, hidden, H_D, bias[O], use, shape.residual_scale, START, pitch, work,
-            thread, target, START, first, last,
-        )  # fmt: skip
-        barrier(shared, n_threads)
+        use, target = (Use.SET, branch) if aside else (Use.ADD, x)
+        matrix = layer_matrix(weights, shape, layer, O, H_D)
+        multiply(matrix, hidden, model_rows, use, target, epilogue, packed, own)
+        barrier(worker)
 
         if shape.parallel:  # the MLP reads what attention has read
-            source = MLP_NORM if shape.mlp_norm else ATTN_NORM
-            norm_or_copy_tokens(
-                x, C, norms[source], shape.mlp_norm or shape.pre_norm, shape, pitch, begin, end,
-                hidden,
-            )  # fmt: skip
+            norm = as_norm(norms[MLP_NORM if shape.mlp_norm else ATTN_NORM], shape)
+            norm_or_copy_tokens(x, C, norm, shape.mlp_norm or shape.pre_norm, tokens, hidden)
         if aside:
-            norm_or_copy_tokens(
-                branch, C, norms[POST_ATTN_NORM], shape.post_attn_norm, shape, pitch, begin, end,
-                branch,
-            )  # fmt: skip
-            add_tokens(x, branch, C, shape.residual_scale, pitch, begin, end)
+            norm = as_norm(norms[POST_ATTN_NORM], shape)
+            norm_or_copy_tokens(branch, C, norm, shape.post_attn_norm, tokens, branch)
+            add_tokens(x, branch, C, shape.residual_scale, tokens)
         if not shape.parallel:
-            norm_or_copy_tokens(
-                x, C, norms[MLP_NORM], shape.mlp_norm, shape, pitch, begin, end, hidden
-            )
-        pack_tokens(hidden, C, pitch, begin, end, like, packed)
-        barrier(shared, n_threads)
+            norm = as_norm(norms[MLP_NORM], shape)
+            norm_or_copy_tokens(x, C, norm, shape.mlp_norm, tokens, hidden)
+        pack_tokens(hidden, C, tokens, like, packed)
+        barrier(worker)
 
-        first, last = share(F, thread, n_threads, ROWS)
         if shape.gated:
-            multiply(
-                matrices[GATE], like, hidden, C, bias[GATE], ACTIVATE, one, activation, pitch,
-                work, thread, inner, START, first, last,
-            )  # fmt: skip
-        multiply(
-            matrices[UP], like, hidden, C, bias[UP], TIMES if shape.gated else ACTIVATE, one,
-            activation, pitch, work, thread, inner, START, first, last,
-        )  # fmt: skip
-        barrier(shared, n_threads)
+            matrix = layer_matrix(weights, shape, layer, GATE, C)
+            multiply(matrix, hidden, inner_rows, Use.ACTIVATE, inner, epilogue, packed, own)
+        use = Use.TIMES if shape.gated else Use.ACTIVATE
+        matrix = layer_matrix(weights, shape, layer, UP, C)
+        multiply(matrix, hidden, inner_rows, use, inner, epilogue, packed, own)
+        barrier(worker)
 
-        if pack_tokens(inner, F, pitch, begin, end, like, packed):
-            barrier(shared, n_threads)
-        first, last = share(C, thread, n_threads, ROWS)
-        use, target = (SET, branch) if shape.post_mlp_norm else (ADD, x)
-        multiply(
-            matrices[DOWN], like, inner, F, bias[DOWN], use, shape.residual_scale, START, pitch,
-            work, thread, target, START, first, last,
-        )  # fmt: skip
-        barrier(shared, n_threads)
+        if pack_tokens(inner, F, tokens, like, packed):
+            barrier(worker)
+        use, target = (Use.SET, branch) if shape.post_mlp_norm else (Use.ADD, x)
+        matrix = layer_matrix(weights, shape, layer, DOWN, F)
+        multiply(matrix, inner, model_rows, use, target, epilogue, packed, own)
+        barrier(worker)
         if shape.post_mlp_norm:
-            norm_or_copy_tokens(
-                branch, C, norms[POST_MLP_NORM], shape.post_mlp_norm, shape, pitch, begin, end,
-                branch,
-            )  # fmt: skip
-            add_tokens(x, branch, C, shape.residual_scale, pitch, begin, end)
+            norm = as_norm(norms[POST_MLP_NORM], shape)
+            norm_or_copy_tokens(branch, C, norm, shape.post_mlp_norm, tokens, branch)
+            add_tokens(x, branch, C, shape.residual_scale, tokens)
 
-    norm = weights.norms[4 * shape.n_layers]
-    normalise_tokens(
-        x, START, C, norm, START, shape.rms, shape.norm_eps, pitch, begin, end, hidden, START
-    )
-    barrier(shared, n_threads)
-    address, which = request.numbers[LOGITS], request.numbers[WHICH_LOGITS]
+    norm = as_norm(weights.norms[N_NORMS * shape.n_layers], shape)
+    normalise_tokens(x, C, norm, tokens, hidden)
+    barrier(worker)
+    which = request.numbers[WHICH_LOGITS]
     if which == ALL:
-        all_logits(thread, n_threads, address, T, pitch, shape, weights, work)
+        all_logits(worker, hidden, shape, weights, request, own)
     elif which == LAST:
-        begin, end = share(shape.vocab_size, thread, n_threads, 4)
-        own = work.own_hidden[thread]
+        rows = thread_range(shape.vocab_size, worker, 4)
         for i in range(C):
-            own[i] = hidden[i * pitch + T - 1]
-        logits = carray(as_pointer(address), (shape.vocab_size,), np.float32)
-        bias, spare = weights.head_bias, work.own_bytes[thread]
-        dot_rows(weights.head, like, own, C, bias, shape.streamed, logits, begin, end, spare)
-        cap_logits(logits, begin, end, shape.logit_scale, shape.logit_softcap)
-    barrier(shared, n_threads)
+            own.hidden[i] = work.hidden[i * pitch + T - 1]
+        logits = carray(as_pointer(request.numbers[LOGITS]), (shape.vocab_size,), np.float32)
+        dot_rows(head_matrix(weights, shape), own.hidden, logits, rows, own.digits)
+        cap_logits(logits, rows.begin, rows.end, shape.logit_scale, shape.logit_softcap)
+    barrier(worker)

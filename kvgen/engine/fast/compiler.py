@@ -26,11 +26,11 @@ FAST_MATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
 _DAYS_KEPT = 30
 
 
-def cache_folder() -> Path | None:
-    """Where compiled kernels are kept, None where no place can be written to.
+def kernel_folder() -> Path | None:
+    """The folder of compiled kernels, None where it cannot be written to.
 
-    Numba notices edits only in the file that holds a function, not in those that it calls, so the
-    folder is named by everything that the machine code depends on.
+    Numba notices edits only in the file of a function, not in the files of what it calls, so the
+    folder's name is a hash of everything that the machine code depends on.
     """
     target = [
         numba.__version__,
@@ -58,14 +58,14 @@ def cache_folder() -> Path | None:
 
 
 def _prune(kernels: Path) -> None:
-    """Remove the folders of versions that nobody has used for a while."""
+    """Remove the folders of versions that have not been used for a while."""
     for folder in kernels.iterdir():
         if folder.stat().st_mtime < time.time() - _DAYS_KEPT * 24 * 3600:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-FOLDER = cache_folder()
-wait_before_fork(global_compiler_lock)  # half a compilation is of no use to a child
+FOLDER = kernel_folder()
+wait_before_fork(global_compiler_lock)  # a child cannot finish half a compilation
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -95,10 +95,10 @@ def jit_entry(function: Callable[..., Any]) -> Any:
 
 @intrinsic
 def noinline(_: Any) -> Any:
-    """Said first in a kernel: callers share its code and do not each get a copy of it.
+    """At the start of a kernel: its callers share its code, none gets a copy of it.
 
-    Without it the compiler copies large functions into larger ones and works through them at every
-    level, which takes a minute for what takes seconds.
+    Without this the compiler copies large functions into larger ones and optimises them at every
+    level, which takes a minute instead of seconds.
     """
 
     def generate(context: Any, builder: Any, _: Any, __: Any) -> Any:
@@ -109,7 +109,7 @@ def noinline(_: Any) -> Any:
 
 
 def _compile(function: Callable[..., Any], **options: bool) -> Any:
-    # A closure over other kernels would never hit the cache: module-level names do.
+    # Only functions of a module: a closure over other kernels would be compiled at every start.
     outside = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(FOLDER or "")
     try:

@@ -17,8 +17,8 @@ from kvgen.engine.config import ModelConfig
 from kvgen.engine.contract import KVCache, check_request
 from kvgen.engine.fast import compiler, layout
 from kvgen.engine.fast.kernels import x86_intrinsics
-from kvgen.engine.fast.kernels.attention import BLOCK, row_pitch
-from kvgen.engine.fast.kernels.products import ROWS
+from kvgen.engine.fast.kernels.kv_access import row_pitch
+from kvgen.engine.fast.layout import BLOCK
 from kvgen.engine.fast.tables import request_of, shape_of, weights_of, workspace_of
 from kvgen.engine.fast.team import Team
 from kvgen.engine.fast.worker_loop import worker_loop
@@ -57,7 +57,7 @@ class FastEngine:
         self._weights = weights_of(params)
         self._request = request_of(cache_dtype)
         workspace = workspace_of(params.config, threads, packed=prefill == "fast")
-        self._own_reads = workspace.own_reads
+        self._own_reads = workspace.own.reads
         self._team = Team(
             threads, worker_loop, (shape_of(params), self._weights, self._request, workspace)
         )
@@ -99,12 +99,12 @@ class FastEngine:
             self._point_to(cache, capture)
             for begin in range(0, len(again), layout.CHUNK):
                 part = np.asarray(again[begin : begin + layout.CHUNK], np.int64)
-                self._run(part, begin, layout.NONE, logits)
+                self._run(part, begin, layout.NO_LOGITS, logits)
             cache.extend(again)
             for begin in range(0, T, layout.CHUNK):
                 part = tokens[begin : begin + layout.CHUNK]
                 last = begin + len(part) == T
-                which = layout.ALL if all_logits else layout.LAST if last else layout.NONE
+                which = layout.ALL if all_logits else layout.LAST if last else layout.NO_LOGITS
                 rows = logits[begin if all_logits else 0 :]
                 self._run(part, cache.length + begin, which, rows)
                 if on_progress is not None:
@@ -127,12 +127,11 @@ class FastEngine:
 
     def _point_to(self, cache: KeyValueCache, capture: Capture | None) -> None:
         """Tell the kernels where this cache and this capture lie."""
-        row = self._request.caches[0]
+        row = self._request.sequence
         row[layout.KEYS] = cache.k.ctypes.data
         row[layout.VALUES] = cache.v.ctypes.data
         row[layout.CAPACITY] = cache.v.shape[2]
-        places = [layout.N_TABLES, layout.N_POSITIONS, layout.N_ANGLES]
-        row[places] = cache.rope.cos.shape
+        row[[layout.N_TABLES, layout.N_POSITIONS, layout.N_ANGLES]] = cache.rope.cos.shape
         row[layout.COS] = cache.rope.cos.ctypes.data
         row[layout.SIN] = cache.rope.sin.ctypes.data
         self._weights.tables[:] = cache.rope.of_layer
@@ -153,12 +152,10 @@ class FastEngine:
         numbers = request.numbers
         numbers[:] = 0
         numbers[layout.N_TOKENS] = T
-        numbers[layout.N_TILES] = -(-T // ROWS)
+        numbers[layout.START] = start
         numbers[layout.WHICH_LOGITS] = which
         numbers[layout.LOGITS] = logits.ctypes.data
         request.tokens[:T] = tokens
-        request.positions[:T] = np.arange(start, start + T)
-        request.tiles[:, 1] = np.clip(T - request.tiles[:, 0], 0, ROWS)
         self._team.run()
         if numbers[layout.OVERFLOW]:
             raise NonFiniteError(

@@ -1,29 +1,72 @@
-"""What the compiled functions work on: tables of numbers and addresses, and memory to work in."""
+"""The ground floor of the compiled engine: its sizes, its numbered choices and its records.
+
+Nothing of ours is imported here. A record is a NamedTuple of arrays and numbers, which compiled
+functions take as one argument. Arrays are flat unless a shape is given, and where it matters they
+end in a whole vector that nothing else uses.
+"""
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from kvgen.engine.fast.kernels.packed import Packed
-from kvgen.engine.tensors import FloatArray
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
 
+# --- Sizes ------------------------------------------------------------------------------------
+
+LANES = 16  # numbers of a vector register
+LINE_BYTES = 64  # a cache line, and the int8 numbers that one instruction multiplies
+ROWS = 6  # rows of a tile: 6 x 4 sums, 4 loads and a spread number fill 32 registers
 CHUNK = 192  # tokens that go through the layers together: constant memory, and the best speed
-# Columns of the table of matrices.
-Q, K, V, O, GATE, UP, DOWN = range(7)  # noqa: E741
-NO_QK_NORM, EACH_HEAD, WHOLE = range(3)
-# A layer's rows in the table of norms.
-ATTN_NORM, POST_ATTN_NORM, MLP_NORM, POST_MLP_NORM = range(4)
+BLOCK = 64  # positions of a block of keys
+SEGMENT = 256  # positions whose scores are held at once
+PIECES = 16  # one token attends to the context in at most so many pieces, shared by the threads
+WIDEST_DOT = 2**16  # products of bytes whose sum stays within 31 bits
+F16_LARGEST = np.float32(65504)
+
+# --- Numbered choices, each list with its length ----------------------------------------------
+
+# The matrices of a layer.
+Q, K, V, O, GATE, UP, DOWN, N_MATRICES = range(8)  # noqa: E741
+# The norms of a layer.
+ATTN_NORM, POST_ATTN_NORM, MLP_NORM, POST_MLP_NORM, N_NORMS = range(5)
+NO_QK_NORM, EACH_HEAD, WHOLE = range(3)  # what the norm of queries and keys is taken over
 # Numbers of a request.
-N_TOKENS, N_TILES, WHICH_LOGITS, LOGITS, OVERFLOW = range(5)
-NONE, LAST, ALL = range(3)  # which logits
-# A row of the table of caches: addresses, sizes, and where q and z are to be captured.
+N_TOKENS, START, WHICH_LOGITS, LOGITS, OVERFLOW, N_NUMBERS = range(6)
+NO_LOGITS, LAST, ALL = range(3)  # which logits a request wants
+# What kernels know of a sequence: addresses and sizes of its keys and values, of its table of
+# angles, and of the captured q and z.
 (
     KEYS, VALUES, CAPACITY, COS, SIN, N_TABLES, N_POSITIONS, N_ANGLES, CAPTURED_Q, CAPTURED_Z,
-    CAPTURE_CAPACITY,
-) = range(11)  # fmt: skip
+    CAPTURE_CAPACITY, N_SEQUENCE,
+) = range(12)  # fmt: skip
+
+
+# Choices that travel as arguments, next to offsets and counts. As enums they have types of their
+# own, and compiling a call that passes a number in their place fails.
+class Activation(Enum):
+    """The function between the two products of an MLP."""
+
+    RELU = 0
+    SILU = 1
+    GELU = 2
+    GELU_TANH = 3
+
+
+class Use(Enum):
+    """What becomes of a product of a matrix and the tokens of a chunk."""
+
+    SET = 0
+    ADD = 1  # times the residual scale, to what is there
+    ACTIVATE = 2
+    TIMES = 3  # what is there
+
+
+# --- Records of the model and of a request ----------------------------------------------------
 
 
 class Shape(NamedTuple):
@@ -40,7 +83,7 @@ class Shape(NamedTuple):
     rms: bool
     norm_eps: np.float32
     gated: bool
-    activation: int
+    activation: int  # the value of an Activation
     parallel: bool
     pre_norm: bool  # which norms a layer has
     post_attn_norm: bool
@@ -52,41 +95,163 @@ class Shape(NamedTuple):
     embed_scale: np.float32
     residual_scale: np.float32
     logit_scale: np.float32
-    streamed: bool  # weights come from main memory and not from a cache
+    streamed: bool  # the weights come from main memory: they do not fit into the CPU's own
 
 
 class Weights(NamedTuple):
     """What is learned. Large tensors by address, the small ones widened and stacked."""
 
     like: npt.NDArray[Any]  # an empty array of the stored type: tells the compiler the width
-    embed: npt.NDArray[np.int64]  # [2]: addresses of [V, C], and of its rows' scales
+    embed: IntArray  # [2]: addresses of [V, C], and of its rows' scales
     positions: FloatArray  # [max_context, C], empty where there are none
-    head: npt.NDArray[np.int64]  # [2]
-    layers: npt.NDArray[np.int64]  # [L, 7, 2]
-    norms: FloatArray  # [4L + 1, 2, C]: scale and shift, four a layer and one at the end
+    head: IntArray  # [2]
+    layers: IntArray  # [L, N_MATRICES, 2]
+    norms: FloatArray  # [L * N_NORMS + 1, 2, C]: scale and shift; the last one is the final norm
     head_norms: FloatArray  # [L, 2, 2, H * D]: of queries and of keys
-    biases: FloatArray  # [L, 7, widest]: zeros where a projection has none
+    biases: FloatArray  # [L, N_MATRICES, widest]: zeros where a projection has none
     head_bias: FloatArray  # [V]
     scales: FloatArray  # [L] factor of the scores
-    windows: npt.NDArray[np.int64]  # [L] keys that a query sees
-    tables: npt.NDArray[np.int64]  # [L] a layer's table of angles, -1 where nothing is turned
-    captured: npt.NDArray[np.int64]  # [L, H] which head's q and z to write, -1 for none
+    windows: IntArray  # [L] keys that a query sees
+    tables: IntArray  # [L] a layer's table of angles, -1 where nothing is turned
+    captured: IntArray  # [L, H] which head's q and z to write, -1 for none
 
 
 class Request(NamedTuple):
-    """What to run: the rows of a chunk, each a token at a position of a sequence."""
+    """What to run: neighbouring tokens of one sequence, the first at position numbers[START].
 
-    numbers: npt.NDArray[np.int64]  # N_TOKENS ... OVERFLOW, see above
-    tokens: npt.NDArray[np.int64]  # [CHUNK]
-    positions: npt.NDArray[np.int64]  # [CHUNK]
-    slots: npt.NDArray[np.int64]  # [CHUNK] row of `caches`
-    tiles: npt.NDArray[np.int64]  # [CHUNK, 2]: first row and number of rows that attend together
-    caches: npt.NDArray[np.int64]  # [slots, 11]
+    A request is of one sequence on purpose. Several sequences in one chunk would need a row of
+    `sequence` for each token, logits of the last token of each, and tiles that end with a sequence.
+    """
+
+    numbers: IntArray  # [N_NUMBERS]
+    tokens: IntArray  # [CHUNK]
+    sequence: IntArray  # [N_SEQUENCE]
     like: npt.NDArray[Any]  # an empty array of the cache's type
 
 
+# --- Records that kernels pass to each other --------------------------------------------------
+
+
+class Worker(NamedTuple):
+    """A thread of the team."""
+
+    thread: int
+    n_threads: int
+    shared: IntArray  # see team.py
+
+
+class Range(NamedTuple):
+    """Numbers begin, begin + 1, ... end - 1: rows of a matrix, tokens of a chunk, positions."""
+
+    begin: int
+    end: int
+
+
+class Rows(NamedTuple):
+    """A matrix inside a flat array: row i begins at numbers[start + i * pitch]."""
+
+    numbers: npt.NDArray[Any]
+    start: int
+    pitch: int
+
+
+class Matrix(NamedTuple):
+    """A stored matrix [.., n], with a bias for each row."""
+
+    address: int
+    scales: int  # address of a scale for each row; read for int8 alone
+    like: npt.NDArray[Any]  # an empty array of the stored type
+    n: int
+    bias: FloatArray
+    streamed: bool  # see Shape
+
+
+class Norm(NamedTuple):
+    """LayerNorm, or RMSNorm where `rms`."""
+
+    scale: FloatArray  # [n]
+    shift: FloatArray  # [n]
+    rms: bool
+    eps: np.float32
+
+
+class HeadCache(NamedTuple):
+    """Keys and values of one key/value head of a layer."""
+
+    keys: npt.NDArray[Any]  # [capacity / BLOCK, D, BLOCK]
+    values: npt.NDArray[Any]  # [capacity, pitch]
+    head_dim: int
+    pitch: int
+
+
+class Queries(NamedTuple):
+    """Up to ROWS query rows of one head's cache, room to attend, and what comes out."""
+
+    q: FloatArray  # [ROWS, D], with the factor of the scores
+    firsts: IntArray  # [ROWS] first position that a row sees
+    ends: IntArray  # [ROWS] position behind the last one
+    scores: FloatArray  # [ROWS, SEGMENT]
+    out: FloatArray  # [ROWS, pitch] sums of values, times exp(score - peak)
+    peaks: FloatArray  # [ROWS] the greatest score
+    totals: FloatArray  # [ROWS] sums of exp(score - peak)
+
+
+class Piece(NamedTuple):
+    """A piece of the context for one token and the query heads of one key/value head."""
+
+    layer: int
+    group: int  # the key/value head
+    number: int
+    positions: Range
+
+
+class QueryTile(NamedTuple):
+    """Neighbouring tokens of a chunk whose queries of one head attend together."""
+
+    layer: int
+    head: int  # the query head
+    first: int  # the first token
+    n_rows: int
+
+
+class Epilogue(NamedTuple):
+    """What follows a product of many tokens, before it is stored."""
+
+    residual_scale: np.float32
+    activation: Activation
+
+
+class Packed(NamedTuple):
+    """The activations that a product reads once more, rounded: for `--prefill fast`."""
+
+    words: npt.NDArray[np.uint32]  # [features / 2 or 4, tokens]
+    scales: FloatArray  # [tokens] what one of a token's bytes stands for
+    offsets: FloatArray  # [tokens] 128 times the sum of a token's bytes
+
+
+class Own(NamedTuple):
+    """Memory of one thread; in the workspace each array has a row for each thread."""
+
+    x: FloatArray  # [C]
+    added: FloatArray  # [C]
+    hidden: FloatArray  # [max(C, H D)]
+    queries: Queries
+    digits: npt.NDArray[np.int8]  # [3 * widest input] in whole lines
+    panel: FloatArray  # [ROWS * widest input]
+    product: FloatArray  # [ROWS * CHUNK]
+    reads: IntArray  # [L] rows of K that the queries of a head have read
+
+
+class Pieces(NamedTuple):
+    """Attention of one token to pieces of the context, for each query head, before they join."""
+
+    out: FloatArray  # [H * PIECES * pitch]
+    peaks: FloatArray  # [H * PIECES]
+    totals: FloatArray  # [H * PIECES]
+
+
 class Workspace(NamedTuple):
-    """Memory that the threads share, features by tokens for a chunk, and each one's own."""
+    """Memory that the threads share, features by tokens for a chunk, and each thread's own."""
 
     x: FloatArray  # [C, CHUNK] the residual stream
     hidden: FloatArray  # [max(C, H D), CHUNK] a block's input
@@ -94,22 +259,6 @@ class Workspace(NamedTuple):
     turns: FloatArray  # [tables, 2, half, CHUNK] cos and sin
     branch: FloatArray  # [C, CHUNK] what a block adds
     inner: FloatArray  # [F, CHUNK]
-    parts: FloatArray  # [H * PIECES * pitch] attention's output for pieces of the context
-    peaks: FloatArray  # [H * PIECES]
-    totals: FloatArray  # [H * PIECES]
-    # What follows has a row for each thread.
-    own_x: FloatArray  # [C]
-    own_added: FloatArray  # [C]
-    own_hidden: FloatArray  # [max(C, H D)]
-    own_q: FloatArray  # [6 * D]
-    own_scores: FloatArray  # [6 * SEGMENT]
-    own_out: FloatArray  # [6 * pitch]
-    own_peaks: FloatArray  # [6]
-    own_totals: FloatArray  # [6]
-    own_firsts: npt.NDArray[np.int64]  # [6]
-    own_ends: npt.NDArray[np.int64]  # [6]
-    own_bytes: npt.NDArray[np.int8]  # [3 * widest input] in whole products
-    own_reads: npt.NDArray[np.int64]  # [L] rows of K that the queries of a head have read
-    own_panel: FloatArray  # [6 * widest input]
-    own_product: FloatArray  # [6 * CHUNK]
-    packed: Packed | None  # a block's input once more, rounded, for fast prefill
+    pieces: Pieces
+    packed: Packed | None  # None without `--prefill fast`: the kernels for it are not compiled
+    own: Own

@@ -2,110 +2,93 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from kvgen.engine.calibration import Calibration, median_seconds
 from kvgen.engine.config import ModelConfig
 from kvgen.engine.fast.compiler import jit_entry, kernel, noinline
-from kvgen.engine.fast.kernels.attention import BLOCK, SEGMENT, attend, row_pitch
-from kvgen.engine.fast.kernels.int8_dot import BYTES
-from kvgen.engine.fast.kernels.products import ROWS, dot_rows, share, tile_across, widen_rows
-from kvgen.engine.fast.kernels.simd import LANES
-from kvgen.engine.fast.layout import CHUNK
-from kvgen.engine.fast.tables import SEEN_AS, STREAMED_BYTES
-from kvgen.engine.fast.team import Team, await_ticket, barrier, open_request
-from kvgen.engine.tensors import CacheDTypeName, DTypeName, FloatArray
+from kvgen.engine.fast.kernels.attention import attend
+from kvgen.engine.fast.kernels.kv_access import row_pitch
+from kvgen.engine.fast.kernels.products import dot_rows, thread_range, tile_across, widen_rows
+from kvgen.engine.fast.layout import (
+    BLOCK,
+    CHUNK,
+    LANES,
+    LINE_BYTES,
+    ROWS,
+    FloatArray,
+    HeadCache,
+    IntArray,
+    Matrix,
+    Own,
+    Range,
+    Rows,
+    Worker,
+)
+from kvgen.engine.fast.tables import SEEN_AS, STREAMED_BYTES, own_of
+from kvgen.engine.fast.team import Team, await_ticket, barrier, open_request, own_memory
+from kvgen.engine.tensors import CacheDTypeName, DTypeName
 
 NOTHING, READ, MULTIPLY, ATTEND = range(4)
-WHAT, N_ROWS, WIDTH, STREAMED = range(4)
-_LARGEST_BYTES = 128 * 2**20  # far beyond the caches
+_LARGEST_BYTES = 128 * 2**20  # far beyond the CPU's own memory
 _MULTIPLIED_ROWS = 96 * ROWS
 _KEYS = 8 * BLOCK  # that queries attend to
 _TILES = 24  # of six queries, for all threads together
 
 
-class _Attention(NamedTuple):
-    """A head's cache, and six queries for each thread."""
-
-    head_dim: int
-    pitch: int
-    keys: npt.NDArray[Any]  # as the cache keeps them
-    values: npt.NDArray[Any]
-    q: FloatArray  # [6 * D]
-    ends: npt.NDArray[np.int64]  # [6]
-    firsts: npt.NDArray[np.int64]  # [6]
-    own_scores: FloatArray  # [threads, 6 * SEGMENT], as the others from here on
-    own_out: FloatArray
-    own_peaks: FloatArray
-    own_totals: FloatArray
-
-
 class _Probe(NamedTuple):
-    """A matrix [rows, width] and what it is multiplied with."""
+    """A matrix [rows, width], a head's cache, and what they are multiplied with."""
 
-    numbers: npt.NDArray[np.int64]  # WHAT ... STREAMED
-    matrix: npt.NDArray[np.int64]  # [2] addresses of the numbers and of the rows' scales
-    like: npt.NDArray[Any]  # an empty array of the stored type
+    what: IntArray  # [1] NOTHING ... ATTEND
+    n_rows: int
+    matrix: Matrix
     x: FloatArray  # [width]
-    bias: FloatArray  # [rows]
     y: FloatArray  # [rows]
-    tokens: FloatArray  # [width, CHUNK]
-    # What follows has a row for each thread.
-    own_bytes: npt.NDArray[np.int8]
-    own_panel: FloatArray
-    own_product: FloatArray
-    attention: _Attention
+    tokens: Rows  # [width, CHUNK]
+    head: HeadCache
+    own: Own
 
 
 @kernel
-def multiply_rows(matrix, like, n, begin, end, panel, x, product):
-    """Rows begin:end of a matrix [.., n] times a whole chunk of tokens."""
+def multiply_rows(matrix, rows, tokens, own):
+    """Multiply some rows of a matrix with a whole chunk of tokens."""
     noinline()
-    row = begin
-    while row < end:
-        widen_rows(matrix, like, row, min(ROWS, end - row), n, panel)
-        tile_across(panel, 0, n, x, CHUNK, product, CHUNK)
+    row = rows.begin
+    while row < rows.end:
+        widen_rows(matrix, Range(row, min(row + ROWS, rows.end)), own.panel)
+        tile_across(
+            Rows(own.panel, 0, matrix.n), tokens, Rows(own.product, 0, tokens.pitch), matrix.n
+        )
         row += ROWS
 
 
 @jit_entry
-def run_probe(thread, n_threads, shared, seen, probe):
+def probe_loop(thread, n_threads, shared, last_ticket, probe):
     """Run one measurement after another, as `worker_loop` runs requests."""
+    worker = Worker(thread, n_threads, shared)
+    own = own_memory(probe.own, thread)
     while True:
         if thread == 0:
             open_request(shared)
         else:
-            ticket = await_ticket(shared, seen)
-            if ticket == seen:
-                return seen
-            seen = ticket
-        numbers, n = probe.numbers, probe.numbers[WIDTH]
-        if numbers[WHAT] == READ:
-            begin, end = share(numbers[N_ROWS], thread, n_threads, 4)
-            dot_rows(
-                probe.matrix, probe.like, probe.x, n, probe.bias, numbers[STREAMED] != 0, probe.y,
-                begin, end, probe.own_bytes[thread],
-            )  # fmt: skip
-        elif numbers[WHAT] == MULTIPLY:
-            begin, end = share(numbers[N_ROWS], thread, n_threads, ROWS)
-            multiply_rows(
-                probe.matrix, probe.like, n, begin, end, probe.own_panel[thread], probe.tokens,
-                probe.own_product[thread],
-            )  # fmt: skip
-        elif numbers[WHAT] == ATTEND:
-            a = probe.attention
+            ticket = await_ticket(shared, last_ticket)
+            if ticket == last_ticket:
+                return last_ticket
+            last_ticket = ticket
+        if probe.what[0] == READ:
+            rows = thread_range(probe.n_rows, worker, 4)
+            dot_rows(probe.matrix, probe.x, probe.y, rows, own.digits)
+        elif probe.what[0] == MULTIPLY:
+            rows = thread_range(_MULTIPLIED_ROWS, worker, ROWS)
+            multiply_rows(probe.matrix, rows, probe.tokens, own)
+        elif probe.what[0] == ATTEND:
             for _ in range(thread, _TILES, n_threads):
-                attend(
-                    ROWS, a.q, a.keys, 0, a.values, 0, a.head_dim, a.pitch, 0, _KEYS, a.firsts,
-                    a.ends, np.float32(0), a.own_scores[thread], a.own_out[thread],
-                    a.own_peaks[thread], a.own_totals[thread],
-                )  # fmt: skip
-        barrier(shared, n_threads)
+                attend(ROWS, own.queries, probe.head, Range(0, _KEYS), np.float32(0))
+        barrier(worker)
         if thread == 0:
-            return seen
+            return last_ticket
 
 
 def calibrate(
@@ -121,49 +104,44 @@ def calibrate(
     stored = np.dtype(SEEN_AS[dtype])
     row_bytes = width * stored.itemsize
     n_rows = max(_MULTIPLIED_ROWS, min(n_bytes, _LARGEST_BYTES) // row_bytes)
-    matrix = np.ones(n_rows * width + BYTES, stored)
+    numbers = np.ones(n_rows * width + LINE_BYTES, stored)
     scales = np.ones(n_rows, np.float32)
-    padded = -(-width // BYTES) * BYTES
-    probe = _Probe(
-        numbers=np.array([NOTHING, n_rows, width, n_bytes > STREAMED_BYTES], np.int64),
-        matrix=np.array([matrix.ctypes.data, scales.ctypes.data], np.int64),
+    matrix = Matrix(
+        address=numbers.ctypes.data,
+        scales=scales.ctypes.data,
         like=np.empty(0, stored),
-        x=np.ones(padded, np.float32),
+        n=width,
         bias=np.zeros(n_rows, np.float32),
-        y=np.zeros(n_rows, np.float32),
-        tokens=np.ones(width * CHUNK + LANES, np.float32),
-        own_bytes=np.zeros((threads, 3 * padded), np.int8),
-        own_panel=np.zeros((threads, ROWS * padded), np.float32),
-        own_product=np.zeros((threads, ROWS * CHUNK + LANES), np.float32),
-        attention=_attention(config.head_dim, cache_dtype, threads),
+        streamed=n_bytes > STREAMED_BYTES,
     )
-    team = Team(threads, run_probe, (probe,))
+    pitch = row_pitch(config.head_dim)
+    head = HeadCache(
+        keys=np.zeros(_KEYS * config.head_dim, SEEN_AS[cache_dtype]),
+        values=np.zeros(_KEYS * pitch, SEEN_AS[cache_dtype]),
+        head_dim=config.head_dim,
+        pitch=pitch,
+    )
+    probe = _Probe(
+        what=np.array([NOTHING], np.int64),
+        n_rows=n_rows,
+        matrix=matrix,
+        x=np.ones(-(-width // LINE_BYTES) * LINE_BYTES, np.float32),
+        y=np.zeros(n_rows, np.float32),
+        tokens=Rows(np.ones(width * CHUNK + LANES, np.float32), 0, CHUNK),
+        head=head,
+        own=own_of(config, threads),
+    )
+    probe.own.queries.ends[:] = _KEYS
+    team = Team(threads, probe_loop, (probe,))
     team.prepare()
-    probe.numbers[WHAT] = READ
+    probe.what[0] = READ
     read_seconds = median_seconds(team.run)
-    probe.numbers[:2] = MULTIPLY, _MULTIPLIED_ROWS
+    probe.what[0] = MULTIPLY
     multiply_seconds = median_seconds(team.run)
-    probe.numbers[WHAT] = ATTEND
+    probe.what[0] = ATTEND
     attend_seconds = median_seconds(team.run)
     return Calibration(
         read_bytes_per_second=n_rows * row_bytes / read_seconds,
         flops_per_second=2 * _MULTIPLIED_ROWS * width * CHUNK / multiply_seconds,
         attention_flops_per_second=4 * config.head_dim * ROWS * _KEYS * _TILES / attend_seconds,
-    )
-
-
-def _attention(head_dim: int, cache_dtype: CacheDTypeName, threads: int) -> _Attention:
-    pitch, kind = row_pitch(head_dim), SEEN_AS[cache_dtype]
-    return _Attention(
-        head_dim=head_dim,
-        pitch=pitch,
-        keys=np.zeros(_KEYS * head_dim, kind),
-        values=np.zeros(_KEYS * pitch, kind),
-        q=np.zeros(ROWS * head_dim, np.float32),
-        ends=np.full(ROWS, _KEYS, np.int64),
-        firsts=np.zeros(ROWS, np.int64),
-        own_scores=np.zeros((threads, ROWS * SEGMENT + LANES), np.float32),
-        own_out=np.zeros((threads, ROWS * pitch + LANES), np.float32),
-        own_peaks=np.zeros((threads, LANES), np.float32),
-        own_totals=np.zeros((threads, LANES), np.float32),
     )

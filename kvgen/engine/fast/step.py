@@ -1,12 +1,12 @@
 """One token through all layers, as one compiled function that a team of threads runs together.
 
-The twin of `kvgen.engine.reference.decoder`, which says what is computed; here the rows of every
-matrix are shared out between the threads, and five barriers a layer make each part visible to all:
+The twin of `kvgen.engine.reference.decoder`, which says what is computed. Here each thread computes
+some rows of every matrix, and five barriers a layer make each part visible to all:
 
     own x -> norm -> | q k v | attention by pieces | o | norm -> up, gate | down | -> own x
 
-Every thread keeps the residual stream to itself and adds to it what all have computed, which is
-cheaper than to wait for one another once more.
+Every thread keeps a residual stream of its own and adds to it what all threads have computed, which
+is cheaper than one more barrier.
 """
 
 from __future__ import annotations
@@ -15,63 +15,81 @@ import numpy as np
 from numba import carray
 
 from kvgen.engine.fast.compiler import kernel, noinline
-from kvgen.engine.fast.kernels.attention import BLOCK, LOWEST, SEGMENT, attend
-from kvgen.engine.fast.kernels.elementwise import activate, cap_logits, normalise, rotate
+from kvgen.engine.fast.kernels.attention import LOWEST, attend
+from kvgen.engine.fast.kernels.elementwise import (
+    activate,
+    activation_of,
+    as_norm,
+    cap_logits,
+    head_norm,
+    normalise,
+    rotate,
+)
 from kvgen.engine.fast.kernels.kv_access import (
     angles,
     captured_rows,
-    keep_key_and_value,
-    layer_of_cache,
+    head_cache,
+    store_key_and_value,
 )
-from kvgen.engine.fast.kernels.products import ROWS, dot_rows, share
-from kvgen.engine.fast.kernels.simd import LANES, fma, load, mul, splat, store, zeros
-from kvgen.engine.fast.kernels.weight_access import as_pointer, row_scale, widen
+from kvgen.engine.fast.kernels.products import dot_rows, thread_range
+from kvgen.engine.fast.kernels.simd import fma, load, mul, splat, store, zeros
+from kvgen.engine.fast.kernels.weight_access import (
+    as_pointer,
+    head_matrix,
+    layer_matrix,
+    row_scale,
+    widen,
+)
 from kvgen.engine.fast.layout import (
     ATTN_NORM,
-    CAPACITY,
+    BLOCK,
     CAPTURED_Q,
     CAPTURED_Z,
     DOWN,
     EACH_HEAD,
     GATE,
+    LANES,
     LOGITS,
     MLP_NORM,
     N_ANGLES,
+    N_NORMS,
     OVERFLOW,
+    PIECES,
     POST_ATTN_NORM,
     POST_MLP_NORM,
+    ROWS,
+    SEGMENT,
+    START,
     UP,
     WHOLE,
     K,
     O,
+    Piece,
     Q,
+    Range,
     V,
 )
-from kvgen.engine.fast.team import barrier
-
-PIECES = 16  # at most so many parts of the context are attended to separately
+from kvgen.engine.fast.team import barrier, own_memory
 
 
 @kernel
-def norm_or_copy(x, n, norm, wanted, shape, y):
+def norm_or_copy(x, n, norm, wanted, y):
     """y = the norm of x [n], or x itself where the model has no such norm."""
     noinline()
     if wanted:
-        normalise(x, n, norm[0], norm[1], shape.rms, shape.norm_eps, y)
+        normalise(x, n, norm, y)
     else:
         for i in range(n):
             y[i] = x[i]
 
 
 @kernel
-def normalise_head(x, start, head, norm, shape):
-    """Normalise one head of queries or keys at x[start:] in place, where each is by itself."""
+def normalise_head(x, start, head, pair, shape):
+    """Normalise one head of queries or keys at x[start:] in place, if the model does so by head."""
     noinline()
     if shape.qk_norm == EACH_HEAD:
-        D = shape.head_dim
-        own = x[start : start + D]
-        scale, shift = norm[0, head * D : (head + 1) * D], norm[1, head * D : (head + 1) * D]
-        normalise(own, D, scale, shift, shape.rms, shape.norm_eps, own)
+        own = x[start : start + shape.head_dim]
+        normalise(own, shape.head_dim, head_norm(pair, head, shape), own)
 
 
 @kernel
@@ -89,81 +107,74 @@ def embed(token, position, shape, weights, x):
 
 
 @kernel
-def attend_to_piece(
-    thread, group, piece, first, stop, layer, keys, values, shape, weights, request, work
-):
-    """The query heads of one key/value head over the positions first:stop."""
+def attend_to_piece(piece, head, qkv, pieces, shape, weights, request, own):
+    """Let the query heads of one key/value head attend to a piece of the context."""
     noinline()
     H, G, D, pitch = shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.pitch
-    position, cache = request.positions[0], request.caches[request.slots[0]]
-    q, scores, out = work.own_q[thread], work.own_scores[thread], work.own_out[thread]
-    peaks, totals = work.own_peaks[thread], work.own_totals[thread]
-    firsts, ends = work.own_firsts[thread], work.own_ends[thread]
+    layer, position, sequence = piece.layer, request.numbers[START], request.sequence
+    queries = own.queries
+    q, out = queries.q, queries.out
     table, scale = weights.tables[layer], weights.scales[layer]
-    key_start, value_start = group * cache[CAPACITY] * D, group * cache[CAPACITY] * pitch
-    head, after = group * (H // G), (group + 1) * (H // G)
-    if group == 0:
-        work.own_reads[thread, layer] += stop - first
-    while head < after:
-        n_rows = min(ROWS, after - head)
+    query_head, after = piece.group * (H // G), (piece.group + 1) * (H // G)
+    if piece.group == 0:
+        own.reads[layer] += piece.positions.end - piece.positions.begin
+    while query_head < after:
+        n_rows = min(ROWS, after - query_head)
         for r in range(n_rows):
-            firsts[r], ends[r] = first, stop
+            queries.firsts[r], queries.ends[r] = piece.positions.begin, piece.positions.end
             for i in range(D):
-                q[r * D + i] = work.qkv[(head + r) * D + i]
-            normalise_head(q, r * D, head + r, weights.head_norms[layer, 0], shape)
+                q[r * D + i] = qkv[(query_head + r) * D + i]
+            normalise_head(q, r * D, query_head + r, weights.head_norms[layer, 0], shape)
             if table >= 0:
-                cos, sin, angle = angles(cache, table, position)
-                rotate(q, r * D, cos, sin, angle, cache[N_ANGLES])
-            row = weights.captured[layer, head + r]
-            if row >= 0 and piece == 0:
-                target = captured_rows(cache[CAPTURED_Q], cache, row, shape)
+                cos, sin, angle = angles(sequence, table, position)
+                rotate(q, r * D, cos, sin, angle, sequence[N_ANGLES])
+            row = weights.captured[layer, query_head + r]
+            if row >= 0 and piece.number == 0:
+                target = captured_rows(sequence[CAPTURED_Q], sequence, row, shape)
                 for i in range(D):
                     target[position * D + i] = q[r * D + i]
             for i in range(D):
                 q[r * D + i] *= scale
-        attend(
-            n_rows, q, keys, key_start, values, value_start, D, pitch, first, stop, firsts, ends,
-            shape.attn_softcap, scores, out, peaks, totals,
-        )  # fmt: skip
+        attend(n_rows, queries, head, piece.positions, shape.attn_softcap)
         for r in range(n_rows):
-            part = (head + r) * PIECES + piece
-            work.peaks[part], work.totals[part] = peaks[r], totals[r]
+            part = (query_head + r) * PIECES + piece.number
+            pieces.peaks[part], pieces.totals[part] = queries.peaks[r], queries.totals[r]
             for i in range(0, pitch, LANES):
-                store(work.parts, part * pitch + i, load(out, r * pitch + i))
-        head += n_rows
+                store(pieces.out, part * pitch + i, load(out, r * pitch + i))
+        query_head += n_rows
 
 
 @kernel
-def keep_outputs(hidden, layer, position, cache, shape, weights):
-    """The captured heads' outputs of this position."""
+def capture_outputs(hidden, layer, shape, weights, request):
+    """Write the captured heads' outputs of this position."""
     noinline()
-    D = shape.head_dim
+    D, position = shape.head_dim, request.numbers[START]
     for head in range(shape.n_heads):
         row = weights.captured[layer, head]
         if row >= 0:
-            target = captured_rows(cache[CAPTURED_Z], cache, row, shape)
+            target = captured_rows(request.sequence[CAPTURED_Z], request.sequence, row, shape)
             for i in range(D):
                 target[position * D + i] = hidden[head * D + i]
 
 
 @kernel
-def join_pieces(n_pieces, shape, work, spare, z):
+def join_pieces(n_pieces, pieces, shape, spare, z):
     """z [H * D] = each head's attention, its pieces weighed by their sums (as in FlashDecoding)."""
     noinline()
     D, pitch = shape.head_dim, shape.pitch
     for head in range(shape.n_heads):
         start, highest, total = head * PIECES, LOWEST, np.float32(0)
         for piece in range(n_pieces):
-            highest = max(highest, work.peaks[start + piece])
+            highest = max(highest, pieces.peaks[start + piece])
         for piece in range(n_pieces):
             part = start + piece
-            total += work.totals[part] * np.float32(np.exp(work.peaks[part] - highest))
+            total += pieces.totals[part] * np.float32(np.exp(pieces.peaks[part] - highest))
         for i in range(0, D, LANES):
             mixed = zeros()
             for piece in range(n_pieces):
                 part = start + piece
-                factor = np.float32(np.exp(work.peaks[part] - highest)) / total
-                mixed = fma(load(work.parts, part * pitch + i), splat(factor), mixed)
+                factor = np.float32(np.exp(pieces.peaks[part] - highest)) / total
+                mixed = fma(load(pieces.out, part * pitch + i), splat(factor), mixed)
             if i + LANES <= D:
                 store(z, head * D + i, mixed)
             else:  # z has no gaps between heads
@@ -181,37 +192,37 @@ def times(x, start, other_start, n):
 
 
 @kernel
-def step(thread, n_threads, shared, shape, weights, request, work):
-    """Run request row 0 through all layers; its logits [V] go where the request says."""
+def step(worker, shape, weights, request, work):
+    """Run the request's token through all layers; its logits [V] go where the request says."""
     noinline()
     H, G, D, C, F = shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.d_model, shape.d_ff
-    like, streamed, H_D, G_D = weights.like, shape.streamed, H * D, G * D
-    position, cache = request.positions[0], request.caches[request.slots[0]]
-    x, added, hidden = work.own_x[thread], work.own_added[thread], work.own_hidden[thread]
-    inner, branch, spare = work.inner, work.branch, work.own_bytes[thread]
+    H_D, G_D, thread = H * D, G * D, worker.thread
+    position, sequence = request.numbers[START], request.sequence
+    own = own_memory(work.own, thread)
+    x, added, hidden, digits = own.x, own.added, own.hidden, own.digits
+    qkv, inner, branch, pieces = work.qkv, work.inner, work.branch, work.pieces
+    q, k, v = qkv[:H_D], qkv[H_D : H_D + G_D], qkv[H_D + G_D :]
     gate_start = (F + LANES - 1) // LANES * LANES
+    activation = activation_of(shape.activation)
+    # Each thread's rows of a matrix with so many rows.
+    query_rows, key_rows = thread_range(H_D, worker, 4), thread_range(G_D, worker, 4)
+    model_rows, inner_rows = thread_range(C, worker, 4), thread_range(F, worker, LANES)
 
     embed(request.tokens[0], position, shape, weights, x)
     for layer in range(shape.n_layers):
-        matrices, bias = weights.layers[layer], weights.biases[layer]
-        norms = weights.norms[4 * layer : 4 * layer + 4]
-        keys, values = layer_of_cache(cache, request.like, layer, shape)
+        norms = weights.norms[N_NORMS * layer : N_NORMS * (layer + 1)]
 
-        norm_or_copy(x, C, norms[ATTN_NORM], shape.pre_norm, shape, hidden)
-        q, k, v = work.qkv[:H_D], work.qkv[H_D : H_D + G_D], work.qkv[H_D + G_D :]
-        begin, end = share(H_D, thread, n_threads, 4)
-        dot_rows(matrices[Q], like, hidden, C, bias[Q], streamed, q, begin, end, spare)
-        begin, end = share(G_D, thread, n_threads, 4)
-        dot_rows(matrices[K], like, hidden, C, bias[K], streamed, k, begin, end, spare)
-        dot_rows(matrices[V], like, hidden, C, bias[V], streamed, v, begin, end, spare)
-        barrier(shared, n_threads)
+        norm_or_copy(x, C, as_norm(norms[ATTN_NORM], shape), shape.pre_norm, hidden)
+        dot_rows(layer_matrix(weights, shape, layer, Q, C), hidden, q, query_rows, digits)
+        dot_rows(layer_matrix(weights, shape, layer, K, C), hidden, k, key_rows, digits)
+        dot_rows(layer_matrix(weights, shape, layer, V, C), hidden, v, key_rows, digits)
+        barrier(worker)
         if shape.qk_norm == WHOLE:
             # One thread: the others would read what it has normalised already.
             if thread == 0:
-                norm = weights.head_norms[layer]
-                normalise(q, H_D, norm[0, 0], norm[0, 1], shape.rms, shape.norm_eps, q)
-                normalise(k, G_D, norm[1, 0], norm[1, 1], shape.rms, shape.norm_eps, k)
-            barrier(shared, n_threads)
+                normalise(q, H_D, as_norm(weights.head_norms[layer, 0], shape), q)
+                normalise(k, G_D, as_norm(weights.head_norms[layer, 1], shape), k)
+            barrier(worker)
 
         first = max(0, position + 1 - weights.windows[layer])
         visible = position + 1 - first // BLOCK * BLOCK
@@ -219,62 +230,58 @@ def step(thread, n_threads, shared, shape, weights, request, work):
         length = ((visible + n_pieces - 1) // n_pieces + BLOCK - 1) // BLOCK * BLOCK
         n_pieces = (visible + length - 1) // length
         table = weights.tables[layer]
-        for item in range(thread, G * n_pieces, n_threads):
-            group, piece = item // n_pieces, item % n_pieces
-            start = first // BLOCK * BLOCK + piece * length
-            if piece == n_pieces - 1:  # the piece that ends with the new position
+        for item in range(thread, G * n_pieces, worker.n_threads):
+            group, number = item // n_pieces, item % n_pieces
+            head = head_cache(request, shape, layer, group)
+            start = first // BLOCK * BLOCK + number * length
+            if number == n_pieces - 1:  # the piece that ends with the new position
                 normalise_head(k, group * D, group, weights.head_norms[layer, 1], shape)
                 if table >= 0:
-                    cos, sin, angle = angles(cache, table, position)
-                    rotate(k, group * D, cos, sin, angle, cache[N_ANGLES])
-                fits = keep_key_and_value(
-                    k, v, group * D, D, keys, values, cache, group, position, shape.pitch
-                )
-                if not fits:
+                    cos, sin, angle = angles(sequence, table, position)
+                    rotate(k, group * D, cos, sin, angle, sequence[N_ANGLES])
+                if not store_key_and_value(k, v, group * D, head, position):
                     request.numbers[OVERFLOW] = layer + 1
-            attend_to_piece(
-                thread, group, piece, max(first, start), min(position + 1, start + length), layer,
-                keys, values, shape, weights, request, work,
-            )  # fmt: skip
-        barrier(shared, n_threads)
+            seen = Range(max(first, start), min(position + 1, start + length))
+            piece = Piece(layer, group, number, seen)
+            attend_to_piece(piece, head, qkv, pieces, shape, weights, request, own)
+        barrier(worker)
 
-        join_pieces(n_pieces, shape, work, work.own_out[thread], hidden)
+        join_pieces(n_pieces, pieces, shape, own.queries.out, hidden)
         if thread == 0:
-            keep_outputs(hidden, layer, position, cache, shape, weights)
-        begin, end = share(C, thread, n_threads, 4)
-        dot_rows(matrices[O], like, hidden, H_D, bias[O], streamed, branch, begin, end, spare)
-        barrier(shared, n_threads)
+            capture_outputs(hidden, layer, shape, weights, request)
+        dot_rows(layer_matrix(weights, shape, layer, O, H_D), hidden, branch, model_rows, digits)
+        barrier(worker)
 
-        norm_or_copy(branch, C, norms[POST_ATTN_NORM], shape.post_attn_norm, shape, added)
+        norm = as_norm(norms[POST_ATTN_NORM], shape)
+        norm_or_copy(branch, C, norm, shape.post_attn_norm, added)
         if shape.parallel:  # the MLP reads what attention has read
-            source = MLP_NORM if shape.mlp_norm else ATTN_NORM
-            norm_or_copy(x, C, norms[source], shape.mlp_norm or shape.pre_norm, shape, hidden)
+            norm = as_norm(norms[MLP_NORM if shape.mlp_norm else ATTN_NORM], shape)
+            norm_or_copy(x, C, norm, shape.mlp_norm or shape.pre_norm, hidden)
         for i in range(C):
             x[i] += shape.residual_scale * added[i]
         if not shape.parallel:
-            norm_or_copy(x, C, norms[MLP_NORM], shape.mlp_norm, shape, hidden)
-        begin, end = share(F, thread, n_threads, LANES)
-        dot_rows(matrices[UP], like, hidden, C, bias[UP], streamed, inner, begin, end, spare)
+            norm_or_copy(x, C, as_norm(norms[MLP_NORM], shape), shape.mlp_norm, hidden)
+        dot_rows(layer_matrix(weights, shape, layer, UP, C), hidden, inner, inner_rows, digits)
+        begin, n = inner_rows.begin, inner_rows.end - inner_rows.begin
         if shape.gated:
-            gate = inner[gate_start:]
-            dot_rows(matrices[GATE], like, hidden, C, bias[GATE], streamed, gate, begin, end, spare)
-            activate(inner, gate_start + begin, end - begin, shape.activation)
-            times(inner, begin, gate_start + begin, end - begin)
+            gate = layer_matrix(weights, shape, layer, GATE, C)
+            dot_rows(gate, hidden, inner[gate_start:], inner_rows, digits)
+            activate(inner, gate_start + begin, n, activation)
+            times(inner, begin, gate_start + begin, n)
         else:
-            activate(inner, begin, end - begin, shape.activation)
-        barrier(shared, n_threads)
+            activate(inner, begin, n, activation)
+        barrier(worker)
 
-        begin, end = share(C, thread, n_threads, 4)
-        dot_rows(matrices[DOWN], like, inner, F, bias[DOWN], streamed, branch, begin, end, spare)
-        barrier(shared, n_threads)
-        norm_or_copy(branch, C, norms[POST_MLP_NORM], shape.post_mlp_norm, shape, added)
+        dot_rows(layer_matrix(weights, shape, layer, DOWN, F), inner, branch, model_rows, digits)
+        barrier(worker)
+        norm = as_norm(norms[POST_MLP_NORM], shape)
+        norm_or_copy(branch, C, norm, shape.post_mlp_norm, added)
         for i in range(C):
             x[i] += shape.residual_scale * added[i]
 
-    norm = weights.norms[4 * shape.n_layers]
-    normalise(x, C, norm[0], norm[1], shape.rms, shape.norm_eps, hidden)
+    normalise(x, C, as_norm(weights.norms[N_NORMS * shape.n_layers], shape), hidden)
     logits = carray(as_pointer(request.numbers[LOGITS]), (shape.vocab_size,), np.float32)
-    begin, end = share(shape.vocab_size, thread, n_threads, 4)
-    dot_rows(weights.head, like, hidden, C, weights.head_bias, streamed, logits, begin, end, spare)
-    cap_logits(logits, begin, end, shape.logit_scale, shape.logit_softcap)
-    barrier(shared, n_threads)
+    rows = thread_range(shape.vocab_size, worker, 4)
+    dot_rows(head_matrix(weights, shape), hidden, logits, rows, digits)
+    cap_logits(logits, rows.begin, rows.end, shape.logit_scale, shape.logit_softcap)
+    barrier(worker)

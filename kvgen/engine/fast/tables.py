@@ -6,21 +6,16 @@ import numpy as np
 
 from kvgen.engine.config import Activation, ModelConfig
 from kvgen.engine.fast import layout
-from kvgen.engine.fast.kernels import elementwise
-from kvgen.engine.fast.kernels.attention import SEGMENT, row_pitch
-from kvgen.engine.fast.kernels.int8_dot import BYTES
-from kvgen.engine.fast.kernels.packed import Packed
-from kvgen.engine.fast.kernels.products import ROWS
-from kvgen.engine.fast.kernels.simd import LANES
-from kvgen.engine.fast.step import PIECES
+from kvgen.engine.fast.kernels.kv_access import row_pitch
+from kvgen.engine.fast.layout import CHUNK, LANES, LINE_BYTES, PIECES, ROWS, SEGMENT
 from kvgen.engine.params import LayerParams, Linear, Norm, Params
 from kvgen.engine.tensors import Array, CacheDTypeName, FloatArray, Int8, Tensor
 
-_ACTIVATIONS: dict[Activation, int] = {
-    "relu": elementwise.RELU,
-    "silu": elementwise.SILU,
-    "gelu": elementwise.GELU,
-    "gelu_tanh": elementwise.GELU_TANH,
+_ACTIVATIONS: dict[Activation, layout.Activation] = {
+    "relu": layout.Activation.RELU,
+    "silu": layout.Activation.SILU,
+    "gelu": layout.Activation.GELU,
+    "gelu_tanh": layout.Activation.GELU_TANH,
 }
 # How the compiled code sees each width; 16-bit floats travel as integers of their own kind.
 SEEN_AS: dict[str, type] = {
@@ -29,7 +24,7 @@ SEEN_AS: dict[str, type] = {
     "f16": np.int16,
     "int8": np.int8,
 }
-STREAMED_BYTES = 12 * 2**20  # what lies beyond no longer stays in a cache from token to token
+STREAMED_BYTES = 12 * 2**20  # more no longer stays in the CPU from token to token
 
 
 def shape_of(params: Params) -> layout.Shape:
@@ -48,7 +43,7 @@ def shape_of(params: Params) -> layout.Shape:
         rms=config.norm == "rms",
         norm_eps=np.float32(config.norm_eps),
         gated=config.mlp == "gated",
-        activation=_ACTIVATIONS[config.activation],
+        activation=_ACTIVATIONS[config.activation].value,
         parallel=config.parallel_residual,
         pre_norm=layer.attn_norm is not None,
         post_attn_norm=layer.post_attn_norm is not None,
@@ -68,21 +63,22 @@ def weights_of(params: Params) -> layout.Weights:
     """Addresses of the large tensors, and the small ones widened; `params` must stay alive."""
     config = params.config
     L, queries = config.n_layers, config.n_heads * config.head_dim
-    norms = np.zeros((4 * L + 1, 2, config.d_model), np.float32)
+    norms = np.zeros((layout.N_NORMS * L + 1, 2, config.d_model), np.float32)
     head_norms = np.zeros((L, 2, 2, queries), np.float32)
-    biases = np.zeros((L, 7, max(queries, config.d_model, config.d_ff)), np.float32)
-    addresses = np.zeros((L, 7, 2), np.int64)
+    biases = np.zeros((L, layout.N_MATRICES, max(queries, config.d_model, config.d_ff)), np.float32)
+    addresses = np.zeros((L, layout.N_MATRICES, 2), np.int64)
     for number, layer in enumerate(params.layers):
-        _write_norm(norms[4 * number + layout.ATTN_NORM], layer.attn_norm)
-        _write_norm(norms[4 * number + layout.POST_ATTN_NORM], layer.post_attn_norm)
-        _write_norm(norms[4 * number + layout.MLP_NORM], layer.mlp_norm)
-        _write_norm(norms[4 * number + layout.POST_MLP_NORM], layer.post_mlp_norm)
+        own_norms = norms[layout.N_NORMS * number :]
+        _write_norm(own_norms[layout.ATTN_NORM], layer.attn_norm)
+        _write_norm(own_norms[layout.POST_ATTN_NORM], layer.post_attn_norm)
+        _write_norm(own_norms[layout.MLP_NORM], layer.mlp_norm)
+        _write_norm(own_norms[layout.POST_MLP_NORM], layer.post_mlp_norm)
         _write_norm(head_norms[number, 0], layer.q_norm)
         _write_norm(head_norms[number, 1], layer.k_norm)
-        for slot, linear in _slots(layer).items():
-            addresses[number, slot] = _addresses(linear.weight)
+        for which, linear in _matrices(layer).items():
+            addresses[number, which] = _addresses(linear.weight)
             if linear.bias is not None:
-                biases[number, slot, : len(linear.bias)] = linear.bias
+                biases[number, which, : len(linear.bias)] = linear.bias
     _write_norm(norms[-1], params.final_norm)
     positions = params.positions
     windows = [config.window(layer) or config.max_context for layer in range(L)]
@@ -103,8 +99,8 @@ def weights_of(params: Params) -> layout.Weights:
     )
 
 
-def _slots(layer: LayerParams) -> dict[int, Linear]:
-    slots = {
+def _matrices(layer: LayerParams) -> dict[int, Linear]:
+    matrices = {
         layout.Q: layer.q,
         layout.K: layer.k,
         layout.V: layer.v,
@@ -112,7 +108,7 @@ def _slots(layer: LayerParams) -> dict[int, Linear]:
         layout.UP: layer.up,
         layout.DOWN: layer.down,
     }
-    return slots if layer.gate is None else {**slots, layout.GATE: layer.gate}
+    return matrices if layer.gate is None else {**matrices, layout.GATE: layer.gate}
 
 
 def _addresses(tensor: Tensor) -> tuple[int, int]:
@@ -124,7 +120,7 @@ def _addresses(tensor: Tensor) -> tuple[int, int]:
 
 
 def _own(numbers: FloatArray | None, *shape: int) -> FloatArray:
-    """A copy, or zeros: what may not be written to is another type, and so another compilation."""
+    """A copy, or zeros: an array that cannot be written to has another type for the compiler."""
     return np.zeros(shape, np.float32) if numbers is None else numbers.copy()
 
 
@@ -137,58 +133,66 @@ def _write_norm(row: FloatArray, norm: Norm | None) -> None:
 
 def request_of(cache_dtype: CacheDTypeName) -> layout.Request:
     """A request for nothing."""
-    tiles = np.zeros((layout.CHUNK, 2), np.int64)
-    tiles[:, 0] = ROWS * np.arange(layout.CHUNK)
     return layout.Request(
-        numbers=np.zeros(5, np.int64),
-        tokens=np.zeros(layout.CHUNK, np.int64),
-        positions=np.zeros(layout.CHUNK, np.int64),
-        slots=np.zeros(layout.CHUNK, np.int64),
-        tiles=tiles,
-        caches=np.zeros((1, 11), np.int64),
+        numbers=np.zeros(layout.N_NUMBERS, np.int64),
+        tokens=np.zeros(CHUNK, np.int64),
+        sequence=np.zeros(layout.N_SEQUENCE, np.int64),
         like=np.empty(0, SEEN_AS[cache_dtype]),
     )
 
 
 def workspace_of(config: ModelConfig, threads: int, *, packed: bool) -> layout.Workspace:
-    """Memory for the threads of a team; `packed` with room for a fast prefill."""
+    """Memory for the threads of a team; `packed` with room for `--prefill fast`."""
     H, G, D = config.n_heads, config.n_kv_heads, config.head_dim
     C, F = config.d_model, config.d_ff
     widest = max(C, H * D)
-
-    def numbers(*shape: int) -> FloatArray:
-        """Zeros that end in whole vectors, and a cache line apart from other rows."""
-        return np.zeros((*shape[:-1], -(-shape[-1] // LANES) * LANES + LANES), np.float32)
-
-    return layout.Workspace(
-        x=numbers(C * layout.CHUNK),
-        hidden=numbers(widest * layout.CHUNK),
-        qkv=numbers((H + 2 * G) * D * layout.CHUNK),
-        turns=numbers(len(set(config.rope)) * D * layout.CHUNK),
-        branch=numbers(C * layout.CHUNK),
-        inner=numbers(max(F * layout.CHUNK, 2 * F + 2 * LANES)),
-        parts=numbers(H * PIECES * row_pitch(D)),
-        peaks=numbers(H * PIECES),
-        totals=numbers(H * PIECES),
-        own_x=numbers(threads, C),
-        own_added=numbers(threads, C),
-        own_hidden=numbers(threads, widest),
-        own_q=numbers(threads, ROWS * D),
-        own_scores=numbers(threads, ROWS * SEGMENT),
-        own_out=numbers(threads, ROWS * row_pitch(D)),
-        own_peaks=numbers(threads, ROWS),
-        own_totals=numbers(threads, ROWS),
-        own_firsts=np.zeros((threads, LANES), np.int64),
-        own_ends=np.zeros((threads, LANES), np.int64),
-        own_bytes=np.zeros((threads, 3 * -(-max(widest, F) // BYTES) * BYTES), np.int8),
-        own_panel=numbers(threads, ROWS * max(widest, F)),
-        own_reads=np.zeros((threads, max(config.n_layers, LANES)), np.int64),
-        own_product=numbers(threads, ROWS * layout.CHUNK),
-        packed=Packed(
-            words=np.zeros((max(widest, F) + 1) // 2 * layout.CHUNK, np.uint32),
-            steps=numbers(layout.CHUNK),
-            offsets=numbers(layout.CHUNK),
-        )
-        if packed
-        else None,
+    pieces = layout.Pieces(
+        out=_zeros(H * PIECES * row_pitch(D)),
+        peaks=_zeros(H * PIECES),
+        totals=_zeros(H * PIECES),
     )
+    rounded = layout.Packed(
+        words=np.zeros((max(widest, F) + 1) // 2 * CHUNK, np.uint32),
+        scales=_zeros(CHUNK),
+        offsets=_zeros(CHUNK),
+    )
+    return layout.Workspace(
+        x=_zeros(C * CHUNK),
+        hidden=_zeros(widest * CHUNK),
+        qkv=_zeros((H + 2 * G) * D * CHUNK),
+        turns=_zeros(len(set(config.rope)) * D * CHUNK),
+        branch=_zeros(C * CHUNK),
+        inner=_zeros(max(F * CHUNK, 2 * F + 2 * LANES)),
+        pieces=pieces,
+        packed=rounded if packed else None,
+        own=own_of(config, threads),
+    )
+
+
+def own_of(config: ModelConfig, threads: int) -> layout.Own:
+    """Memory of each thread: arrays [threads, ...]."""
+    D, queries = config.head_dim, config.n_heads * config.head_dim
+    widest = max(config.d_model, queries, config.d_ff)
+    return layout.Own(
+        x=_zeros(threads, config.d_model),
+        added=_zeros(threads, config.d_model),
+        hidden=_zeros(threads, max(config.d_model, queries)),
+        queries=layout.Queries(
+            q=_zeros(threads, ROWS * D),
+            firsts=np.zeros((threads, LANES), np.int64),
+            ends=np.zeros((threads, LANES), np.int64),
+            scores=_zeros(threads, ROWS * SEGMENT),
+            out=_zeros(threads, ROWS * row_pitch(D)),
+            peaks=_zeros(threads, ROWS),
+            totals=_zeros(threads, ROWS),
+        ),
+        digits=np.zeros((threads, 3 * -(-widest // LINE_BYTES) * LINE_BYTES), np.int8),
+        panel=_zeros(threads, ROWS * widest),
+        product=_zeros(threads, ROWS * CHUNK),
+        reads=np.zeros((threads, max(config.n_layers, LANES)), np.int64),
+    )
+
+
+def _zeros(*shape: int) -> FloatArray:
+    """Rows of zeros that end in whole vectors, each a line of the CPU's cache apart."""
+    return np.zeros((*shape[:-1], -(-shape[-1] // LANES) * LANES + LANES), np.float32)

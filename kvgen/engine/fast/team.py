@@ -1,8 +1,8 @@
 """A team of threads that run one compiled function together, and wait for each other inside it.
 
 Starting a parallel loop costs more than a small layer, so the threads are started once and meet at
-barriers that spin. Between requests a worker spins for a moment, since the next token is near, and
-then parks on a lock, where it costs nothing.
+barriers that spin. Between requests a worker spins for a moment, because the next token may come
+soon, and then sleeps on a lock, where it costs nothing.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from numba import types
 
 from kvgen.engine.fast.compiler import kernel
 from kvgen.engine.fast.kernels.atomics import atomic_add, atomic_load, pause
+from kvgen.engine.fast.layout import Own, Queries
 from kvgen.engine.machine import usable_cpus
 
-# Places in the array that the threads share, each on a cache line of its own.
-ARRIVED, TICKET, WANTED, SPINS = 0, 16, 32, 48
-_SHARED = 64
-# Looks at a number before the CPU is given away: a thread that spins keeps others from what it
-# waits for, for a whole time slice, so where there are more threads than CPUs it hardly spins.
+# Offsets in the array that the threads share, far enough apart for a line of the CPU's cache each:
+# threads that have reached a barrier, the number of the newest request, whether a request is on its
+# way or running, and how long to spin.
+ARRIVED, TICKET, BUSY, SPINS, _N_SHARED = range(0, 80, 16)
+# Reads of a number before a waiting thread yields the CPU. A thread that spins can keep the thread
+# that it waits for off the CPU for a whole time slice: with more threads than CPUs, spin little.
 _SPINS, _SPINS_WHERE_CROWDED = 4000, 20
-_YIELDS_BEFORE_PARKING = 40
+_YIELDS_BEFORE_SLEEP = 40
 
 _yield = types.ExternalFunction(
     "SwitchToThread" if platform.system() == "Windows" else "sched_yield", types.int32()
@@ -36,8 +38,9 @@ _yield = types.ExternalFunction(
 
 
 @kernel
-def barrier(shared, n_threads):
-    """Wait until all threads have come here; what each wrote before, all see afterwards."""
+def barrier(worker):
+    """Wait until all threads are here; what each wrote before, all see afterwards."""
+    n_threads, shared = worker.n_threads, worker.shared
     if n_threads == 1:
         return
     arrived = atomic_add(shared, ARRIVED, 1)
@@ -51,33 +54,47 @@ def barrier(shared, n_threads):
 
 
 @kernel
-def await_ticket(shared, seen):
-    """Spin until there is a new request; gives its number, or `seen` where none came in a while."""
+def await_ticket(shared, last_ticket):
+    """Spin until there is a new request; returns its number, or the last one after a while."""
     rounds = 0
     while True:
         for _ in range(shared[SPINS]):
             ticket = atomic_load(shared, TICKET)
-            if ticket != seen:
+            if ticket != last_ticket:
                 return ticket
             pause()
         rounds += 1
-        if rounds > _YIELDS_BEFORE_PARKING and atomic_load(shared, WANTED) == 0:
-            return seen
+        if rounds > _YIELDS_BEFORE_SLEEP and atomic_load(shared, BUSY) == 0:
+            return last_ticket
         _yield()
 
 
 @kernel
 def open_request(shared):
-    """Send the workers off."""
+    """Let the workers begin."""
     atomic_add(shared, TICKET, 1)
+
+
+@kernel
+def own_memory(own, thread):
+    """The memory of one thread, from that of all."""
+    every = own.queries
+    queries = Queries(
+        every.q[thread], every.firsts[thread], every.ends[thread], every.scores[thread],
+        every.out[thread], every.peaks[thread], every.totals[thread],
+    )  # fmt: skip
+    return Own(
+        own.x[thread], own.added[thread], own.hidden[thread], queries, own.digits[thread],
+        own.panel[thread], own.product[thread], own.reads[thread],
+    )  # fmt: skip
 
 
 class Team:
     """Threads 1 to n - 1; the caller is thread 0.
 
-    `run(thread, n_threads, shared, seen, *arguments)` is the compiled function: thread 0 makes one
-    request and takes part in it; a worker takes part in one after another, until none has come for
-    a while, and gives the last one's number.
+    `run(thread, n_threads, shared, last_ticket, *arguments)` is the compiled function: thread 0
+    makes one request and takes part in it; a worker takes part in one request after another, until
+    none has come for a while, and returns the number of the last one.
     """
 
     def __init__(self, n_threads: int, run: Callable[..., int], arguments: Sequence[Any]) -> None:
@@ -94,7 +111,7 @@ class Team:
         self._end = weakref.finalize(self, self._state.close)
 
     def run(self) -> None:
-        """One request, in the calling thread and all workers; back when all are done."""
+        """Run one request in the calling thread and all workers; returns when all are done."""
         state = self._state
         if self._n_threads == 1:
             state.enter(0, 0)
@@ -104,49 +121,49 @@ class Team:
                 state.call(self._pins)
                 state.enter(0, 0)
             finally:
-                state.shared[WANTED] = 0
+                state.shared[BUSY] = 0
 
     def prepare(self) -> None:
-        """Compile the function, or load it, by an empty request that no worker takes part in."""
+        """Compile the function, or load it, by an empty request without the workers."""
         self._state.enter(0, 0, alone=True)
 
     def forget(self) -> None:
-        """Start over, in the child of a fork: without the threads, and what they held is free."""
-        self._end.detach()  # it would wait for a lock that nobody gives back
+        """Start again in the child of a fork, which has none of the threads nor their locks."""
+        self._end.detach()  # it would wait for a lock that no thread of this process can release
         self._begin()
 
 
 class _State:
-    """What workers hold on to: not the team, so that it can go while they are parked."""
+    """What workers refer to. Not the team, so that it can be freed while they sleep."""
 
     def __init__(self, n_threads: int, run: Callable[..., int], arguments: tuple[Any, ...]) -> None:
         self.n_threads = n_threads
         self.run = run
         self.arguments = arguments
-        self.shared = np.zeros(_SHARED, np.int64)
+        self.shared = np.zeros(_N_SHARED, np.int64)
         self.shared[SPINS] = _SPINS if n_threads <= usable_cpus() else _SPINS_WHERE_CROWDED
         self._condition = threading.Condition()
         self._workers: list[threading.Thread] = []
-        self._n_parked = 0
+        self._n_asleep = 0
         self._closed = False
 
-    def enter(self, thread: int, seen: int, *, alone: bool = False) -> int:
-        """The compiled function, for one thread."""
+    def enter(self, thread: int, last_ticket: int, *, alone: bool = False) -> int:
+        """Run the compiled function in this thread."""
         n_threads = 1 if alone else self.n_threads
-        return self.run(thread, n_threads, self.shared, seen, *self.arguments)
+        return self.run(thread, n_threads, self.shared, last_ticket, *self.arguments)
 
     def call(self, pins: Sequence[int | None]) -> None:
-        """See to it that every worker is on its way to the next request."""
+        """Wake or start every worker for the next request."""
         with self._condition:
-            self.shared[WANTED] = 1
-            if self._n_parked:
+            self.shared[BUSY] = 1
+            if self._n_asleep:
                 self._condition.notify_all()
-        seen = int(self.shared[TICKET])  # a worker's first request is the one to come
+        newest = int(self.shared[TICKET])  # a new worker's first request is the next one
         while len(self._workers) < self.n_threads - 1:
             thread = len(self._workers) + 1
             worker = threading.Thread(
                 target=self._work,
-                args=(thread, pins[thread], seen),
+                args=(thread, pins[thread], newest),
                 name=f"kvgen-{thread}",
                 daemon=True,
             )
@@ -159,16 +176,16 @@ class _State:
             self._closed = True
             self._condition.notify_all()
 
-    def _work(self, thread: int, pin: int | None, seen: int) -> None:
+    def _work(self, thread: int, pin: int | None, last_ticket: int) -> None:
         if pin is not None:
             _pin({pin})
         while not self._closed:
-            seen = self.enter(thread, seen)
+            last_ticket = self.enter(thread, last_ticket)
             with self._condition:
-                while not self.shared[WANTED] and self.shared[TICKET] == seen and not self._closed:
-                    self._n_parked += 1
+                while not (self.shared[BUSY] or self.shared[TICKET] != last_ticket or self._closed):
+                    self._n_asleep += 1
                     self._condition.wait()
-                    self._n_parked -= 1
+                    self._n_asleep -= 1
 
 
 _TEAMS: weakref.WeakSet[Team] = weakref.WeakSet()
@@ -186,8 +203,8 @@ if hasattr(os, "register_at_fork"):
 def _pins(n_threads: int) -> list[int | None]:
     """A CPU for each thread where the system lets us choose and there are enough of them.
 
-    A thread that the system moves onto another's CPU makes all of them wait; where there are more
-    threads than CPUs, or only one thread, the system decides.
+    All wait for a thread that the system moves onto the CPU of another one. With more threads than
+    CPUs, or a single thread, the system decides.
     """
     if not hasattr(os, "sched_setaffinity"):
         return [None] * n_threads
@@ -199,7 +216,7 @@ def _pins(n_threads: int) -> list[int | None]:
 
 @contextmanager
 def _pinned(cpu: int | None) -> Iterator[None]:
-    """The calling thread on one CPU, and afterwards wherever it may be."""
+    """Keep the calling thread on one CPU, and afterwards let it run where it could before."""
     if cpu is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""What threads tell each other: numbers in memory that all may change at the same time."""
+"""Numbers in memory that several threads read and change at the same time."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kvgen.engine.fast.kernels.simd import place_of
+from kvgen.engine.fast.kernels.vector_types import pointer_to
 
 
 @intrinsic
-def atomic_add(_: Any, array: Any, place: Any, number: Any) -> Any:
-    """Add to one int64 that other threads change too; gives what was there before."""
+def atomic_add(_: Any, array: Any, offset: Any, number: Any) -> Any:
+    """Add to one int64 that other threads change too; returns the number before."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = place_of(context, builder, signature.args[0], *arguments[:2])
+        pointer = pointer_to(context, builder, signature.args[0], *arguments[:2])
         return builder.atomic_rmw("add", pointer, arguments[2], "acq_rel")
 
     return types.int64(array, types.intp, types.int64), generate
 
 
 @intrinsic
-def atomic_load(_: Any, array: Any, place: Any) -> Any:
-    """One int64 as the other threads have left it."""
+def atomic_load(_: Any, array: Any, offset: Any) -> Any:
+    """Read one int64 that other threads change."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.load_atomic(
-            place_of(context, builder, signature.args[0], *arguments[:2]), "acquire", 8
+            pointer_to(context, builder, signature.args[0], *arguments[:2]), "acquire", 8
         )
 
     return types.int64(array, types.intp), generate
@@ -37,7 +37,7 @@ def atomic_load(_: Any, array: Any, place: Any) -> Any:
 
 @intrinsic
 def pause(_: Any) -> Any:
-    """Tell the CPU that this is a waiting loop, where it knows such an instruction."""
+    """Tell the CPU that this loop waits, where it has an instruction for that."""
 
     def generate(context: Any, builder: Any, _: Any, __: Any) -> Any:
         if "x86" in builder.module.triple or "i686" in builder.module.triple:

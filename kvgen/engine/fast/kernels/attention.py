@@ -2,7 +2,7 @@
 
 K lies in blocks of 64 positions [D][64], so that the lanes of a vector are positions and a score
 needs no sum across lanes; V lies row by row, padded to whole vectors. The rows are the query heads
-that share a key/value head (decode) or neighbouring queries of one head (prefill). Memory does not
+of one key/value head (decode) or neighbouring tokens of one query head (prefill). Memory does not
 grow with the context: softmax runs along with a running maximum (arXiv:1805.02867).
 """
 
@@ -14,93 +14,86 @@ from kvgen.engine.fast.compiler import kernel, noinline
 from kvgen.engine.fast.kernels.elementwise import soft_cap
 from kvgen.engine.fast.kernels.products import tile
 from kvgen.engine.fast.kernels.simd import (
-    LANES,
     add,
     exp,
     greatest_of,
+    iota,
     load,
     maximum,
     mul,
     splat,
-    steps,
     store,
     sub,
     sum_of,
     where_less,
     zeros,
 )
+from kvgen.engine.fast.layout import BLOCK, LANES, SEGMENT, Range, Rows
 
-BLOCK = 64  # positions of a block of keys
-SEGMENT = 256  # positions whose scores are held at once
 LOWEST = np.float32(-1e30)
 
 
-def row_pitch(head_dim: int) -> int:
-    """The distance of rows of V in the cache: whole vectors."""
-    return -(-head_dim // LANES) * LANES
-
-
 @kernel
-def score_tile(n_rows, q, D, keys, start, scores, column):
-    """Scores of all rows against one block of keys, into scores[:, column : column + 64]."""
+def score_tile(n_rows, a, b, c, n):
+    """C = A [rows, n] B for 64 columns: the scores of all rows against one block of keys."""
     noinline()
     if n_rows == 1:
-        tile(1, 4, q, 0, D, keys, start, BLOCK, D, scores, column, SEGMENT, True)
+        tile(1, 4, a, b, c, n, True)
     elif n_rows == 2:
-        tile(2, 4, q, 0, D, keys, start, BLOCK, D, scores, column, SEGMENT, True)
+        tile(2, 4, a, b, c, n, True)
     elif n_rows == 3:
-        tile(3, 4, q, 0, D, keys, start, BLOCK, D, scores, column, SEGMENT, True)
+        tile(3, 4, a, b, c, n, True)
     elif n_rows == 4:
-        tile(4, 4, q, 0, D, keys, start, BLOCK, D, scores, column, SEGMENT, True)
+        tile(4, 4, a, b, c, n, True)
     else:
-        tile(6, 4, q, 0, D, keys, start, BLOCK, D, scores, column, SEGMENT, True)
+        tile(6, 4, a, b, c, n, True)
 
 
 @kernel
-def four_columns(n_rows, weights, n, values, start, pitch, out, column):
-    """out[:, column : column + 64] += weights [rows, n] times values."""
+def four_columns(n_rows, a, b, c, n):
+    """C += A [rows, n] B for 64 columns: weights times values."""
     noinline()
     if n_rows == 1:
-        tile(1, 4, weights, 0, SEGMENT, values, start, pitch, n, out, column, pitch, False)
+        tile(1, 4, a, b, c, n, False)
     elif n_rows == 2:
-        tile(2, 4, weights, 0, SEGMENT, values, start, pitch, n, out, column, pitch, False)
+        tile(2, 4, a, b, c, n, False)
     elif n_rows == 3:
-        tile(3, 4, weights, 0, SEGMENT, values, start, pitch, n, out, column, pitch, False)
+        tile(3, 4, a, b, c, n, False)
     elif n_rows == 4:
-        tile(4, 4, weights, 0, SEGMENT, values, start, pitch, n, out, column, pitch, False)
+        tile(4, 4, a, b, c, n, False)
     else:
-        tile(6, 4, weights, 0, SEGMENT, values, start, pitch, n, out, column, pitch, False)
+        tile(6, 4, a, b, c, n, False)
 
 
 @kernel
-def one_column(n_rows, weights, n, values, start, pitch, out, column):
-    """out[:, column : column + 16] += weights [rows, n] times values."""
+def one_column(n_rows, a, b, c, n):
+    """C += A [rows, n] B for 16 columns: weights times values."""
     noinline()
     if n_rows == 1:
-        tile(1, 1, weights, 0, SEGMENT, values, start, pitch, n, out, column, pitch, False)
+        tile(1, 1, a, b, c, n, False)
     elif n_rows <= 3:
-        tile(3, 1, weights, 0, SEGMENT, values, start, pitch, n, out, column, pitch, False)
+        tile(3, 1, a, b, c, n, False)
     else:
-        tile(6, 1, weights, 0, SEGMENT, values, start, pitch, n, out, column, pitch, False)
+        tile(6, 1, a, b, c, n, False)
 
 
 @kernel
-def weigh(scores, row, n, low, high, cap, highest, total):
-    """Scores of one row and segment into exp(score - peak); only columns low:high are seen.
+def weigh(scores, row, n, seen, cap, highest, total):
+    """Turn n scores of a row and segment into exp(score - peak), those outside `seen` into 0.
 
-    Gives the new running peak and total, and the factor for what was summed before.
+    Returns the new running peak and total, and the factor for what was summed before.
     """
     noinline()
-    start = row * SEGMENT
+    start, low, high = row * SEGMENT, seen.begin, seen.end
     peak = splat(LOWEST)
     for i in range(0, n, LANES):
         score = load(scores, start + i)
         if cap != 0:
             score = soft_cap(score, cap)
         if i < low or i + LANES > high:
-            place = add(steps(), splat(np.float32(i)))
-            score = where_less(place, splat(np.float32(low)), splat(LOWEST), score)
-            score = where_less(place, splat(np.float32(high)), score, splat(LOWEST))
+            column = add(iota(), splat(np.float32(i)))
+            score = where_less(column, splat(np.float32(low)), splat(LOWEST), score)
+            score = where_less(column, splat(np.float32(high)), score, splat(LOWEST))
         store(scores, start + i, score)
         peak = maximum(peak, score)
     new = max(highest, greatest_of(peak))
@@ -108,9 +101,9 @@ def weigh(scores, row, n, low, high, cap, highest, total):
     for i in range(0, n, LANES):
         weight = exp(sub(load(scores, start + i), away))
         if i < low or i + LANES > high:
-            place = add(steps(), splat(np.float32(i)))
-            weight = where_less(place, splat(np.float32(low)), zeros(), weight)
-            weight = where_less(place, splat(np.float32(high)), weight, zeros())
+            column = add(iota(), splat(np.float32(i)))
+            weight = where_less(column, splat(np.float32(low)), zeros(), weight)
+            weight = where_less(column, splat(np.float32(high)), weight, zeros())
         store(scores, start + i, weight)
         sums = add(sums, weight)
     shrink = np.float32(np.exp(highest - new))
@@ -118,58 +111,51 @@ def weigh(scores, row, n, low, high, cap, highest, total):
 
 
 @kernel
-def attend(
-    n_rows,
-    q,
-    keys,
-    key_start,
-    values,
-    value_start,
-    D,
-    pitch,
-    begin,
-    end,
-    firsts,
-    ends,
-    cap,
-    scores,
-    out,
-    peaks,
-    totals,
-):
-    """Unnormalised attention of n_rows <= 6 rows over the positions begin:end.
+def attend(n_rows, queries, head, positions, cap):
+    """Unnormalised attention of n_rows <= 6 query rows over some positions of a head's cache.
 
-    q [6, D] holds the scale already; row r sees the positions firsts[r]:ends[r]. Writes
-    out [6, pitch] = sum_j e_j v_j and totals[r] = sum_j e_j with e_j = exp(score_j - peaks[r]).
+    Row r sees of them firsts[r]:ends[r]. Writes out[r] = sum_j e_j v_j and totals[r] = sum_j e_j
+    with e_j = exp(score_j - peaks[r]).
     """
     noinline()
+    scores, out, peaks, totals = queries.scores, queries.out, queries.peaks, queries.totals
+    D, pitch = head.head_dim, head.pitch
     for row in range(n_rows):
         peaks[row], totals[row] = LOWEST, np.float32(0)
     for i in range(n_rows * pitch):
         out[i] = np.float32(0)
-    segment = begin // BLOCK * BLOCK
-    while segment < end:
-        stop = min(end, segment + SEGMENT)
+    segment = positions.begin // BLOCK * BLOCK
+    while segment < positions.end:
+        stop = min(positions.end, segment + SEGMENT)
         block = segment
         while block < stop:
-            score_tile(n_rows, q, D, keys, key_start + block * D, scores, block - segment)
+            score_tile(
+                n_rows, Rows(queries.q, 0, D), Rows(head.keys, block * D, BLOCK),
+                Rows(scores, block - segment, SEGMENT), D,
+            )  # fmt: skip
             block += BLOCK
         for row in range(n_rows):
+            seen = Range(queries.firsts[row] - segment, queries.ends[row] - segment)
             peak, total, shrink = weigh(
-                scores, row, block - segment, firsts[row] - segment, ends[row] - segment, cap,
-                peaks[row], totals[row],
-            )  # fmt: skip
+                scores, row, block - segment, seen, cap, peaks[row], totals[row]
+            )
             peaks[row], totals[row] = peak, total
             if shrink != 1:
                 factor = splat(shrink)
                 for i in range(row * pitch, (row + 1) * pitch, LANES):
                     store(out, i, mul(load(out, i), factor))
-        n, start = stop - segment, value_start + segment * pitch
+        weights, start = Rows(scores, 0, SEGMENT), segment * pitch
         column = 0
         while column + 4 * LANES <= pitch:
-            four_columns(n_rows, scores, n, values, start + column, pitch, out, column)
+            four_columns(
+                n_rows, weights, Rows(head.values, start + column, pitch), Rows(out, column, pitch),
+                stop - segment,
+            )  # fmt: skip
             column += 4 * LANES
         while column < pitch:
-            one_column(n_rows, scores, n, values, start + column, pitch, out, column)
+            one_column(
+                n_rows, weights, Rows(head.values, start + column, pitch), Rows(out, column, pitch),
+                stop - segment,
+            )  # fmt: skip
             column += LANES
         segment += SEGMENT

@@ -1,4 +1,4 @@
-"""Operations on many tokens at once: features by tokens [features, pitch], a token in each lane."""
+"""Operations on the tokens of a chunk: features by tokens [features, pitch], a token a lane."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import numpy as np
 from kvgen.engine.fast.compiler import kernel, noinline
 from kvgen.engine.fast.kernels.elementwise import activate
 from kvgen.engine.fast.kernels.packed import multiply_packed
-from kvgen.engine.fast.kernels.products import ROWS, tile_across, widen_rows
+from kvgen.engine.fast.kernels.products import tile_across, widen_rows
 from kvgen.engine.fast.kernels.simd import (
-    LANES,
     add,
     div,
     fma,
@@ -21,115 +20,117 @@ from kvgen.engine.fast.kernels.simd import (
     sub,
     zeros,
 )
-
-# What becomes of a product. Not plain integers: the compiler would make a copy of `multiply` for
-# each that is written in a call.
-SET, ADD, ACTIVATE, TIMES = (np.int64(use) for use in range(4))
-START = np.int64(0)
+from kvgen.engine.fast.layout import LANES, ROWS, Range, Rows, Use
 
 
 @kernel
-def normalise_tokens(x, x_start, n, norm, norm_start, rms, eps, pitch, begin, end, y, y_start):
-    """LayerNorm or RMSNorm over the n features of each token begin:end; y may be x."""
+def rows_from(rows, first):
+    """The rows of a matrix from the row `first` on."""
+    return Rows(rows.numbers, rows.start + first * rows.pitch, rows.pitch)
+
+
+@kernel
+def normalise_tokens(x, n, norm, tokens, y):
+    """LayerNorm or RMSNorm over the n features of each of some tokens; y may be x."""
     noinline()
-    share_of_one = splat(np.float32(1) / np.float32(n))
-    for t in range(begin, end, LANES):
+    pitch, x_start, y_start = x.pitch, x.start, y.start
+    one_part = splat(np.float32(1) / np.float32(n))
+    for t in range(tokens.begin, tokens.end, LANES):
         mean = zeros()
-        if not rms:
+        if not norm.rms:
             for i in range(n):
-                mean = add(mean, load(x, x_start + i * pitch + t))
-            mean = mul(mean, share_of_one)
+                mean = add(mean, load(x.numbers, x_start + i * pitch + t))
+            mean = mul(mean, one_part)
         square = zeros()
         for i in range(n):
-            away = sub(load(x, x_start + i * pitch + t), mean)
+            away = sub(load(x.numbers, x_start + i * pitch + t), mean)
             square = fma(away, away, square)
-        deviation = square_root(fma(square, share_of_one, splat(eps)))
+        deviation = square_root(fma(square, one_part, splat(norm.eps)))
         factor = div(splat(np.float32(1)), deviation)
         for i in range(n):
-            away = mul(sub(load(x, x_start + i * pitch + t), mean), factor)
-            scale, shift = splat(norm[0, norm_start + i]), splat(norm[1, norm_start + i])
-            store(y, y_start + i * pitch + t, fma(away, scale, shift))
+            away = mul(sub(load(x.numbers, x_start + i * pitch + t), mean), factor)
+            scale, shift = splat(norm.scale[i]), splat(norm.shift[i])
+            store(y.numbers, y_start + i * pitch + t, fma(away, scale, shift))
 
 
 @kernel
-def norm_or_copy_tokens(x, n, norm, wanted, shape, pitch, begin, end, y):
-    """The norm of each token begin:end, or the token itself where the model has no such norm."""
+def norm_or_copy_tokens(x, n, norm, wanted, tokens, y):
+    """The norm of each of some tokens, or the token itself where the model has no such norm."""
     noinline()
     if wanted:
-        normalise_tokens(
-            x, START, n, norm, START, shape.rms, shape.norm_eps, pitch, begin, end, y, START
-        )
+        normalise_tokens(x, n, norm, tokens, y)
     else:
         for i in range(n):
-            for t in range(begin, end, LANES):
-                store(y, i * pitch + t, load(x, i * pitch + t))
+            for t in range(tokens.begin, tokens.end, LANES):
+                number = load(x.numbers, x.start + i * x.pitch + t)
+                store(y.numbers, y.start + i * y.pitch + t, number)
 
 
 @kernel
-def add_tokens(x, added, n, scale, pitch, begin, end):
-    """x += scale * added for the tokens begin:end."""
+def add_tokens(x, added, n, scale, tokens):
+    """x += scale * added, for some tokens of [n, pitch]."""
     noinline()
     factor = splat(scale)
     for i in range(n):
-        for t in range(begin, end, LANES):
-            place = i * pitch + t
-            store(x, place, fma(load(added, place), factor, load(x, place)))
+        for t in range(tokens.begin, tokens.end, LANES):
+            offset = x.start + i * x.pitch + t
+            more = load(added.numbers, added.start + i * added.pitch + t)
+            store(x.numbers, offset, fma(more, factor, load(x.numbers, offset)))
 
 
 @kernel
-def put_row(product, start, shift, use, scale, activation, pitch, y, place):
-    """One row of a product, with its bias, where it belongs."""
+def put_row(product, bias, use, epilogue, target):
+    """Put the first row of a product, with its bias, into the first row of the target."""
     noinline()
-    bias, factor = splat(shift), splat(scale)
-    if use == ADD:
+    start, pitch, y, y_start = product.start, target.pitch, target.numbers, target.start
+    shift, factor = splat(bias), splat(epilogue.residual_scale)
+    if use == Use.ADD:
         for t in range(0, pitch, LANES):
-            value = add(load(product, start + t), bias)
-            store(y, place + t, fma(value, factor, load(y, place + t)))
-    elif use == TIMES:
+            value = add(load(product.numbers, start + t), shift)
+            store(y, y_start + t, fma(value, factor, load(y, y_start + t)))
+    elif use == Use.TIMES:
         for t in range(0, pitch, LANES):
-            value = add(load(product, start + t), bias)
-            store(y, place + t, mul(value, load(y, place + t)))
+            value = add(load(product.numbers, start + t), shift)
+            store(y, y_start + t, mul(value, load(y, y_start + t)))
     else:
         for t in range(0, pitch, LANES):
-            store(y, place + t, add(load(product, start + t), bias))
-        if use == ACTIVATE:
-            activate(y, place, pitch, activation)
+            store(y, y_start + t, add(load(product.numbers, start + t), shift))
+        if use == Use.ACTIVATE:
+            activate(y, y_start, pitch, epilogue.activation)
 
 
 @kernel
-def multiply(
-    matrix, like, x, n, bias, use, scale, activation, pitch, work, thread, y, y_start, begin, end
-):
-    """Rows begin:end of W x + bias for all tokens into y (at y_start), six rows at a time.
+def multiply(matrix, x, rows, use, target, epilogue, packed, own):
+    """Some rows of W x + bias for all tokens, six rows at a time, into the target as `use` says.
 
-    `use` says what becomes of them: SET; ADD to what is there, times `scale`; ACTIVATE; TIMES what
-    is there. Where x has been packed, that is multiplied.
+    Row r of W goes to row r of the target. Where x has been packed, the packed x is multiplied.
     """
     noinline()
-    panel, product, packed = work.own_panel[thread], work.own_product[thread], work.packed
-    row = begin
-    while row < end:
-        n_rows = min(ROWS, end - row)
-        if not multiply_packed(matrix, like, row, n_rows, n, panel, packed, pitch, product):
-            widen_rows(matrix, like, row, n_rows, n, panel)
-            tile_across(panel, 0, n, x, pitch, product, pitch)
-        for r in range(n_rows):
+    product = Rows(own.product, 0, x.pitch)
+    row = rows.begin
+    while row < rows.end:
+        some = Range(row, min(row + ROWS, rows.end))
+        if not multiply_packed(matrix, some, packed, own.panel, product):
+            widen_rows(matrix, some, own.panel)
+            tile_across(Rows(own.panel, 0, matrix.n), x, product, matrix.n)
+        for r in range(some.end - some.begin):
             put_row(
-                product, r * pitch, bias[row + r], use, scale, activation, pitch, y,
-                y_start + (row + r) * pitch,
+                rows_from(product, r), matrix.bias[row + r], use, epilogue,
+                rows_from(target, row + r),
             )  # fmt: skip
-        row += n_rows
+        row = some.end
 
 
 @kernel
-def rotate_tokens(x, start, table, half, pitch, turns):
+def rotate_tokens(x, table, half, turns):
     """RoPE in place on one head of all tokens, each by the angles of its position."""
     noinline()
+    pitch = x.pitch
     for i in range(half):
         cosine, sine = (2 * table * half + i) * pitch, ((2 * table + 1) * half + i) * pitch
-        one, other = start + i * pitch, start + (i + half) * pitch
+        one, other = x.start + i * pitch, x.start + (i + half) * pitch
         for t in range(0, pitch, LANES):
-            first, second = load(x, one + t), load(x, other + t)
+            first, second = load(x.numbers, one + t), load(x.numbers, other + t)
             cos, sin = load(turns, cosine + t), load(turns, sine + t)
-            store(x, one + t, sub(mul(first, cos), mul(second, sin)))
-            store(x, other + t, fma(second, cos, mul(first, sin)))
+            store(x.numbers, one + t, sub(mul(first, cos), mul(second, sin)))
+            store(x.numbers, other + t, fma(second, cos, mul(first, sin)))

@@ -1,4 +1,4 @@
-"""Elementwise functions on vectors: tanh, activations, norms of one token."""
+"""Activations, soft cap, norm and RoPE of one token, on vectors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 
 from kvgen.engine.fast.compiler import kernel, noinline
 from kvgen.engine.fast.kernels.simd import (
-    LANES,
     add,
     div,
     exp,
@@ -23,8 +22,8 @@ from kvgen.engine.fast.kernels.simd import (
     where_less,
     zeros,
 )
+from kvgen.engine.fast.layout import LANES, Activation, Norm
 
-RELU, SILU, GELU, GELU_TANH = range(4)
 _SQRT_HALF, _SQRT_2_OVER_PI = math.sqrt(0.5), math.sqrt(2 / math.pi)
 
 
@@ -61,7 +60,7 @@ def silu(x, start, n):
 
 @kernel
 def gelu(x, start, n):
-    """x times the normal distribution up to x, in place."""
+    """x times the normal distribution function of x, in place."""
     noinline()
     for i in range(start, start + n, LANES):
         half = mul(load(x, i), splat(np.float32(0.5)))
@@ -81,14 +80,26 @@ def gelu_tanh(x, start, n):
 
 
 @kernel
+def activation_of(number):
+    """The Activation that has this value."""
+    if number == Activation.SILU.value:
+        return Activation.SILU
+    if number == Activation.GELU.value:
+        return Activation.GELU
+    if number == Activation.GELU_TANH.value:
+        return Activation.GELU_TANH
+    return Activation.RELU
+
+
+@kernel
 def activate(x, start, n, activation):
-    """The MLP's activation function of n numbers in whole vectors, in place."""
+    """Apply the MLP's activation function to n numbers in whole vectors, in place."""
     noinline()
-    if activation == SILU:
+    if activation == Activation.SILU:
         silu(x, start, n)
-    elif activation == GELU:
+    elif activation == Activation.GELU:
         gelu(x, start, n)
-    elif activation == GELU_TANH:
+    elif activation == Activation.GELU_TANH:
         gelu_tanh(x, start, n)
     else:
         for i in range(start, start + n, LANES):
@@ -114,12 +125,26 @@ def cap_logits(logits, begin, end, scale, cap):
 
 
 @kernel
-def normalise(x, n, scale, shift, rms, eps, y):
+def as_norm(pair, shape):
+    """A scale and a shift [2, n] as a norm of the model's kind."""
+    return Norm(pair[0], pair[1], shape.rms, shape.norm_eps)
+
+
+@kernel
+def head_norm(pair, head, shape):
+    """The part of one head of the scale and the shift of all heads [2, heads * D]."""
+    begin, end = head * shape.head_dim, (head + 1) * shape.head_dim
+    return Norm(pair[0, begin:end], pair[1, begin:end], shape.rms, shape.norm_eps)
+
+
+@kernel
+def normalise(x, n, norm, y):
     """y = LayerNorm or RMSNorm of x [n]; y may be x."""
     noinline()
+    scale, shift = norm.scale, norm.shift
     whole = n // LANES * LANES
     mean = np.float32(0)
-    if not rms:
+    if not norm.rms:
         total = zeros()
         for i in range(0, whole, LANES):
             total = add(total, load(x, i))
@@ -134,7 +159,7 @@ def normalise(x, n, scale, shift, rms, eps, y):
     square = sum_of(total)
     for i in range(whole, n):
         square += (x[i] - mean) * (x[i] - mean)
-    factor = np.float32(1) / np.sqrt(square / np.float32(n) + eps)
+    factor = np.float32(1) / np.sqrt(square / np.float32(n) + norm.eps)
     spread = splat(factor)
     for i in range(0, whole, LANES):
         away = mul(sub(load(x, i), centre), spread)

@@ -1,13 +1,13 @@
-"""int8 weights times float32 activations in whole numbers, exact to float32's own rounding.
+"""int8 weights times float32 activations in integer arithmetic, exact to float32's own rounding.
 
-An activation becomes a whole number of 24 bits, as fine a step as float32 has at the greatest of
-them, and that number three digits of a byte. The CPU multiplies 64 digits with 64 weights at once
-and adds them up without rounding (VNNI), so three such products are the whole one:
+An activation becomes an integer of 24 bits, as fine as float32 is at the greatest of them, and that
+integer three digits of a byte each. One instruction (VNNI) multiplies 64 digits with 64 weights and
+adds them up without rounding, so three such products give the whole one:
 
-    x = step * (65536 d2 + 256 d1 + d0), each digit from -128 to 127
-    w . x = step * (65536 w.d2 + 256 w.d1 + w.d0)
+    x = scale * (65536 d2 + 256 d1 + d0), each digit from -128 to 127
+    w . x = scale * (65536 w.d2 + 256 w.d1 + w.d0)
 
-The instruction wants one side without signs. Weights are therefore read as w + 128, and the sums
+The instruction takes one side without signs. Weights are therefore read as w + 128, and the sums
 begin at -128 times the digits, which is the same for every row.
 """
 
@@ -19,12 +19,10 @@ import numpy as np
 from llvmlite import ir
 from numba import carray, types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, overload, register_model
+from numba.extending import intrinsic, overload
 
 from kvgen.engine.fast.compiler import kernel, noinline
 from kvgen.engine.fast.kernels.simd import (
-    LANES,
-    VECTOR,
     add,
     greatest_of,
     load,
@@ -32,41 +30,33 @@ from kvgen.engine.fast.kernels.simd import (
     maximum,
     mul,
     multiply_add,
-    place_of,
     splat,
     sum_of,
     zeros,
 )
+from kvgen.engine.fast.kernels.vector_types import (
+    BYTE_LINE,
+    BYTES,
+    FLOAT_VECTOR,
+    FLOATS,
+    INT_VECTOR,
+    WORDS,
+    all_floats,
+    all_words,
+    pointer_to,
+)
 from kvgen.engine.fast.kernels.weight_access import as_pointer
-from kvgen.engine.fast.kernels.x86_intrinsics import MULTIPLIES_BYTES, WIDEST, add_byte_products
+from kvgen.engine.fast.kernels.x86_intrinsics import MULTIPLIES_BYTES, add_byte_products
+from kvgen.engine.fast.layout import LANES, LINE_BYTES, WIDEST_DOT
 
-BYTES = 64  # multiplied at once
 HALF_RANGE = 2**23
-
-_WORDS = ir.VectorType(ir.IntType(32), LANES)
-_FLOATS = ir.VectorType(ir.FloatType(), LANES)
-_SMALL = ir.VectorType(ir.IntType(8), LANES)
-_MANY = ir.VectorType(ir.IntType(8), BYTES)
-
-
-class _WordsType(types.Type):  # type: ignore[misc]
-    def __init__(self) -> None:
-        super().__init__("int32x16")
-
-
-WORDS = _WordsType()
-
-
-@register_model(_WordsType)
-class _WordsModel(models.PrimitiveModel):  # type: ignore[misc]
-    def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, _WORDS)
+_ALL_128 = ir.Constant(BYTE_LINE, [128] * LINE_BYTES)
 
 
 @intrinsic
 def no_words(_: Any) -> Any:
     """Sixteen times 0."""
-    return WORDS(), lambda *_: ir.Constant(_WORDS, None)
+    return INT_VECTOR(), lambda *_: ir.Constant(WORDS, None)
 
 
 @intrinsic
@@ -74,16 +64,16 @@ def add_products(_: Any, totals: Any, digits: Any, start: Any, weights: Any, off
     """totals + 64 digits times 64 (weights + 128), four products in each lane."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        digits_at = place_of(context, builder, signature.args[1], arguments[1], arguments[2])
-        weights_at = place_of(context, builder, signature.args[3], arguments[3], arguments[4])
+        digits_at = pointer_to(context, builder, signature.args[1], arguments[1], arguments[2])
+        weights_at = pointer_to(context, builder, signature.args[3], arguments[3], arguments[4])
         some_weights, some_digits = (
-            builder.load(builder.bitcast(place, _MANY.as_pointer()), align=1)
-            for place in (weights_at, digits_at)
+            builder.load(builder.bitcast(pointer, BYTE_LINE.as_pointer()), align=1)
+            for pointer in (weights_at, digits_at)
         )
-        unsigned = builder.xor(some_weights, ir.Constant(_MANY, [128] * BYTES))
+        unsigned = builder.xor(some_weights, _ALL_128)
         return add_byte_products(builder, unsigned, some_digits, arguments[0])
 
-    return WORDS(WORDS, digits, types.intp, weights, types.intp), generate
+    return INT_VECTOR(INT_VECTOR, digits, types.intp, weights, types.intp), generate
 
 
 @intrinsic
@@ -91,13 +81,12 @@ def minus_128_times(_: Any, totals: Any, digits: Any, start: Any) -> Any:
     """totals - 128 times 64 digits, four of them in each lane."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        digits_at = place_of(context, builder, signature.args[1], arguments[1], arguments[2])
-        loaded = builder.load(builder.bitcast(digits_at, _MANY.as_pointer()), align=1)
-        constant = ir.Constant(_MANY, [128] * BYTES)
-        added = add_byte_products(builder, constant, loaded, ir.Constant(_WORDS, None))
+        digits_at = pointer_to(context, builder, signature.args[1], arguments[1], arguments[2])
+        loaded = builder.load(builder.bitcast(digits_at, BYTE_LINE.as_pointer()), align=1)
+        added = add_byte_products(builder, _ALL_128, loaded, ir.Constant(WORDS, None))
         return builder.sub(arguments[0], added)
 
-    return WORDS(WORDS, digits, types.intp), generate
+    return INT_VECTOR(INT_VECTOR, digits, types.intp), generate
 
 
 @intrinsic
@@ -105,39 +94,39 @@ def joined(_: Any, low: Any, middle: Any, high: Any) -> Any:
     """low + 256 middle + 65536 high of each lane, as float32."""
 
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        low, middle, high = (builder.sitofp(each, _FLOATS) for each in arguments)
-        factor = ir.Constant(_FLOATS, [256.0] * LANES)
+        low, middle, high = (builder.sitofp(each, FLOATS) for each in arguments)
+        factor = all_floats(256)
         return multiply_add(builder, multiply_add(builder, high, factor, middle), factor, low)
 
-    return VECTOR(WORDS, WORDS, WORDS), generate
+    return FLOAT_VECTOR(INT_VECTOR, INT_VECTOR, INT_VECTOR), generate
 
 
 @intrinsic
-def store_digits(_: Any, digits: Any, place: Any, distance: Any, vector: Any) -> Any:
+def store_digits(_: Any, digits: Any, offset: Any, distance: Any, vector: Any) -> Any:
     """Round sixteen numbers and store their digits, low to high, `distance` apart."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         rint = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(_FLOATS, [_FLOATS]), "llvm.rint.v16f32"
+            builder.module, ir.FunctionType(FLOATS, [FLOATS]), "llvm.rint.v16f32"
         )
-        rest = builder.fptosi(builder.call(rint, [arguments[3]]), _WORDS)
-        at = place_of(context, builder, signature.args[0], arguments[0], arguments[1])
-        eight, carry = (ir.Constant(_WORDS, [number] * LANES) for number in (8, 128))
+        rest = builder.fptosi(builder.call(rint, [arguments[3]]), WORDS)
+        at = pointer_to(context, builder, signature.args[0], arguments[0], arguments[1])
+        eight, carry = all_words(8), all_words(128)
         for _piece in range(3):
-            small = builder.trunc(rest, _SMALL)
-            builder.store(small, builder.bitcast(at, _SMALL.as_pointer()), align=1)
+            small = builder.trunc(rest, BYTES)
+            builder.store(small, builder.bitcast(at, BYTES.as_pointer()), align=1)
             rest = builder.ashr(builder.add(rest, carry), eight)  # a digit above 127 counts as < 0
             at = builder.gep(at, [arguments[2]])
         return context.get_dummy_value()
 
-    return types.none(digits, types.intp, types.intp, VECTOR), generate
+    return types.none(digits, types.intp, types.intp, FLOAT_VECTOR), generate
 
 
 @kernel
-def split(x, n, digits):
-    """x [n] as digits [3, n in whole products], zeros at their ends; gives the step."""
+def split_into_digits(x, n, digits):
+    """Write x [n] as digits [3, n in whole lines], zeros at their ends; returns the scale."""
     noinline()
-    pitch = (n + BYTES - 1) // BYTES * BYTES
+    pitch = (n + LINE_BYTES - 1) // LINE_BYTES * LINE_BYTES
     whole = n // LANES * LANES
     peak, broken = zeros(), zeros()
     for i in range(0, whole, LANES):
@@ -147,70 +136,71 @@ def split(x, n, digits):
     for i in range(whole, n):
         largest = max(largest, abs(x[i]))
         nothing += x[i] * np.float32(0)
-    step = largest / np.float32(HALF_RANGE - 2**16)  # so that the greatest has three digits
-    per_step = np.float32(1) / step if step > 0 else np.float32(0)
-    factor = splat(per_step)
+    scale = largest / np.float32(HALF_RANGE - 2**16)  # so that the greatest has three digits
+    inverse = np.float32(1) / scale if scale > 0 else np.float32(0)
+    factor = splat(inverse)
     for i in range(0, whole, LANES):
         store_digits(digits, i, pitch, mul(load(x, i), factor))
     for i in range(whole, pitch):
-        rest = np.int64(np.rint(x[i] * per_step)) if i < n else 0
-        for piece in range(3):
-            digits[piece * pitch + i] = ((rest + 128) & 255) - 128
+        rest = np.int64(np.rint(x[i] * inverse)) if i < n else 0
+        for digit in range(3):
+            digits[digit * pitch + i] = ((rest + 128) & 255) - 128
             rest = (rest + 128) >> 8
-    return step + nothing  # NaN where x is not finite
+    return scale + nothing  # NaN where x is not finite
 
 
 @kernel
-def byte_rows(matrix, weight, x, n, bias, streamed, y, begin, end, digits):
-    """y[begin:end] = the same rows of W x + bias, for W int8 with a scale for each row."""
+def int8_rows(matrix, weight, x, y, rows, digits):
+    """Write the rows of W x + bias into y, for W int8 with a scale for each row."""
     noinline()
-    pitch = (n + BYTES - 1) // BYTES * BYTES
-    step = split(x, n, digits)
-    scales = carray(as_pointer(matrix[1]), (end,), np.float32)
+    n, bias = matrix.n, matrix.bias
+    pitch = (n + LINE_BYTES - 1) // LINE_BYTES * LINE_BYTES
+    scale = split_into_digits(x, n, digits)
+    scales = carray(as_pointer(matrix.scales), (rows.end,), np.float32)
     low_start, middle_start, high_start = no_words(), no_words(), no_words()
-    for i in range(0, pitch, BYTES):
+    for i in range(0, pitch, LINE_BYTES):
         low_start = minus_128_times(low_start, digits, i)
         middle_start = minus_128_times(middle_start, digits, pitch + i)
         high_start = minus_128_times(high_start, digits, 2 * pitch + i)
-    row = begin
-    while not streamed and row + 2 <= end:  # two rows share what is read of the digits
+    row = rows.begin
+    while not matrix.streamed and row + 2 <= rows.end:  # two rows load each digit once
         a, b = row * n, (row + 1) * n
         low, middle, high = low_start, middle_start, high_start
         low_, middle_, high_ = low_start, middle_start, high_start
-        for i in range(0, pitch, BYTES):
+        for i in range(0, pitch, LINE_BYTES):
             low = add_products(low, digits, i, weight, a + i)
             middle = add_products(middle, digits, pitch + i, weight, a + i)
             high = add_products(high, digits, 2 * pitch + i, weight, a + i)
             low_ = add_products(low_, digits, i, weight, b + i)
             middle_ = add_products(middle_, digits, pitch + i, weight, b + i)
             high_ = add_products(high_, digits, 2 * pitch + i, weight, b + i)
-        y[row] = sum_of(joined(low, middle, high)) * (step * scales[row]) + bias[row]
+        y[row] = sum_of(joined(low, middle, high)) * (scale * scales[row]) + bias[row]
         total = sum_of(joined(low_, middle_, high_))
-        y[row + 1] = total * (step * scales[row + 1]) + bias[row + 1]
+        y[row + 1] = total * (scale * scales[row + 1]) + bias[row + 1]
         row += 2
-    while row < end:
+    while row < rows.end:
         low, middle, high = low_start, middle_start, high_start
-        for i in range(0, pitch, BYTES):
+        for i in range(0, pitch, LINE_BYTES):
             low = add_products(low, digits, i, weight, row * n + i)
             middle = add_products(middle, digits, pitch + i, weight, row * n + i)
             high = add_products(high, digits, 2 * pitch + i, weight, row * n + i)
-        y[row] = sum_of(joined(low, middle, high)) * (step * scales[row]) + bias[row]
+        y[row] = sum_of(joined(low, middle, high)) * (scale * scales[row]) + bias[row]
         row += 1
 
 
-def multiply_bytes(matrix, weight, x, n, bias, streamed, y, begin, end, digits):
-    """`byte_rows` where the weights are int8 and the CPU has the instruction; whether it was so."""
+def multiply_int8(matrix, weight, x, y, rows, digits):
+    """Run `int8_rows` where weights are int8 and the CPU has the instruction; returns whether."""
     raise NotImplementedError("compiled code only")
 
 
-@overload(multiply_bytes)
-def _multiply_bytes(matrix, weight, x, n, bias, streamed, y, begin, end, digits):
+@overload(multiply_int8)
+def _multiply_int8(matrix, weight, x, y, rows, digits):
     if weight.dtype != types.int8 or not MULTIPLIES_BYTES:
-        return lambda matrix, weight, x, n, bias, streamed, y, begin, end, digits: False
+        return lambda matrix, weight, x, y, rows, digits: False
 
-    def multiplied(matrix, weight, x, n, bias, streamed, y, begin, end, digits):
-        if n <= WIDEST:
-            byte_rows(matrix, weight, x, n, bias, streamed, y, begin, end, digits)
-        return n <= WIDEST
+    def multiplied(matrix, weight, x, y, rows, digits):
+        if matrix.n <= WIDEST_DOT:
+            int8_rows(matrix, weight, x, y, rows, digits)
+        return matrix.n <= WIDEST_DOT
 
     return multiplied

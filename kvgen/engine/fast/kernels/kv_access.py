@@ -1,6 +1,6 @@
-"""What belongs to one sequence, as kernels find it: its cache, its angles, its captured rows.
+"""What belongs to one sequence, as kernels find it: its cache, its angles, its captured q and z.
 
-A row of `layout.Request.caches` says where all of it lies.
+`Request.sequence` says where all of it lies.
 """
 
 from __future__ import annotations
@@ -9,55 +9,63 @@ import numpy as np
 from numba import carray
 
 from kvgen.engine.fast.compiler import kernel, noinline
-from kvgen.engine.fast.kernels.attention import BLOCK
 from kvgen.engine.fast.kernels.simd import store_one
 from kvgen.engine.fast.kernels.weight_access import as_pointer
 from kvgen.engine.fast.layout import (
+    BLOCK,
     CAPACITY,
     CAPTURE_CAPACITY,
     COS,
+    F16_LARGEST,
     KEYS,
+    LANES,
     N_ANGLES,
     N_POSITIONS,
     N_TABLES,
+    N_TOKENS,
     SIN,
+    START,
     VALUES,
+    HeadCache,
 )
 
-F16_LARGEST = np.float32(65504)
+
+def row_pitch(head_dim: int) -> int:
+    """The distance of rows of V in the cache: head_dim in whole vectors."""
+    return -(-head_dim // LANES) * LANES
 
 
 @kernel
-def layer_of_cache(cache, like, layer, shape):
-    """Keys and values of one layer as flat arrays."""
-    G, capacity = shape.n_kv_heads, cache[CAPACITY]
-    n_keys, n_values = G * capacity * shape.head_dim, G * capacity * shape.pitch
-    size = like.itemsize
-    keys = carray(as_pointer(cache[KEYS] + layer * n_keys * size), (n_keys,), like.dtype)
-    values = carray(as_pointer(cache[VALUES] + layer * n_values * size), (n_values,), like.dtype)
-    return keys, values
+def head_cache(request, shape, layer, group):
+    """The keys and values of one key/value head of a layer."""
+    D, pitch, capacity = shape.head_dim, shape.pitch, request.sequence[CAPACITY]
+    head, size = layer * shape.n_kv_heads + group, request.like.itemsize
+    keys_at = request.sequence[KEYS] + head * capacity * D * size
+    values_at = request.sequence[VALUES] + head * capacity * pitch * size
+    keys = carray(as_pointer(keys_at), (capacity * D,), request.like.dtype)
+    values = carray(as_pointer(values_at), (capacity * pitch,), request.like.dtype)
+    return HeadCache(keys, values, D, pitch)
 
 
 @kernel
-def angles(cache, table, position):
+def angles(sequence, table, position):
     """cos and sin of one table, and where a position's angles begin."""
-    half, n_positions = cache[N_ANGLES], cache[N_POSITIONS]
+    half, n_positions = sequence[N_ANGLES], sequence[N_POSITIONS]
     size = (table + 1) * n_positions * half
-    cos = carray(as_pointer(cache[COS]), (size,), np.float32)
-    sin = carray(as_pointer(cache[SIN]), (size,), np.float32)
+    cos = carray(as_pointer(sequence[COS]), (size,), np.float32)
+    sin = carray(as_pointer(sequence[SIN]), (size,), np.float32)
     return cos, sin, (table * n_positions + position) * half
 
 
 @kernel
-def lay_out_angles(T, pitch, begin, end, request, turns):
-    """cos and sin of the tokens begin:end, a token in each lane: turns [tables, 2, half, pitch]."""
+def lay_out_angles(tokens, pitch, request, turns):
+    """Write cos and sin of some tokens, one in each lane, into turns [tables, 2, half, pitch]."""
     noinline()
-    half, n_tables = request.caches[0, N_ANGLES], request.caches[0, N_TABLES]
-    for t in range(begin, end):
-        row = min(t, T - 1)
-        cache = request.caches[request.slots[row]]
+    half, n_tables = request.sequence[N_ANGLES], request.sequence[N_TABLES]
+    for t in range(tokens.begin, tokens.end):
+        position = request.numbers[START] + min(t, request.numbers[N_TOKENS] - 1)
         for table in range(n_tables):
-            cos, sin, angle = angles(cache, table, request.positions[row])
+            cos, sin, angle = angles(request.sequence, table, position)
             start = 2 * table * half
             for i in range(half):
                 turns[(start + i) * pitch + t] = cos[angle + i]
@@ -65,42 +73,41 @@ def lay_out_angles(T, pitch, begin, end, request, turns):
 
 
 @kernel
-def captured_rows(address, cache, row, shape):
+def captured_rows(address, sequence, row, shape):
     """The captured q or z of one head, flat [capacity * D]."""
-    size = cache[CAPTURE_CAPACITY] * shape.head_dim
+    size = sequence[CAPTURE_CAPACITY] * shape.head_dim
     return carray(as_pointer(address + 4 * row * size), (size,), np.float32)
 
 
 @kernel
-def keep_key_and_value(k, v, start, D, keys, values, cache, group, position, pitch):
-    """Append one head's k and v, both at `start`; whether all numbers fit the cache's type."""
+def store_key_and_value(k, v, start, head, position):
+    """Append one head's k and v, both at `start`; returns whether they fit the cache's type."""
     noinline()
-    capacity = cache[CAPACITY]
-    place = (group * capacity + position // BLOCK * BLOCK) * D + position % BLOCK
-    row = (group * capacity + position) * pitch
+    D, keys, values = head.head_dim, head.keys, head.values
+    key_start = position // BLOCK * BLOCK * D + position % BLOCK
+    value_start = position * head.pitch
     largest = np.float32(0)
     for i in range(D):
         key, value = k[start + i], v[start + i]
         largest = max(largest, max(abs(key), abs(value)))
-        store_one(keys, place + i * BLOCK, key)
-        store_one(values, row + i, value)
+        store_one(keys, key_start + i * BLOCK, key)
+        store_one(values, value_start + i, value)
     return keys.itemsize == 4 or not largest > F16_LARGEST
 
 
 @kernel
-def keep_keys_and_values(
-    x, k_start, v_start, step, begin, end, D, keys, values, cache, group, positions, pitch
-):
-    """Append one head's k and v of the tokens begin:end; whether all numbers fit its type."""
+def store_keys_and_values(k, v, head, start, n_tokens):
+    """Append one head's k and v [D, tokens] from position `start` on; returns whether all fit."""
     noinline()
-    capacity = cache[CAPACITY]
+    D, keys, values = head.head_dim, head.keys, head.values
     largest = np.float32(0)
     for i in range(D):
-        for t in range(begin, end):
-            key, value = x[k_start + i * step + t], x[v_start + i * step + t]
+        for t in range(n_tokens):
+            key = k.numbers[k.start + i * k.pitch + t]
+            value = v.numbers[v.start + i * v.pitch + t]
             largest = max(largest, max(abs(key), abs(value)))
-            position = positions[t]
-            block = (group * capacity + position // BLOCK * BLOCK) * D
+            position = start + t
+            block = position // BLOCK * BLOCK * D
             store_one(keys, block + i * BLOCK + position % BLOCK, key)
-            store_one(values, (group * capacity + position) * pitch + i, value)
+            store_one(values, position * head.pitch + i, value)
     return keys.itemsize == 4 or not largest > F16_LARGEST

@@ -13,17 +13,13 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from kvgen.engine.fast.compiler import kernel, noinline
-from kvgen.engine.fast.kernels.int8_dot import multiply_bytes
+from kvgen.engine.fast.kernels.int8_dot import multiply_int8
 from kvgen.engine.fast.kernels.simd import (
-    _FLOATS,
-    _WORDS,
-    LANES,
-    _splat,
     add,
     fma,
     load,
@@ -33,18 +29,19 @@ from kvgen.engine.fast.kernels.simd import (
     sum_of,
     zeros,
 )
-from kvgen.engine.fast.kernels.weight_access import as_pointer, row_scale, widen
+from kvgen.engine.fast.kernels.vector_types import FLOATS, WORDS, spread
+from kvgen.engine.fast.kernels.weight_access import row_scale, rows_of, widen
 from kvgen.engine.fast.kernels.x86_intrinsics import add_byte_products, add_pair_products
-
-ROWS = 6  # rows of a tile: 6 x 4 sums, 4 loads and a spread number fill 32 registers
+from kvgen.engine.fast.layout import LANES, ROWS, Range, Rows
 
 
 @kernel
-def share(count, thread, n_threads, unit):
-    """The part of range(count) that is one thread's: begin and end, multiples of `unit`."""
+def thread_range(count, worker, unit):
+    """The part of range(count) that one thread works on; it begins at a multiple of `unit`."""
     units = (count + unit - 1) // unit
-    begin, end = units * thread // n_threads, units * (thread + 1) // n_threads
-    return min(count, begin * unit), min(count, end * unit)
+    begin = units * worker.thread // worker.n_threads
+    end = units * (worker.thread + 1) // worker.n_threads
+    return Range(min(count, begin * unit), min(count, end * unit))
 
 
 @kernel
@@ -107,87 +104,72 @@ def dot_four_rows(weight, offset, x, n):
 
 
 @kernel
-def dot_rows(matrix, like, x, n, bias, streamed, y, begin, end, spare):
-    """y[begin:end] = the same rows of W x + bias, W [.., n] at the address matrix[0].
+def dot_rows(matrix, x, y, rows, digits):
+    """Write some rows of W x + bias into y.
 
-    Its scales, where rows have one, lie at matrix[1]. A matrix that is `streamed` from main memory
-    is read as one stream, which the CPU sees coming by itself: several rows at once, or asking for
-    what lies ahead, were slower by a fifth.
-    `spare` has room for 3 n bytes in whole products.
+    A matrix that is `streamed` from main memory is read as one stream, which the CPU fetches ahead
+    by itself: several rows at once, or prefetching by hand, were slower by a fifth.
+    `digits` has room for 3 n bytes in whole lines.
     """
     noinline()
-    weight = carray(as_pointer(matrix[0]), (end * n,), like.dtype)
-    if multiply_bytes(matrix, weight, x, n, bias, streamed, y, begin, end, spare):
+    weight, like, n, bias = rows_of(matrix, rows.end), matrix.like, matrix.n, matrix.bias
+    if multiply_int8(matrix, weight, x, y, rows, digits):
         return
-    row = begin
-    while not streamed and row + 4 <= end:
+    row = rows.begin
+    while not matrix.streamed and row + 4 <= rows.end:
         first, second, third, fourth = dot_four_rows(weight, row * n, x, n)
-        y[row] = first * row_scale(like, matrix[1], row) + bias[row]
-        y[row + 1] = second * row_scale(like, matrix[1], row + 1) + bias[row + 1]
-        y[row + 2] = third * row_scale(like, matrix[1], row + 2) + bias[row + 2]
-        y[row + 3] = fourth * row_scale(like, matrix[1], row + 3) + bias[row + 3]
+        y[row] = first * row_scale(like, matrix.scales, row) + bias[row]
+        y[row + 1] = second * row_scale(like, matrix.scales, row + 1) + bias[row + 1]
+        y[row + 2] = third * row_scale(like, matrix.scales, row + 2) + bias[row + 2]
+        y[row + 3] = fourth * row_scale(like, matrix.scales, row + 3) + bias[row + 3]
         row += 4
-    while row < end:
+    while row < rows.end:
         total = dot_row(weight, row * n, x, n)
-        y[row] = total * row_scale(like, matrix[1], row) + bias[row]
+        y[row] = total * row_scale(like, matrix.scales, row) + bias[row]
         row += 1
 
 
 @intrinsic(prefer_literal=True)
-def tile(
-    _: Any,
-    n_rows: Any,
-    n_vectors: Any,
-    a: Any,
-    a_offset: Any,
-    a_pitch: Any,
-    b: Any,
-    b_offset: Any,
-    b_pitch: Any,
-    n: Any,
-    c: Any,
-    c_offset: Any,
-    c_pitch: Any,
-    fresh: Any,
-) -> Any:
+def tile(_: Any, n_rows: Any, n_vectors: Any, a: Any, b: Any, c: Any, n: Any, fresh: Any) -> Any:
     """C (+)= A B for n_rows x (16 n_vectors) numbers of C, all sums in registers.
 
-    A [n_rows, n] float32, B [n, 16 n_vectors] as stored, C float32; each with an offset and the
-    distance of its rows. Where A and B are words, each holds two numbers of bfloat16 (C float32),
-    or four bytes, without signs in A and with signs in B (C int32). `fresh` starts from 0, else
-    what C holds is added to.
+    A [n_rows, n] float32, B [n, 16 n_vectors] as stored, C float32, each of them `Rows`. Where A
+    and B are words, each holds two numbers of bfloat16 (C float32), or four bytes, without signs in
+    A and with signs in B (C int32). `fresh` starts from 0, else the sums are added to C.
     """
     if not isinstance(n_rows, types.IntegerLiteral):
         return None
     R, V = n_rows.literal_value, n_vectors.literal_value
-    stored = b.dtype
-    in_bytes = c.dtype == types.int32
-    total_kind = _WORDS if in_bytes else _FLOATS
+    kinds = [operand.types[0] for operand in (a, b, c)]
+    in_bytes = kinds[2].dtype == types.int32
+    total_kind = WORDS if in_bytes else FLOATS
     multiply: Callable[..., Any]
-    if a.dtype == types.float32:
+    if kinds[0].dtype == types.float32:
         multiply = multiply_add
     else:
         multiply = add_byte_products if in_bytes else add_pair_products
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        def start(place: int) -> Any:
-            array = context.make_array(signature.args[place])(context, builder, arguments[place])
-            return builder.gep(array.data, [arguments[place + 1]])
+    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        def start_and_pitch(operand: int) -> Any:
+            numbers, start, pitch = (
+                builder.extract_value(arguments[2 + operand], field) for field in range(3)
+            )
+            array = context.make_array(kinds[operand])(context, builder, numbers)
+            return builder.gep(array.data, [start]), pitch
 
         def at(base: Any, *parts: Any) -> Any:
             for part in parts:
                 base = builder.gep(base, [part])
             return base
 
-        word = arguments[3].type
-        number = lambda value: ir.Constant(word, value)  # noqa: E731
-        a_start, b_start, c_start = start(2), start(5), start(9)
-        a_step, b_step, count, c_step = (arguments[i] for i in (4, 7, 8, 11))
-        a_rows = [at(a_start, builder.mul(a_step, number(r))) for r in range(R)]
-        c_places = [
+        count = arguments[5]
+        number = lambda value: ir.Constant(count.type, value)  # noqa: E731
+        (a_start, a_pitch), (b_start, b_pitch), (c_start, c_pitch) = map(start_and_pitch, range(3))
+        a_rows = [at(a_start, builder.mul(a_pitch, number(r))) for r in range(R)]
+        targets = [
             [
                 builder.bitcast(
-                    at(c_start, builder.mul(c_step, number(r)), number(LANES * v)),
+                    at(c_start, builder.mul(c_pitch, number(r)), number(LANES * v)),
                     total_kind.as_pointer(),
                 )
                 for v in range(V)
@@ -196,65 +178,71 @@ def tile(
         ]
         sums = [[cgutils.alloca_once(builder, total_kind) for _ in range(V)] for _ in range(R)]
         none = ir.Constant(total_kind, None)
-        with builder.if_else(arguments[12]) as (then, otherwise):
+        with builder.if_else(arguments[6]) as (then, otherwise):
             with then:
                 for row in sums:
-                    for place in row:
-                        builder.store(none, place)
+                    for total in row:
+                        builder.store(none, total)
             with otherwise:
-                for row, places in zip(sums, c_places, strict=True):
-                    for place, held in zip(row, places, strict=True):
-                        builder.store(builder.load(held, align=4), place)
+                for row, held in zip(sums, targets, strict=True):
+                    for total, target in zip(row, held, strict=True):
+                        builder.store(builder.load(target, align=4), total)
         with cgutils.for_range(builder, count) as loop:
-            b_row = at(b_start, builder.mul(loop.index, b_step))
+            b_row = at(b_start, builder.mul(loop.index, b_pitch))
             lanes = [
-                load_from(context, builder, at(b_row, number(LANES * v)), stored) for v in range(V)
+                load_from(context, builder, at(b_row, number(LANES * v)), kinds[1].dtype)
+                for v in range(V)
             ]
             for r in range(R):
-                spread = _splat(builder, builder.load(at(a_rows[r], loop.index)))
+                factor = spread(builder, builder.load(at(a_rows[r], loop.index)))
                 for v in range(V):
                     total = builder.load(sums[r][v])
-                    builder.store(multiply(builder, spread, lanes[v], total), sums[r][v])
-        for row, places in zip(sums, c_places, strict=True):
-            for place, held in zip(row, places, strict=True):
-                builder.store(builder.load(place), held, align=4)
+                    builder.store(multiply(builder, factor, lanes[v], total), sums[r][v])
+        for row, held in zip(sums, targets, strict=True):
+            for total, target in zip(row, held, strict=True):
+                builder.store(builder.load(total), target, align=4)
         return context.get_dummy_value()
 
-    signature = types.none(
-        n_rows, n_vectors, a, types.intp, types.intp, b, types.intp, types.intp, types.intp, c,
-        types.intp, types.intp, types.boolean,
-    )  # fmt: skip
-    return signature, generate
+    return types.none(n_rows, n_vectors, a, b, c, types.intp, types.boolean), generate
 
 
 @kernel
-def tile_across(a, a_offset, n, b, pitch, c, width):
-    """C [6, width] = A [6, n] B [n, width]: rows of B and C are `pitch` apart."""
+def tile_across(a, b, c, n):
+    """C [6, pitch] = A [6, n] B [n, pitch], where `Rows` B and C are `pitch` apart."""
     noinline()
-    column = 0
-    while column + 4 * LANES <= width:
-        tile(ROWS, 4, a, a_offset, n, b, column, pitch, n, c, column, pitch, True)
+    pitch, column = c.pitch, 0
+    while column + 4 * LANES <= pitch:
+        tile(
+            ROWS, 4, a, Rows(b.numbers, b.start + column, pitch),
+            Rows(c.numbers, c.start + column, pitch), n, True,
+        )  # fmt: skip
         column += 4 * LANES
-    if column + 2 * LANES <= width:
-        tile(ROWS, 2, a, a_offset, n, b, column, pitch, n, c, column, pitch, True)
+    if column + 2 * LANES <= pitch:
+        tile(
+            ROWS, 2, a, Rows(b.numbers, b.start + column, pitch),
+            Rows(c.numbers, c.start + column, pitch), n, True,
+        )  # fmt: skip
         column += 2 * LANES
-    if column < width:
-        tile(ROWS, 1, a, a_offset, n, b, column, pitch, n, c, column, pitch, True)
+    if column < pitch:
+        tile(
+            ROWS, 1, a, Rows(b.numbers, b.start + column, pitch),
+            Rows(c.numbers, c.start + column, pitch), n, True,
+        )  # fmt: skip
 
 
 @kernel
-def widen_rows(matrix, like, first, n_rows, n, panel):
+def widen_rows(matrix, rows, panel):
     """Up to six rows of a stored matrix [.., n] as float32 in panel [6 * n], the others 0."""
     noinline()
-    weight = carray(as_pointer(matrix[0]), ((first + n_rows) * n,), like.dtype)
+    weight, n, n_rows = rows_of(matrix, rows.end), matrix.n, rows.end - rows.begin
     for row in range(ROWS):
         target = row * n
         if row >= n_rows:
             for i in range(n):
                 panel[target + i] = np.float32(0)
             continue
-        source = (first + row) * n
-        scale = row_scale(like, matrix[1], first + row)
+        source = (rows.begin + row) * n
+        scale = row_scale(matrix.like, matrix.scales, rows.begin + row)
         i = 0
         while i + LANES <= n:
             store(panel, target + i, load(weight, source + i))

@@ -1,4 +1,4 @@
-"""Reading weights in compiled code: by address, widened to float32 number by number."""
+"""Reading stored weights in compiled code: by address, widened to float32 number by number."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 from numba import carray, types
 from numba.extending import intrinsic, overload
+
+from kvgen.engine.fast.compiler import kernel
+from kvgen.engine.fast.layout import Matrix
 
 FRACTION_SHIFT = np.uint32(13)  # float32 has 23 fraction bits, float16 has 10
 F16_INFINITY = np.uint32(0x7C00 << 13)
@@ -53,7 +56,7 @@ def _widen(number):  # Numba compares the signatures
 
 
 def row_scale(like: Any, address: int, row: int) -> Any:
-    """The factor of a matrix's row: 1 but for int8, whose rows have one each at that address."""
+    """The scale of a matrix's row: for int8 a number at that address, else 1."""
     raise NotImplementedError("compiled code only")
 
 
@@ -62,3 +65,31 @@ def _row_scale(like, address, row):
     if like.dtype == types.int8:
         return lambda like, address, row: carray(as_pointer(address), (row + 1,), np.float32)[row]
     return lambda like, address, row: np.float32(1)
+
+
+@kernel
+def layer_matrix(weights, shape, layer, number, n):
+    """The matrix [.., n] of a layer that has this number (Q, K, ... DOWN)."""
+    return Matrix(
+        weights.layers[layer, number, 0],
+        weights.layers[layer, number, 1],
+        weights.like,
+        n,
+        weights.biases[layer, number],
+        shape.streamed,
+    )
+
+
+@kernel
+def head_matrix(weights, shape):
+    """The matrix [V, C] that gives the logits."""
+    return Matrix(
+        weights.head[0], weights.head[1], weights.like, shape.d_model, weights.head_bias,
+        shape.streamed,
+    )  # fmt: skip
+
+
+@kernel
+def rows_of(matrix, end):
+    """The numbers of a matrix as stored, flat, up to row `end`."""
+    return carray(as_pointer(matrix.address), (end * matrix.n,), matrix.like.dtype)
