@@ -17,8 +17,8 @@ PACKAGE = Path(kvgen.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Who may import whom: rooms of the house, each with the rooms below it. Everyone may import the
-# ground: errors, visible, forks.
-GROUND = {"errors", "visible", "forks"}
+# ground: choices, errors, visible, forks.
+GROUND = {"choices", "errors", "visible", "forks"}
 _SHARED = {"engine.config", "engine.params", "engine.tensors"}
 _ENGINES = {
     *_SHARED,
@@ -30,17 +30,19 @@ _ENGINES = {
     "engine.trace",
 }
 MAY_IMPORT = {
+    "choices": set(),
     "errors": set(),
     "visible": set(),
     "forks": set(),
     "engine.tensors": set(),
+    "engine.places": set(),
     "engine.config": set(),
     "engine.cgroups": set(),
     "engine.machine": {"engine.cgroups"},
     "engine.params": {"engine.config", "engine.tensors"},
     "engine.rope": {"engine.config", "engine.tensors"},
     "engine.formula": {"engine.tensors"},
-    "engine.edits": {"engine.formula", "engine.tensors"},
+    "engine.edits": {"engine.formula", "engine.places", "engine.tensors"},
     "engine.cache": {"engine.config", "engine.rope", "engine.tensors"},
     "engine.trace": {"engine.config", "engine.tensors"},
     "engine.calibration": {"engine.config", "engine.machine"},

@@ -370,7 +370,7 @@ def test_a_saved_recording_is_shown_without_a_model(kind: str, tmp_path: Path) -
         assert again.returncode == 0, again.stderr
         # The last line is the verification: of what was recorded, and that was all layers.
         assert again.stdout.splitlines()[:-1] == live.stdout.splitlines()[:-1]
-    assert_fails(kvgen("inspect-attention", file, "--probe"), 2, "a saved file holds no model")
+    assert_fails(kvgen("inspect-attention", file, "--probe"), 2, "a saved recording holds no model")
     Path(file).write_bytes(b"broken")
     assert_fails(kvgen("inspect-attention", file), 1, "is no recording of attention")
 
@@ -416,7 +416,11 @@ def test_decode_steps_are_shown_one_after_another() -> None:
     assert [line.split()[0] for line in steps] == ["q_5", "q_6", "q_7", "q_8"]
     assert "prefill: 5 queries; k_0..4 and v_0..4 are kept" in lines[1]
     assert_fails(kvgen(*prompt, "--steps"), 2, "there are no decode steps")
-    assert_fails(inside("inspect-attention", "The cat", "--steps"), 2, "--steps is of one head")
+    assert_fails(
+        inside("inspect-attention", "The cat", "--steps"),
+        2,
+        "--steps shows the decode steps of one head",
+    )
 
 
 def test_an_inspection_is_written_as_text_json_and_figure(tmp_path: Path) -> None:
@@ -479,7 +483,7 @@ def test_bench_fits_a_small_context_and_needs_no_tokenizer(
         (["-d", "5", "a text"], "give a text or them"),
         (["--no-cache", "--prefill", "fast"], "--prefill fast is inexact"),
         (["-l", "1"], "give both -l and -H"),
-        (["-p", "5", "-l", "9", "-H", "0"], "there is no layer 9 head 0"),
+        (["-p", "5", "-l", "9", "-H", "0"], f"layer 9: this model has layers 0-{LAST_LAYER}"),
         (["--out", "report.txt"], "the name must end in .json, .jsonl, .csv, .md"),
         (["--plot", "curve.gif"], "the name must end in .png, .svg, .pdf"),
         (["--no-cache", "-p", "900", "-n", "100", "--limit", "1"], "more than --limit 1"),
@@ -540,29 +544,38 @@ def test_maps_can_be_saved(tmp_path: Path) -> None:
     [
         (["-l", "80"], f"layer 80: this model has layers 0-{LAST_LAYER}"),
         (["-l", "-90"], f"layer -90: this model has layers 0-{LAST_LAYER}"),
-        (["-l", "3-1"], f"layer 3-1: this model has layers 0-{LAST_LAYER}"),
+        (["-l", "3-1"], "layer range 3-1 runs backwards: write 1-3"),
         (["-l", "-1-3"], "layer '-1-3' is not a number, a range like 0-3, or all"),
         (["-l", ""], "layer '' is not a number"),
         (["-l", "9" * 5000], "is not a number, a range"),
-        (["-l", "1", "-H", "1", "--explain", "last", "-o", "x.npz"], "--explain draws: leave it"),
-        (["-l", "1", "--show", "cos", "-o", "x.npz"], ".npz holds the maps as they are"),
-        (["--what-if", "kq", "--show", "cos"], "edits have their own maps"),
+        (
+            ["-l", "1", "-H", "1", "--explain", "last", "-o", "x.npz"],
+            "--explain draws text: leave it",
+        ),
+        (
+            ["-l", "1", "--show", "cos", "-o", "x.npz"],
+            "a file of arrays holds the maps as they are: leave out --show",
+        ),
+        (["--what-if", "kq", "--show", "cos"], "--what-if draws maps of its own: leave out --show"),
         (["-l", "one"], "layer 'one' is not a number, a range like 0-3, or all"),
         (["-l", "1", "-H", "80"], f"head 80: this model has heads 0-{LAST_HEAD}"),
-        (["-H", "1"], "-H needs -l"),
-        (["--at", "5,1"], "'5,1' is no place"),
+        (["-H", "1"], "-H names a head of a layer: add -l LAYER"),
+        (["--at", "5,1"], "'5,1' is not an address: write a layer as 5, a head as 5.1 or L5H1"),
         (["--at", "2.90"], f"head 90: this model has heads 0-{LAST_HEAD}"),
-        (["--at", "L2H3", "-l", "1"], "--at names a layer and a head, and so do -l and -H"),
-        (["--show", "cos"], "the summary is no map"),
-        (["--queries", "0:2"], "the summary is no map"),
-        (["--show", "rollout", "-H", "1", "-l", "2"], "leave out -H"),
-        (["-l", "2", "--metric", "sink"], "--metric is of the summary"),
+        (["--at", "L2H3", "-l", "1"], "--at takes the place of -l and -H: leave out -l"),
+        (["--show", "cos"], "--show applies to a map: add -l LAYER"),
+        (["--queries", "0:2"], "--queries applies to a map: add -l LAYER"),
+        (["--show", "rollout", "-H", "1", "-l", "2"], "it cannot be used with -H"),
+        (
+            ["-l", "2", "--metric", "sink"],
+            "--metric applies to the summary of all layers: leave out -l",
+        ),
         (["--metric", "warmth"], "'warmth' is not one of 'sink'"),
         (["-l", "2", "--keys", "a:b"], "'a:b' is not like 200:"),
-        (["-l", "2", "--keys", "7:"], "--keys: none of 0-2 are chosen"),
+        (["-l", "2", "--keys", "7:"], "--keys: this run has tokens 0-2, and none is left"),
         (["-l", "2", "--range", "0"], "0.0 is not in the range x>0"),
-        (["--ablate-all", "-n", "3"], "leave out --explain, -o and -n"),
-        (["-l", "1", "-H", "1", "--explain", "3"], "query 3: this run has queries 0-2, or last"),
+        (["--ablate-all", "-n", "3"], "--ablate-all compares runs of the prompt: leave out -n"),
+        (["-l", "1", "-H", "1", "--explain", "3"], "query 3: this run has queries 0-2"),
         (["-o", "maps.csv"], "must end in .npz, .safetensors, .json, .txt"),
         (["-o", "no/folder/maps.npz"], "there is no folder no/folder"),
     ],

@@ -233,7 +233,7 @@ def test_what_ifs_are_shown_and_refused() -> None:
     assert "one would have to cache Q" in " ".join(text.split())
     for arguments, message in (
         (["--what-if", "qk"], "what-if 'qk' is not one of kq"),
-        (["--what-if", "kq", "--at", "99"], "there is no 99.0"),
-        (["--what-if", "kq", "-n", "3"], "leave out --explain, -o and -n"),
+        (["--what-if", "kq", "--at", "99"], "layer 99: this model has layers 0-"),
+        (["--what-if", "kq", "-n", "3"], "compares runs of the prompt: leave out -n"),
     ):
         assert_fails(inside("inspect-attention", "The cat", *arguments), 2, message)

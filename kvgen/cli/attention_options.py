@@ -1,13 +1,16 @@
-"""The options of `kvgen inspect-attention`, as bundles, and what they ask for."""
+"""The options of `kvgen inspect-attention`, as bundles, and the selection that they name."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from kvgen.cli.options import Several, bundle
+from kvgen.engine.places import ALL, Numbers, parse_address, parse_number, parse_numbers
 from kvgen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,16 +26,27 @@ METRIC_NAMES = (
 
 
 class PlaceFlags(NamedTuple):
-    """Which layers, heads and query to look at, as they were written."""
+    """Which layers, heads and query were named; None where none were."""
 
-    layer_spec: str | None
-    head_spec: str | None
-    query_spec: str | None
+    layers: Numbers | None
+    heads: Numbers | None
+    query: int | None
     at: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """The layers, heads and query to look at, of those that there are."""
+
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    query: int | None  # as it was written: -1 is the last
+    all_layers: bool  # no layer was named
+    all_heads: bool
+
+
 class MapFlags(NamedTuple):
-    """What to show of a map, and how."""
+    """Which numbers of a map to draw, and how."""
 
     show: str
     scale: str
@@ -44,22 +58,69 @@ class MapFlags(NamedTuple):
     metrics: tuple[str, ...] | None
 
     def view(self) -> MapView:
-        """The same, for what draws maps."""
+        """The same as the functions that draw maps take it."""
         from kvgen.render.head_map import MapView
 
         flags = self._asdict()
         del flags["metrics"]
         return MapView(**flags)
 
+    def given(self) -> list[str]:
+        """The options that differ from their defaults."""
+        names = ("--show", "--scale", "--range", "--sink", "--pool", "--queries", "--keys")
+        given = [
+            name
+            for name, value, usual in zip((*names, "--metric"), self, _AS_IT_IS, strict=True)
+            if value != usual
+        ]
+        return [*given, *(["--show rollout"] if self.show == "rollout" else [])]
 
-AS_IT_IS = MapFlags("weights", "sqrt", None, "split", "max", (None, None), (None, None), None)
+
+_AS_IT_IS = MapFlags("weights", "sqrt", None, "split", "max", (None, None), (None, None), None)
 
 
 class EditFlags(NamedTuple):
-    """What to change, one thing at a time."""
+    """The edits to run the prompt with."""
 
     what_ifs: tuple[str, ...]
     ablate_all: bool
+
+
+class _Numbers(click.ParamType[Numbers]):
+    """`5`, `0-3,7`, `-1` or `all`, before it is known what there is."""
+
+    name = "numbers"
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def convert(
+        self, value: str | Numbers, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Numbers:
+        """Anything else is a usage error."""
+        if isinstance(value, Numbers):
+            return value
+        try:
+            return parse_numbers(value, self._what)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Query(click.ParamType[int]):
+    """An index, or `last` for -1."""
+
+    name = "query"
+
+    def convert(
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Anything else is a usage error."""
+        if isinstance(value, int):
+            return value
+        try:
+            return -1 if value == "last" else parse_number(value, "query")
+        except UsageError as error:
+            self.fail(f"{error}, or last", param, ctx)
 
 
 class _Span(click.ParamType[Span]):
@@ -87,24 +148,38 @@ place_options = bundle(
     PlaceFlags,
     "place",
     click.option(
-        "-l", "--layer", "layer_spec", metavar="L", help="5, 0-3,7, -1 or all: its heads."
+        "-l",
+        "--layer",
+        "layers",
+        type=_Numbers("layer"),
+        metavar="L",
+        help="Draw the heads of a layer: 5, 0-3,7, -1 (the last) or all.",
     ),
-    click.option("-H", "--head", "head_spec", metavar="H", help="With -l: one map for each head."),
+    click.option(
+        "-H",
+        "--head",
+        "heads",
+        type=_Numbers("head"),
+        metavar="H",
+        help="With -l: draw one map for each of these heads.",
+    ),
     click.option(
         "--explain",
-        "query_spec",
+        "query",
+        type=_Query(),
         metavar="[QUERY]",
         is_flag=False,
         flag_value="last",
-        help="Walk one query (an index; or last, the default) through the formula. Without -l and "
-        "-H the head that writes most for it is taken.",
+        help="Follow one query (an index; or last, the default) through the formula. Without -l "
+        "and -H: in the head that writes most for it.",
     ),
     click.option(
         "--at",
         default="all",
         show_default=True,
-        metavar="PLACE",
-        help="In place of -l and -H: 5, 5.1 or L5H1. With --what-if: where.",
+        metavar="ADDRESS",
+        help="In place of -l and -H: a layer 5, or a head 5.1 or L5H1. With --what-if: the layer "
+        "or head that is edited.",
     ),
 )
 
@@ -116,47 +191,50 @@ map_options = bundle(
         type=click.Choice(SHOWN),
         default="weights",
         show_default=True,
-        help="Of a map: weights, q·k, q·k scaled, |w v W_O|, signed share of the output, cosine; "
-        "or how much of each token comes through all layers up to -l.",
+        help="Numbers of a map: weights, q·k, q·k scaled, |w v W_O|, signed share of the output, "
+        "cosine; rollout: how much of each token arrives through all layers up to -l.",
     ),
     click.option(
         "--scale",
         type=click.Choice(["sqrt", "linear", "log"]),
         default="sqrt",
         show_default=True,
-        help="How brightness grows.",
+        help="How brightness grows with the number.",
     ),
     click.option(
         "--range",
         "most",
         type=click.FloatRange(min=0, min_open=True),
-        help="What is as bright as can be. [default: 1 for weights, shares and cosines; else the "
-        "greatest]",
+        help="Value drawn at full brightness. [default: 1 for weights, shares and cosines; else "
+        "the greatest value of the map]",
     ),
     click.option(
         "--sink",
         type=click.Choice(["split", "keep", "drop"]),
         default="split",
         show_default=True,
-        help="The first key: apart, as any other, or left out and the rest renormalised.",
+        help="The first key: in a column of its own, among the others, or left out with the rest "
+        "scaled to sum to 1.",
     ),
     click.option(
         "--pool",
         type=click.Choice(["max", "mean"]),
         default="max",
         show_default=True,
-        help="How cells are joined where a map is too large.",
+        help="How cells are combined where a map is larger than the screen.",
     ),
     click.option(
-        "--queries", type=_Span(), default=(None, None), help="Rows, such as 200: or -8:."
+        "--queries", type=_Span(), default=(None, None), help="Rows to draw, such as 200: or -8:."
     ),
-    click.option("--keys", type=_Span(), default=(None, None), help="Columns, such as 0:64."),
+    click.option(
+        "--keys", type=_Span(), default=(None, None), help="Columns to draw, such as 0:64."
+    ),
     click.option(
         "--metric",
         "metrics",
         type=Several(click.Choice(METRIC_NAMES)),
         metavar="NAME[,...]",
-        help=f"Panels of the summary, of {', '.join(METRIC_NAMES)}. [default: "
+        help=f"Panels of the summary: {', '.join(METRIC_NAMES)}. [default: "
         "sink,previous,induction,entropy]",
     ),
 )
@@ -169,30 +247,43 @@ edit_options = bundle(
         "what_ifs",
         multiple=True,
         metavar="EDIT",
-        help="Run with one thing changed: kq, unscaled, unmasked, drop-sink, ablate=L.H[:mean], "
-        "ablate=kvL.G. Repeatable.",
+        help="Run the prompt again with one change: kq, unscaled, unmasked, drop-sink, "
+        "ablate=L.H[:mean] or ablate=kvL.G. Repeatable.",
     ),
     click.option(
         "--ablate-all",
         is_flag=True,
-        help="Run once for each head, or those of -l and -H, without it: what the prompt's loss "
-        "becomes.",
+        help="Run once without each head, or each one of -l and -H, and print the prompt's loss.",
     ),
 )
 
 
-def resolve_place(place: PlaceFlags, edits: EditFlags) -> PlaceFlags:
+def place_of(place: PlaceFlags, edits: EditFlags) -> PlaceFlags:
     """The same with `--at` in -l and -H, where it does not say where an edit is made.
 
-    Raises UsageError for what cannot be read, or says a thing twice.
+    Raises UsageError for what is not an address.
     """
     if place.at == "all" or edits.what_ifs:
         return place
-    if place.layer_spec is not None or place.head_spec is not None:
-        raise UsageError("--at names a layer and a head, and so do -l and -H: leave one out")
-    from kvgen.engine.edits import parse_place
+    layer, head = parse_address(place.at)
+    return place._replace(layers=_only(layer), heads=None if head is None else _only(head))
 
-    layer, head = parse_place(place.at)
-    return place._replace(
-        layer_spec=str(layer), head_spec=None if head is None else str(head), at="all"
+
+def _only(number: int) -> Numbers:
+    return Numbers(((number, number),))
+
+
+def select(
+    place: PlaceFlags, *, layers: Sequence[int], heads: Sequence[int], owner: str
+) -> Selection:
+    """The numbers that were named among those of a model or recording (`owner`); else all.
+
+    Raises UsageError for a number that is not there.
+    """
+    return Selection(
+        layers=tuple((place.layers or ALL).among(layers, "layer", owner=owner)),
+        heads=tuple((place.heads or ALL).among(heads, "head", owner=owner)),
+        query=place.query,
+        all_layers=place.layers is None,
+        all_heads=place.heads is None,
     )

@@ -106,8 +106,8 @@ arm_options = bundle(
     ),
     click.option("--q-cache", is_flag=True, help="Measure an arm that keeps Q as well."),
     click.option("--no-baseline", is_flag=True, help="With --no-cache: no cached arm beside it."),
-    click.option("-l", "--layer", type=click.IntRange(min=0), help="Layer of the maps."),
-    click.option("-H", "--head", type=click.IntRange(min=0), help="Head of the maps."),
+    click.option("-l", "--layer", type=int, help="With -H: the head whose maps are drawn."),
+    click.option("-H", "--head", type=int, help="With -l; both count from 0, -1 is the last."),
     click.option(
         "--over",
         type=click.FloatRange(min=0, min_open=True),

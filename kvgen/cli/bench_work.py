@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from kvgen.cli.bench_options import NEW_TOKENS, PROMPT_TOKENS, ArmFlags, WorkFlags
-from kvgen.errors import UsageError
+from kvgen.engine.places import check_number
 
 if TYPE_CHECKING:
     from kvgen.bench.plan import Workload
@@ -24,16 +24,14 @@ class Work:
 
 
 def chosen_head(model: Model, arms: ArmFlags) -> tuple[int, int] | None:
-    """The layer and head that were asked for. Raises UsageError where there are no such."""
+    """The layer and head that were asked for. Raises UsageError for one that is not there."""
     if arms.layer is None or arms.head is None:
         return None
     config = model.config
-    if arms.layer >= config.n_layers or arms.head >= config.n_heads:
-        raise UsageError(
-            f"there is no layer {arms.layer} head {arms.head}: {config.n_layers} layers of "
-            f"{config.n_heads} heads, counted from 0"
-        )
-    return arms.layer, arms.head
+    return (
+        check_number(arms.layer, range(config.n_layers), "layer"),
+        check_number(arms.head, range(config.n_heads), "head"),
+    )
 
 
 def choose_work(model: Model, text: str | None, flags: WorkFlags) -> Work:

@@ -4,51 +4,38 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvgen.cli.attention_conflicts import check_conflicts
 from kvgen.cli.attention_options import (
-    AS_IT_IS,
-    EditFlags,
-    MapFlags,
-    PlaceFlags,
+    Selection,
     edit_options,
     map_options,
+    place_of,
     place_options,
-    resolve_place,
+    select,
 )
+from kvgen.cli.attention_request import Request, given_options, output_of
 from kvgen.cli.attention_views import (
     FIGURES,
-    Seen,
-    Wanted,
+    Inspection,
+    Views,
     deliver,
-    indices_of,
     read_saved,
     saved_file,
 )
-from kvgen.cli.options import (
-    DisplayFlags,
-    ModelFlags,
-    display_options,
-    load_model,
-    model_options,
-)
-from kvgen.cli.output import (
-    check_writable,
-    counting,
-    make_canvas,
-    note,
-    show,
-)
-from kvgen.cli.prompt import PromptFlags, encode_prompt, prompt_options, read_prompt
-from kvgen.cli.sampling_options import SamplingFlags, choose_sampling, sampling_options
+from kvgen.cli.options import display_options, load_model, model_options
+from kvgen.cli.output import Destination, counting, make_canvas, note, show
+from kvgen.cli.prompt import encode_prompt, prompt_options, read_prompt
+from kvgen.cli.sampling_options import choose_sampling, sampling_options
 from kvgen.cli.what_ifs import show_edits
-from kvgen.errors import UsageError
 
 if TYPE_CHECKING:
+    from kvgen.attention.record import Recording
     from kvgen.model import Model
-
+    from kvgen.sampling import Sampler
 
 _PROBE_TOKENS = 50
 _MUCH_MEMORY = 100 * 2**20
@@ -58,8 +45,8 @@ _MUCH_MEMORY = 100 * 2**20
     "inspect-attention",
     epilog="""\b
 Layers, heads and queries count from 0; -1 is the last one. Every run
-recomputes the output of attention from the captured Q, K and V and prints
-how far it is from what the kernel put out.
+recomputes the output of attention from the recorded Q, K and V and prints
+how far it is from the kernel's own output.
 
 \b
 Examples:
@@ -85,7 +72,7 @@ Examples:
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Decode so many tokens with the KV cache and show their rows too.",
+    help="Decode this many new tokens with the KV cache and show their rows too.",
 )
 @place_options
 @map_options
@@ -94,8 +81,10 @@ Examples:
     "--output",
     metavar="FILE",
     help="Write a file by its ending: .npz, .safetensors, .json, .txt, or .png, .svg, .pdf "
-    "(extra `plot`). The first two can be given in place of PROMPT later.",
+    "(extra `plot`). The first two can be given in place of PROMPT later. `json` and `txt` "
+    "alone print that format.",
 )
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, as -o json.")
 @edit_options
 @click.option(
     "--probe",
@@ -104,126 +93,79 @@ Examples:
     "which induction is defined exactly.",
 )
 @click.option(
-    "--steps", is_flag=True, help="With -n, -l and -H: the decode steps, one after another."
+    "--steps",
+    is_flag=True,
+    help="With -n, -l and -H: the decode steps, one after another; -n 4 makes 3 of them.",
 )
 @click.option("--example", is_flag=True, help="The formula on small numbers; needs no model.")
 @sampling_options(default="0")
 @display_options
 @click.option("-q", "--quiet", is_flag=True, help="No notes or progress.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more about the model.")
-def inspect_attention(
-    prompt_flags: PromptFlags,
-    model_flags: ModelFlags,
-    max_new_tokens: int,
-    place: PlaceFlags,
-    map_flags: MapFlags,
-    output: str | None,
-    edits: EditFlags,
-    probe: bool,
-    steps: bool,
-    example: bool,
-    sampling_flags: SamplingFlags,
-    display_flags: DisplayFlags,
-    quiet: bool,
-    verbose: bool,
-) -> None:
+def inspect_attention(**flags: Any) -> None:
     """See where the heads of a model read in PROMPT.
 
     Without an index: all layers and heads at a glance. With -l: a layer's heads. With -l and -H:
-    one head's map. With --explain: one query with the numbers of every step, in the head that is
-    named, or the one that writes most for it.
+    one head's map. With --explain: one query with the numbers of every stage of the formula, in
+    the head that is named, or the one that writes most for it.
     """
-    if example:
-        from kvgen.render.example import worked_examples
+    request = Request(**flags)
+    saved = saved_file(request.prompt_flags)
+    output = output_of(request)
+    check_conflicts(given_options(request, output, saved=saved is not None))
+    if request.example:
+        _show_example(request)
+    elif saved is not None:
+        _show_saved(request, saved, output)
+    elif request.edits.what_ifs or request.edits.ablate_all:
+        _compare_edits(request)
+    else:
+        _record_and_show(request, output)
 
-        canvas = make_canvas(**display_flags._asdict())
-        show(worked_examples(canvas), canvas)
-        return
-    editing = bool(edits.what_ifs) or edits.ablate_all
-    if editing and (place.query_spec is not None or output is not None or max_new_tokens):
-        raise UsageError("edits compare runs of the prompt: leave out --explain, -o and -n")
-    if editing and (map_flags != AS_IT_IS or steps):
-        raise UsageError("edits have their own maps: leave out --show and the like, and --steps")
-    place = resolve_place(place, edits)
-    wanted = Wanted(place, map_flags, steps)
-    wanted.check(output)
-    if output is not None:
-        check_writable(output)
-    drawn = Path(output or "").suffix in FIGURES
-    if drawn:
+
+def _show_example(request: Request) -> None:
+    from kvgen.render.example import worked_examples
+
+    canvas = make_canvas(**request.display_flags._asdict())
+    show(worked_examples(canvas), canvas)
+
+
+def _show_saved(request: Request, path: Path, output: Destination) -> None:
+    """Views of a file that -o has written."""
+    seen = read_saved(path)
+    trace = seen.recording.trace
+    selection = select(
+        place_of(request.place, request.edits),
+        layers=[layer.layer for layer in trace.layers],
+        heads=trace.heads,
+        owner="recording",
+    )
+    deliver(seen, _views(request, selection), output)
+
+
+def _compare_edits(request: Request) -> None:
+    """The prompt as it is and with each edit."""
+    model, selection, prompt_ids = _prepare(request)
+    show_edits(
+        model, prompt_ids, request.edits, request.place.at, request.display_flags,
+        selection, quiet=request.quiet,
+    )  # fmt: skip
+
+
+def _record_and_show(request: Request, output: Destination) -> None:
+    """Views of the prompt and of the tokens that are decoded behind it."""
+    model, selection, prompt_ids = _prepare(request)
+    if request.map_flags.show != "rollout" and f".{output.kind}" in FIGURES:
         from kvgen.render.plot import check_figures
 
-        check_figures()
-    saved = saved_file(prompt_flags)
-    if saved is not None:
-        if editing or probe or max_new_tokens:
-            raise UsageError(
-                "a saved file holds no model: leave out --what-if, --ablate-all, --probe and -n"
-            )
-        deliver(read_saved(saved), wanted, output, display_flags)
-        return
-    if probe and any(given for given in prompt_flags if given):
-        raise UsageError("--probe makes its own prompt: leave the text out")
-    text = "" if probe else read_prompt(prompt_flags)
-    if model_flags.prefill == "fast":
-        raise UsageError("--prefill fast is inexact, and attention is looked at as it is")
-    model = load_model(model_flags, cache_dtype="f32", quiet=quiet, verbose=verbose)
-    config = model.config
-    layers = indices_of(place.layer_spec, config.n_layers, "layer")
-    heads = indices_of(place.head_spec, config.n_heads, "head")
-    wanted = wanted.resolved(layers, heads)
-    if map_flags.show == "rollout":
-        layers = list(range(max(layers) + 1))
-    elif drawn:
-        check_figures(n_maps=len(layers) * len(heads))
-    tokenizer = model.require_tokenizer()
-    if probe:
-        prompt_ids = _probe_ids(model, sampling_flags.seed or 0)
-    else:
-        prompt_ids = encode_prompt(model, text, prompt_flags, quiet=quiet).ids
-
-    if editing:
-        show_edits(model, prompt_ids, edits, place.at, display_flags, layers, heads, quiet=quiet)
-        return
-
-    from kvgen.attention.record import record, recording_bytes
-    from kvgen.generate import check_lengths
-
+        check_figures(n_maps=len(selection.layers) * len(selection.heads))
     recommend = functools.partial(model.recommendation.sampling, temperature=0.0)
-    sampling = choose_sampling(recommend, sampling_flags, quiet=quiet)
-    sampler = model.sampler(sampling, seed=sampling_flags.seed)
-    check_lengths(config, len(prompt_ids), max_new_tokens)
-    taken = recording_bytes(
-        config,
-        n_layers=len(layers),
-        n_heads=len(heads),
-        n_prompt=len(prompt_ids),
-        n_new=max_new_tokens,
-    )
-    if verbose or (taken > _MUCH_MEMORY and not quiet):
-        note(
-            f"looking takes about {taken / 2**20:,.0f} MiB: q and z of {len(layers)} layers x "
-            f"{len(heads)} heads, and a few maps at a time; -l and -H choose fewer"
-        )
-    with counting("prefill", len(prompt_ids), quiet=quiet) as advance:
-        recording = record(
-            model.engine,
-            prompt_ids,
-            layers=layers,
-            heads=sorted(heads),
-            sampler=sampler,
-            max_new_tokens=max_new_tokens,
-            stop_ids=model.stop_ids,
-            on_progress=advance,
-            output_weights=model.output_weights,
-            probe=_PROBE_TOKENS if probe else None,
-        )
-    if recording.run_again and not quiet:
-        note(
-            f"rotary frequencies changed: {recording.run_again:,} positions were run again, and "
-            "every row is shown with the last frequencies"
-        )
-    seen = Seen(
+    sampling = choose_sampling(recommend, request.sampling_flags, quiet=request.quiet)
+    sampler = model.sampler(sampling, seed=request.sampling_flags.seed)
+    recording = _record(request, model, selection, prompt_ids, sampler)
+    sampled = sampling.temperature > 0
+    tokenizer = model.require_tokenizer()
+    seen = Inspection(
         recording=recording,
         tokens=[tokenizer.token_bytes(token) for token in recording.trace.token_ids],
         facts={
@@ -231,15 +173,83 @@ def inspect_attention(
             "dtype": model.engine.dtype,
             "cache_dtype": model.engine.cache_dtype,
             "backend": model.engine.backend,
-            "rotary": bool(config.rope),
+            "rotary": bool(model.config.rope),
             "sampling": sampling.describe(),
-            "seed": sampler.seed if sampling.temperature > 0 else None,
-            "probe": _PROBE_TOKENS if probe else None,
+            "seed": sampler.seed if sampled else None,
+            "probe": _PROBE_TOKENS if request.probe else None,
         },
     )
-    deliver(seen, wanted, output, display_flags)
-    if sampling.temperature > 0 and not quiet:
+    deliver(seen, _views(request, selection), output)
+    if sampled and not request.quiet:
         note(f"sampled {sampling.describe()} · seed {sampler.seed}")
+
+
+def _views(request: Request, selection: Selection) -> Views:
+    return Views(selection, request.map_flags, request.steps, request.display_flags)
+
+
+def _prepare(request: Request) -> tuple[Model, Selection, list[int]]:
+    """The model, what to look at in it, and the prompt's ids."""
+    place = place_of(request.place, request.edits)
+    text = "" if request.probe else read_prompt(request.prompt_flags)
+    quiet = request.quiet
+    model = load_model(request.model_flags, cache_dtype="f32", quiet=quiet, verbose=request.verbose)
+    config = model.config
+    selection = select(
+        place, layers=range(config.n_layers), heads=range(config.n_heads), owner="model"
+    )
+    if request.probe:
+        return model, selection, _probe_ids(model, request.sampling_flags.seed or 0)
+    return model, selection, encode_prompt(model, text, request.prompt_flags, quiet=quiet).ids
+
+
+def _record(
+    request: Request,
+    model: Model,
+    selection: Selection,
+    prompt_ids: list[int],
+    sampler: Sampler,
+) -> Recording:
+    """Run the model, keeping the queries of the selected layers and heads."""
+    from kvgen.attention.record import record, recording_bytes
+    from kvgen.generate import check_lengths
+
+    quiet, layers, heads = request.quiet, list(selection.layers), sorted(selection.heads)
+    if request.map_flags.show == "rollout":
+        layers = list(range(max(layers) + 1))
+    check_lengths(model.config, len(prompt_ids), request.max_new_tokens)
+    needed = recording_bytes(
+        model.config,
+        n_layers=len(layers),
+        n_heads=len(heads),
+        n_prompt=len(prompt_ids),
+        n_new=request.max_new_tokens,
+    )
+    if request.verbose or (needed > _MUCH_MEMORY and not quiet):
+        note(
+            f"recording attention needs about {needed / 2**20:,.0f} MiB: Q and head outputs of "
+            f"{len(layers)} layers x {len(heads)} heads, and a few maps at a time; choose fewer "
+            "with -l and -H"
+        )
+    with counting("prefill", len(prompt_ids), quiet=quiet) as advance:
+        recording = record(
+            model.engine,
+            prompt_ids,
+            layers=layers,
+            heads=heads,
+            sampler=sampler,
+            max_new_tokens=request.max_new_tokens,
+            stop_ids=model.stop_ids,
+            on_progress=advance,
+            output_weights=model.output_weights,
+            probe=_PROBE_TOKENS if request.probe else None,
+        )
+    if recording.run_again and not quiet:
+        note(
+            f"rotary frequencies changed with the length: {recording.run_again:,} positions ran "
+            "again, and every row is shown with the last frequencies"
+        )
+    return recording
 
 
 def _probe_ids(model: Model, seed: int) -> list[int]:

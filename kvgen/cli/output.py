@@ -9,10 +9,10 @@ import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import click
 
@@ -62,6 +62,30 @@ def _write_encodable(text: str) -> None:
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
         sys.stdout.flush()
+
+
+class Destination(NamedTuple):
+    """Where a result goes, and as what."""
+
+    kind: str  # a format's name, which is the ending of such a file without its dot
+    path: str | None  # None: stdout
+
+
+def destination(value: str, *, formats: Sequence[str], endings: Sequence[str]) -> Destination:
+    """What `-o` names: one of the `formats`, for stdout, or a file with one of the `endings`.
+
+    Raises UsageError for anything else, and for a file that could not be written.
+    """
+    if value in formats:
+        return Destination(value, None)
+    ending = Path(value).suffix
+    if ending not in endings:
+        raise UsageError(
+            f"{value}: the file's name must end in {', '.join(endings)}; without a file -o takes "
+            f"{' or '.join(formats)}"
+        )
+    check_writable(value)
+    return Destination(ending[1:], value)
 
 
 def check_writable(path: str) -> None:

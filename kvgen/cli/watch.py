@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from kvgen.cli.attention_views import indices_of
+from kvgen.engine.places import check_number, parse_address
 from kvgen.errors import UsageError
 from kvgen.visible import visible
 
@@ -17,21 +17,20 @@ _ROW_LINES = 8
 
 
 class Watch:
-    """One head's queries of a session, and the cache that they read, shown while a text is made."""
+    """One head while a text is generated: its queries, and the cache that they read."""
 
     def __init__(self, model: Model, place: str, *, n_positions: int) -> None:
         """`place` is LAYER.HEAD. Raises UsageError for another, and where stdout is no terminal."""
-        from kvgen.engine.edits import parse_place
         from kvgen.engine.trace import Capture
         from kvgen.session import Session
 
         if sys.stdout is None or not sys.stdout.isatty():
-            raise UsageError("--watch draws on a terminal, and stdout is none")
-        layer, head = parse_place(place)
+            raise UsageError("--watch draws on a terminal, but stdout is not one: leave it out")
+        layer, head = parse_address(place)
         if head is None:
             raise UsageError(f"--watch {place}: give a layer and a head, such as 2.3")
-        self.layer = indices_of(str(layer), model.config.n_layers, "layer")[0]
-        self.head = indices_of(str(head), model.config.n_heads, "head")[0]
+        self.layer = check_number(layer, range(model.config.n_layers), "layer")
+        self.head = check_number(head, range(model.config.n_heads), "head")
         self._model = model
         capture = Capture(model.config, [self.layer], n_positions, heads=[self.head])
         self.session = Session(model.engine, n_positions, capture=capture)

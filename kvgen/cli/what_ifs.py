@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvgen.cli.attention_options import EditFlags
+from kvgen.cli.attention_options import EditFlags, Selection
 from kvgen.cli.options import DisplayFlags
 from kvgen.cli.output import counting, make_canvas, show, working
 
@@ -18,8 +18,7 @@ def show_edits(
     edits: EditFlags,
     at: str,
     display: DisplayFlags,
-    layers: list[int],
-    heads: list[int],
+    selection: Selection,
     *,
     quiet: bool,
 ) -> None:
@@ -30,6 +29,7 @@ def show_edits(
     from kvgen.render.canvas import token_label
     from kvgen.render.what_if import ablation_view, what_if_view
 
+    layers, heads = list(selection.layers), list(selection.heads)
     config, tokenizer = model.config, model.require_tokenizer()
     canvas = make_canvas(**display._asdict())
     parsed = [

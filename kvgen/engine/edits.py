@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from kvgen.engine import formula
+from kvgen.engine.places import ADDRESS, check_number, parse_address
 from kvgen.engine.tensors import FloatArray
 from kvgen.errors import UsageError
 
@@ -23,9 +24,6 @@ _AT_A_PLACE: dict[str, Kind] = {
     "unmasked": "unmasked",
     "drop-sink": "drop-sink",
 }
-
-
-_PLACE = r"[Ll]?([0-9]{1,5})(?:[.Hh]([0-9]{1,5}))?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,48 +47,33 @@ class Edit:
 def parse_edit(spec: str, *, n_layers: int, n_heads: int, n_kv_heads: int, at: str) -> Edit:
     """`kq`, `unscaled`, `unmasked`, `drop-sink` at a place, `ablate=L.H[:mean]` or `ablate=kvL.G`.
 
-    A place is `all`, a layer `L` or a head `L.H`, see `parse_place`. Raises UsageError for what is
-    neither, or is not in the model.
+    A place is `all`, a layer `5`, or a head `5.1` or `L5H1`. Raises UsageError for what is neither,
+    or is not in the model.
     """
-    if match := re.fullmatch(rf"ablate=(kv)?{_PLACE}(:mean)?", spec):
+    if match := re.fullmatch(rf"ablate=(kv)?{ADDRESS}(:mean)?", spec):
         if match[3] is None:
             raise UsageError(f"what-if {spec}: give a layer and a head, such as ablate=2.3")
-        layer, head = int(match[2]), int(match[3])
-        n_here = n_kv_heads if match[1] else n_heads
-        _check_place(layer, head, n_layers, n_here)
-        share = n_heads // n_kv_heads
-        heads = tuple(range(head * share, (head + 1) * share)) if match[1] else (head,)
-        return Edit(kind="ablate", layer=layer, heads=heads, mean=match[4] is not None)
+        layer = check_number(int(match[2]), range(n_layers), "layer")
+        if match[1] is None:
+            heads = [check_number(int(match[3]), range(n_heads), "head")]
+        else:
+            kv_head = check_number(int(match[3]), range(n_kv_heads), "key/value head")
+            group_size = n_heads // n_kv_heads
+            heads = list(range(kv_head * group_size, (kv_head + 1) * group_size))
+        return Edit(kind="ablate", layer=layer, heads=tuple(heads), mean=match[4] is not None)
     if spec in _AT_A_PLACE:
         kind = _AT_A_PLACE[spec]
         if at == "all":
             return Edit(kind=kind)
-        layer, one_head = parse_place(at)
-        _check_place(layer, one_head or 0, n_layers, n_heads)
-        return Edit(kind=kind, layer=layer, heads=None if one_head is None else (one_head,))
+        layer, head = parse_address(at)
+        check_number(layer, range(n_layers), "layer")
+        if head is None:
+            return Edit(kind=kind, layer=layer)
+        return Edit(kind=kind, layer=layer, heads=(check_number(head, range(n_heads), "head"),))
     raise UsageError(
         f"what-if {spec!r} is not one of kq, unscaled, unmasked, drop-sink, ablate=L.H, "
         "ablate=L.H:mean and ablate=kvL.G"
     )
-
-
-def parse_place(text: str) -> tuple[int, int | None]:
-    """The layer, and the head if there is one, of `5`, `5.1` or `L5H1`.
-
-    Raises UsageError for what is none of them.
-    """
-    match = re.fullmatch(_PLACE, text)
-    if match is None:
-        raise UsageError(f"{text!r} is no place: give a layer such as 5, or a head such as 5.1")
-    return int(match[1]), None if match[2] is None else int(match[2])
-
-
-def _check_place(layer: int, head: int, n_layers: int, n_heads: int) -> None:
-    if layer >= n_layers or head >= n_heads:
-        raise UsageError(
-            f"there is no {layer}.{head}: this model has layers 0-{n_layers - 1} of heads "
-            f"0-{n_heads - 1}"
-        )
 
 
 def apply_edit(

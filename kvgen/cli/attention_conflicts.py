@@ -1,0 +1,129 @@
+"""Options of `kvgen inspect-attention` that do not go together, as one table."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from kvgen.errors import UsageError
+
+EDITS = ("--what-if", "--ablate-all")
+MAP_OPTIONS = ("--show", "--scale", "--range", "--sink", "--pool", "--queries", "--keys")
+PROMPTS = ("PROMPT", "-p", "-f", "--chat", "--system")
+# Names for values of an option, beside the names of options themselves.
+ROLLOUT = "--show rollout"
+FIGURE, ARRAY_FILE, JSON_FILE, TEXT = "a figure", "a file of arrays", "a .json file", "a text"
+RECORDING = "a saved recording"
+FAST_PREFILL = "--prefill fast"
+_FILES = (FIGURE, ARRAY_FILE, JSON_FILE)
+_NOT_DRAWN = (*_FILES, "--json")  # what holds all maps, whatever would be drawn
+
+
+class Conflict(NamedTuple):
+    """Any of `these` is refused with any of `others`, or always, `unless` one of those is given."""
+
+    these: tuple[str, ...]
+    message: str  # {this} and {other} stand for the options that met
+    others: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
+
+
+CONFLICTS = (
+    Conflict(
+        ("--json",),
+        "--example is a text: leave out --json",
+        others=("--example",),
+    ),
+    Conflict(
+        EDITS,
+        "{this} compares runs of the prompt: leave out {other}",
+        others=("--explain", "-o", "--json", "-n"),
+    ),
+    Conflict(
+        EDITS,
+        "{this} draws maps of its own: leave out {other}",
+        others=(*MAP_OPTIONS, "--metric", "--steps"),
+    ),
+    Conflict(
+        ("--at",),
+        "--at takes the place of -l and -H: leave out {other}",
+        others=("-l", "-H"),
+        unless=("--what-if",),  # there it says where the edit is made
+    ),
+    Conflict(
+        ("--json",),
+        "--json and -o name two outputs: give one of them",
+        others=(*_FILES, TEXT),
+    ),
+    Conflict(
+        ("-H",),
+        "-H names a head of a layer: add -l LAYER",
+        unless=("-l", *_NOT_DRAWN),
+    ),
+    Conflict(
+        (ROLLOUT,),
+        "--show rollout combines all heads and layers; it cannot be used with {other}",
+        others=("-H", "--explain", "--steps"),
+    ),
+    Conflict(
+        ("--metric",),
+        "--metric applies to the summary of all layers: leave out {other}",
+        others=("-l", "--explain"),
+    ),
+    Conflict(
+        MAP_OPTIONS,
+        "{this} applies to a map: add -l LAYER",
+        unless=("-l", ROLLOUT, *_NOT_DRAWN),
+    ),
+    Conflict(
+        ("--steps",),
+        "--steps shows the decode steps of one head: add -l LAYER",
+        unless=("-l",),
+    ),
+    Conflict(
+        ("--steps",),
+        "--steps shows the decode steps of one head: add -H HEAD",
+        unless=("-H",),
+    ),
+    Conflict(
+        ("--steps",),
+        "--steps and --explain are two views: give one of them",
+        others=("--explain",),
+    ),
+    Conflict(
+        ("--explain",),
+        "--explain draws text: leave it out, or write a .txt file in place of {other}",
+        others=_NOT_DRAWN,
+    ),
+    Conflict(
+        MAP_OPTIONS,
+        "{other} holds the maps as they are: leave out {this}",
+        others=(ARRAY_FILE, JSON_FILE, "--json"),
+    ),
+    Conflict(
+        (*EDITS, "--probe", "-n"),
+        "a saved recording holds no model to run: leave out {this}",
+        others=(RECORDING,),
+    ),
+    Conflict(
+        ("--probe",),
+        "--probe makes its own prompt: leave out {other}",
+        others=PROMPTS,
+    ),
+    Conflict(
+        (FAST_PREFILL,),
+        "--prefill fast rounds activations, and attention is recorded exactly: leave it out",
+        unless=(RECORDING,),
+    ),
+)
+
+
+def check_conflicts(given: Collection[str]) -> None:
+    """Raise UsageError for the first row of the table that the options given run into."""
+    for conflict in CONFLICTS:
+        this = next((name for name in conflict.these if name in given), None)
+        other = next((name for name in conflict.others if name in given), None)
+        if this is None or (conflict.others and other is None):
+            continue
+        if not any(name in given for name in conflict.unless):
+            raise UsageError(conflict.message.format(this=this, other=other))

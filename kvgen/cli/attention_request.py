@@ -1,0 +1,86 @@
+"""One command line of `kvgen inspect-attention`, and which of its options were given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvgen.cli.attention_conflicts import (
+    ARRAY_FILE,
+    FAST_PREFILL,
+    FIGURE,
+    JSON_FILE,
+    RECORDING,
+    TEXT,
+)
+from kvgen.cli.attention_options import EditFlags, MapFlags, PlaceFlags
+from kvgen.cli.attention_views import ARRAYS, FIGURES, FILES, FORMATS
+from kvgen.cli.options import DisplayFlags, ModelFlags
+from kvgen.cli.output import Destination, destination
+from kvgen.cli.prompt import PromptFlags
+from kvgen.cli.sampling_options import SamplingFlags
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One command line."""
+
+    prompt_flags: PromptFlags
+    model_flags: ModelFlags
+    max_new_tokens: int
+    place: PlaceFlags
+    map_flags: MapFlags
+    output: str | None
+    as_json: bool
+    edits: EditFlags
+    probe: bool
+    steps: bool
+    example: bool
+    sampling_flags: SamplingFlags
+    display_flags: DisplayFlags
+    quiet: bool
+    verbose: bool
+
+
+def output_of(request: Request) -> Destination:
+    """Where the result goes. Raises UsageError where it could not be written or drawn there."""
+    if request.example or request.output is None:
+        return Destination("json" if request.as_json else "screen", None)
+    output = destination(request.output, formats=FORMATS, endings=FILES)
+    if f".{output.kind}" in FIGURES:
+        from kvgen.render.plot import check_figures
+
+        check_figures()
+    return output
+
+
+def given_options(request: Request, output: Destination, *, saved: bool) -> set[str]:
+    """The options that were given, as the table of conflicts names them."""
+    if request.example:
+        return {"--example", *(["--json"] if request.as_json else [])}
+    prompt, place, edits = request.prompt_flags, request.place, request.edits
+    kinds = dict.fromkeys(FIGURES, FIGURE) | dict.fromkeys(ARRAYS, ARRAY_FILE)
+    kinds |= {".json": JSON_FILE, ".txt": TEXT}
+    facts = {
+        "PROMPT": prompt.prompt,
+        "-p": prompt.prompt_option,
+        "-f": prompt.prompt_file,
+        "--chat": prompt.chat,
+        "--system": prompt.system,
+        "-l": place.layers is not None,
+        "-H": place.heads is not None,
+        "--at": place.at != "all",
+        "--explain": place.query is not None,
+        "-n": request.max_new_tokens,
+        "-o": output.path is not None,
+        "--json": request.as_json or (output.path is None and output.kind == "json"),
+        "--what-if": edits.what_ifs,
+        "--ablate-all": edits.ablate_all,
+        "--probe": request.probe,
+        "--steps": request.steps,
+        RECORDING: saved,
+        FAST_PREFILL: request.model_flags.prefill == "fast",
+    }
+    given = {name for name, value in facts.items() if value}
+    if request.output is not None and request.output != "json":
+        given.add(kinds[f".{output.kind}"])
+    return given | set(request.map_flags.given())

@@ -1,0 +1,77 @@
+"""Options of `kvgen inspect-attention` that do not go together: every row of the table, once."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from kvgen.cli.attention_conflicts import CONFLICTS, Conflict, check_conflicts
+from kvgen.errors import UsageError
+from tests.test_cli import assert_fails, inside
+
+# A command line for each row, in the order of the table, and what it is told.
+LINES = (
+    (["--example", "--json"], "--example is a text: leave out --json"),
+    (["--what-if", "kq", "--explain"], "--what-if compares runs of the prompt: leave out --expla"),
+    (["--ablate-all", "--queries", "1:"], "--ablate-all draws maps of its own: leave out --queri"),
+    (["--at", "2.3", "-H", "1"], "--at takes the place of -l and -H: leave out -H"),
+    (["--json", "-o", "maps.txt"], "--json and -o name two outputs: give one of them"),
+    (["-H", "1"], "-H names a head of a layer: add -l LAYER"),
+    (["--show", "rollout", "--explain"], "combines all heads and layers; it cannot be used with"),
+    (["--metric", "sink", "--explain"], "--metric applies to the summary of all layers: leave ou"),
+    (["--pool", "mean"], "--pool applies to a map: add -l LAYER"),
+    (["--steps", "-n", "3"], "--steps shows the decode steps of one head: add -l LAYER"),
+    (["--steps", "-n", "3", "-l", "1"], "--steps shows the decode steps of one head: add -H HEAD"),
+    (["--steps", "-l", "1", "-H", "1", "--explain"], "--steps and --explain are two views: give"),
+    (["--explain", "--json"], "leave it out, or write a .txt file in place of --json"),
+    (["-l", "1", "--sink", "drop", "-o", "json"], "--json holds the maps as they are: leave out"),
+    (["--probe"], "a saved recording holds no model to run: leave out --probe"),
+    (["--probe", "--system", "Be brief"], "--probe makes its own prompt: leave out --system"),
+    (["--prefill", "fast"], "--prefill fast rounds activations, and attention is recorded exactly"),
+)
+
+
+@pytest.mark.parametrize(
+    ("conflict", "line"),
+    list(zip(CONFLICTS, LINES, strict=True)),
+    ids=[line[1][:40] for line in LINES],
+)
+def test_options_that_do_not_go_together_are_refused_before_a_model_is_loaded(
+    conflict: Conflict, line: tuple[list[str], str], tmp_path: Path
+) -> None:
+    arguments, message = line
+    prompt = [] if "PROMPT" in conflict.others else ["The cat"]
+    if "a saved recording" in conflict.others:
+        saved = tmp_path / "saved.npz"
+        saved.touch()
+        prompt = [str(saved)]
+    run = inside("inspect-attention", *prompt, *arguments, "-m", "no/such/model/at/all")
+    assert_fails(run, 2, message)
+
+
+@pytest.mark.parametrize("conflict", CONFLICTS, ids=lambda conflict: conflict.message[:40])
+def test_each_pair_of_a_conflict_is_refused_and_each_exception_taken(conflict: Conflict) -> None:
+    for this, other in itertools.product(conflict.these, conflict.others or ("",)):
+        with pytest.raises(UsageError):
+            check_conflicts({this, other})
+        for exception in conflict.unless:
+            try:
+                check_conflicts({this, other, exception})
+            except UsageError as another_row:
+                assert str(another_row) != conflict.message.format(this=this, other=other)
+
+
+def test_options_that_go_together_are_taken() -> None:
+    for given in (
+        {"-l", "-H", "--show", "--sink"},
+        {"-l", "-H", "--steps", "-n"},
+        {"--what-if", "--at", "-l", "-H"},
+        {"--show", "--show rollout", "--scale"},
+        {"-H", "-o", "a .json file"},
+        {"--show", "-o", "a figure"},
+        {"--probe", "-l"},
+        {"--metric", "-n"},
+    ):
+        check_conflicts(given)
