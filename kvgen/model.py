@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
@@ -15,11 +15,18 @@ from kvgen.checkpoint.bind import bind
 from kvgen.checkpoint.families import find
 from kvgen.checkpoint.folder import Checkpoint, open_checkpoint
 from kvgen.checkpoint.hub import locate
+from kvgen.choices import (
+    BackendChoice,
+    CacheDTypeChoice,
+    DTypeChoice,
+    LoadOptions,
+    PrefillName,
+)  # fmt: skip
 from kvgen.engine.config import ModelConfig
 from kvgen.engine.contract import Engine, check_ids
 from kvgen.engine.open import open_engine
 from kvgen.engine.params import Params
-from kvgen.engine.tensors import DTypeName, FloatArray, PrefillName
+from kvgen.engine.tensors import FloatArray
 from kvgen.errors import CheckpointError, UsageError
 from kvgen.generate import check_lengths, generate, require_finite
 from kvgen.recommendation import Recommendation, read_recommendation
@@ -28,8 +35,6 @@ from kvgen.session import Session
 from kvgen.text.chat import Message, find_template, has_template, render
 from kvgen.text.tokenizer import Tokenizer, find_tokenizer, missing_tokenizer
 
-_BACKENDS = ("auto", "numpy", "numba")
-_CACHE_DTYPES = ("auto", "f32", "f16")
 FinishReason = Literal["stop", "length"]
 
 
@@ -214,9 +219,9 @@ def default_model() -> Path:
 def load(
     path_or_id: str | Path | None = None,
     *,
-    backend: Literal["auto", "numpy", "numba"] = "auto",
-    dtype: Literal["auto", "f32", "bf16", "f16", "int8"] = "auto",
-    cache_dtype: Literal["auto", "f32", "f16"] = "auto",
+    backend: BackendChoice = "auto",
+    dtype: DTypeChoice = "auto",
+    cache_dtype: CacheDTypeChoice = "auto",
     prefill: PrefillName = "exact",
     threads: int | None = None,
     revision: str | None = None,
@@ -230,30 +235,32 @@ def load(
     core unless given. `revision` is a branch, tag or commit of a model on the Hub. Raises
     ModelNotFoundError, CheckpointError or UsageError.
     """
-    _check_choice("backend", backend, _BACKENDS)
-    _check_choice("dtype", dtype, ("auto", *get_args(DTypeName)))
-    _check_choice("cache dtype", cache_dtype, _CACHE_DTYPES)
-    _check_choice("prefill", prefill, get_args(PrefillName))
-    if threads is not None and (not isinstance(threads, int) or not 0 < threads <= 1024):
-        raise UsageError(f"cannot run on {threads!r} threads")
+    options = LoadOptions(
+        backend=backend, dtype=dtype, cache_dtype=cache_dtype, prefill=prefill, threads=threads
+    )
     if path_or_id is not None and not (isinstance(path_or_id, (str, Path)) and str(path_or_id)):
         raise UsageError(f"{path_or_id!r} is not the name of a model")
     if path_or_id is None and revision is not None:
-        raise UsageError("a revision is of a model on the Hub, and none is named")
+        raise UsageError("revision needs a Hub model: name the model too")
     folder = default_model() if path_or_id is None else locate(path_or_id, revision=revision)
+    return load_folder(folder, options)
+
+
+def load_folder(folder: Path, options: LoadOptions) -> Model:
+    """Load a checkpoint folder. Raises CheckpointError, or UsageError for unfit options."""
     began = time.perf_counter()
     checkpoint = open_checkpoint(folder)
-    params = bind(checkpoint, find(checkpoint.config), dtype=None if dtype == "auto" else dtype)
+    dtype = None if options.dtype == "auto" else options.dtype
+    params = bind(checkpoint, find(checkpoint.config), dtype=dtype)
     engine = open_engine(
-        params, backend=backend, threads=threads, cache_dtype=cache_dtype, prefill=prefill
+        params,
+        backend=options.backend,
+        threads=options.threads,
+        cache_dtype=options.cache_dtype,
+        prefill=options.prefill,
     )
     seconds = time.perf_counter() - began - engine.compile_seconds
     return Model(checkpoint, params, engine, load_seconds=seconds)
-
-
-def _check_choice(what: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UsageError(f"{what} {value!r} is not one of {', '.join(choices)}")
 
 
 def stop_ids(

@@ -419,7 +419,7 @@ def test_a_folder_of_that_name_wins(
     assert_fails(
         client.info("--revision", "main", PYTHONPATH=paths),
         2,
-        f"{NAME} is a folder: a revision is of a model on the Hub",
+        f"{NAME} is a folder, and --revision needs a Hub model: leave it out",
     )
     with pytest.raises(UsageError):
         locate(Path(NAME), revision="main")

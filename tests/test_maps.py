@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from rich.cells import cell_len
 
+from kvgen import choices
 from kvgen.attention.diagnostics import METRICS
 from kvgen.attention.measures import MEASURES, SIGNED, measured, rollout
 from kvgen.attention.record import Recording, record
 from kvgen.attention.residual import strongest_head
 from kvgen.attention.steps import attention_weights, explain_query
-from kvgen.cli.attention_options import METRIC_NAMES, SHOWN
 from kvgen.errors import UsageError
 from kvgen.model import Model
 from kvgen.render.attention import layer_grid, summary
@@ -49,8 +49,8 @@ def recorded(
 
 
 def test_the_options_name_what_there_is() -> None:
-    assert set(SHOWN) == {*MEASURES, "rollout"}
-    assert set(METRIC_NAMES) == set(METRICS)
+    assert choices.names(choices.Measure) == tuple(MEASURES)
+    assert choices.names(choices.MetricName) == tuple(METRICS)
 
 
 @pytest.mark.parametrize("name", ["llama_gqa", "gemma2", "mistral", "gpt2"])

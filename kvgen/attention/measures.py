@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 
 from kvgen.attention.residual import Written
 from kvgen.attention.steps import attention_weights, products, scaled_scores
+from kvgen.choices import Measure as Measure
 from kvgen.engine.formula import softmax
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import AttentionTrace
 from kvgen.errors import UsageError
 
-Measure = Literal["weights", "scores", "scaled", "norm", "share", "cos"]
 MEASURES: dict[Measure, str] = {
     "weights": "weight",
     "scores": "q·k",

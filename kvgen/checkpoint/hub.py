@@ -57,7 +57,9 @@ def locate(
         raise ModelNotFoundError(f"{str(folder)[:80]}: {error.strerror}") from None
     if is_there:
         if revision is not None:
-            raise UsageError(f"{folder} is a folder: a revision is of a model on the Hub")
+            raise UsageError(
+                f"{folder} is a folder, and --revision needs a Hub model: leave it out"
+            )
         return folder
     if isinstance(name, Path) or not _NAME.fullmatch(name):
         raise ModelNotFoundError(f"{folder}: there is no such model folder")

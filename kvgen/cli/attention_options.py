@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from kvgen.choices import MetricName, Pool, Scale, Shown, Sink, names
 from kvgen.cli.options import Several, bundle
 from kvgen.engine.places import ALL, Numbers, parse_address, parse_number, parse_numbers
 from kvgen.errors import UsageError
@@ -17,12 +18,6 @@ if TYPE_CHECKING:
     from kvgen.render.head_map import MapView
 
 Span = tuple[int | None, int | None]
-# Names of kvgen.attention.measures and kvgen.attention.diagnostics, which --help does not import.
-SHOWN = ("weights", "scores", "scaled", "norm", "share", "cos", "rollout")
-METRIC_NAMES = (
-    "sink", "previous", "induction", "duplicate", "entropy", "distance", "sink-later",
-    "entropy-rest", "distance-all",
-)  # fmt: skip
 
 
 class PlaceFlags(NamedTuple):
@@ -48,14 +43,14 @@ class Selection:
 class MapFlags(NamedTuple):
     """Which numbers of a map to draw, and how."""
 
-    show: str
-    scale: str
+    show: Shown
+    scale: Scale
     most: float | None
-    sink: str
-    pool: str
+    sink: Sink
+    pool: Pool
     queries: Span
     keys: Span
-    metrics: tuple[str, ...] | None
+    metrics: tuple[MetricName, ...] | None
 
     def view(self) -> MapView:
         """The same as the functions that draw maps take it."""
@@ -188,7 +183,7 @@ map_options = bundle(
     "map_flags",
     click.option(
         "--show",
-        type=click.Choice(SHOWN),
+        type=click.Choice(names(Shown)),
         default="weights",
         show_default=True,
         help="Numbers of a map: weights, q·k, q·k scaled, |w v W_O|, signed share of the output, "
@@ -196,7 +191,7 @@ map_options = bundle(
     ),
     click.option(
         "--scale",
-        type=click.Choice(["sqrt", "linear", "log"]),
+        type=click.Choice(names(Scale)),
         default="sqrt",
         show_default=True,
         help="How brightness grows with the number.",
@@ -210,7 +205,7 @@ map_options = bundle(
     ),
     click.option(
         "--sink",
-        type=click.Choice(["split", "keep", "drop"]),
+        type=click.Choice(names(Sink)),
         default="split",
         show_default=True,
         help="The first key: in a column of its own, among the others, or left out with the rest "
@@ -218,7 +213,7 @@ map_options = bundle(
     ),
     click.option(
         "--pool",
-        type=click.Choice(["max", "mean"]),
+        type=click.Choice(names(Pool)),
         default="max",
         show_default=True,
         help="How cells are combined where a map is larger than the screen.",
@@ -232,9 +227,9 @@ map_options = bundle(
     click.option(
         "--metric",
         "metrics",
-        type=Several(click.Choice(METRIC_NAMES)),
+        type=Several(click.Choice(names(MetricName))),
         metavar="NAME[,...]",
-        help=f"Panels of the summary: {', '.join(METRIC_NAMES)}. [default: "
+        help=f"Panels of the summary: {', '.join(names(MetricName))}. [default: "
         "sink,previous,induction,entropy]",
     ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvgen.choices import FIGURES
 from kvgen.cli.attention_conflicts import (
     ARRAY_FILE,
     FAST_PREFILL,
@@ -13,7 +14,7 @@ from kvgen.cli.attention_conflicts import (
     TEXT,
 )
 from kvgen.cli.attention_options import EditFlags, MapFlags, PlaceFlags
-from kvgen.cli.attention_views import ARRAYS, FIGURES, FILES, FORMATS
+from kvgen.cli.attention_views import ARRAYS, FILES, FORMATS
 from kvgen.cli.options import DisplayFlags, ModelFlags
 from kvgen.cli.output import Destination, destination
 from kvgen.cli.prompt import PromptFlags
@@ -78,7 +79,7 @@ def given_options(request: Request, output: Destination, *, saved: bool) -> set[
         "--probe": request.probe,
         "--steps": request.steps,
         RECORDING: saved,
-        FAST_PREFILL: request.model_flags.prefill == "fast",
+        FAST_PREFILL: request.model_flags.fast_prefill,
     }
     given = {name for name, value in facts.items() if value}
     if request.output is not None and request.output != "json":

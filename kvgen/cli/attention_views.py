@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from kvgen.choices import FIGURES
 from kvgen.cli.attention_options import MapFlags, Selection
 from kvgen.cli.options import DisplayFlags
 from kvgen.cli.output import Destination, draw, make_canvas, note, show, write_file, write_text
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from kvgen.render.head_map import MapView
 
 ARRAYS = (".npz", ".safetensors")  # the files that can be shown again
-FIGURES = (".png", ".svg", ".pdf")
 FILES = (*ARRAYS, ".json", ".txt", *FIGURES)
 FORMATS = ("json", "txt")  # what can be printed
 

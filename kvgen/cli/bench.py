@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvgen.choices import FIGURES, REPORTS
 from kvgen.cli.bench_options import (
-    FIGURES,
-    FORMATS,
     REPETITIONS,
     ArmFlags,
     ReportFlags,
@@ -149,11 +148,11 @@ def _check(
         raise UsageError("-n 0 leaves no step to compare: --no-cache needs at least -n 1")
     if arms.no_baseline and arms.cached_only:
         raise UsageError("--no-baseline leaves nothing to measure without --no-cache")
-    if not arms.cached_only and model.prefill == "fast":
+    if not arms.cached_only and model.fast_prefill:
         raise UsageError("--prefill fast is inexact, and --no-cache compares the logits")
     if (arms.layer is None) != (arms.head is None):
         raise UsageError("a map is one of a layer and a head: give both -l and -H")
-    for path, kinds in ((report.out, FORMATS), (report.plot, FIGURES)):
+    for path, kinds in ((report.out, REPORTS), (report.plot, FIGURES)):
         if path is not None:
             check_writable(path)
             if Path(path).suffix not in kinds:

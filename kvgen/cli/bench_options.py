@@ -10,8 +10,6 @@ from kvgen.cli.options import Several, bundle
 
 PROMPT_TOKENS, NEW_TOKENS = 512, 128
 REPETITIONS = 5
-FORMATS = (".json", ".jsonl", ".csv", ".md")
-FIGURES = (".png", ".svg", ".pdf")
 _LIMIT_SECONDS = 600.0
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvgen.choices import FIGURES
 from kvgen.cli.attention_conflicts import check_conflicts
 from kvgen.cli.attention_options import (
     Selection,
@@ -19,7 +20,6 @@ from kvgen.cli.attention_options import (
 )
 from kvgen.cli.attention_request import Request, given_options, output_of
 from kvgen.cli.attention_views import (
-    FIGURES,
     Inspection,
     Views,
     deliver,

@@ -5,14 +5,25 @@ Importing this module loads click only: the model's libraries are imported when 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from kvgen.choices import (
+    MOST_THREADS,
+    BackendChoice,
+    CacheDTypeChoice,
+    Color,
+    DTypeChoice,
+    LoadOptions,
+    PrefillName,
+    names,
+)
 from kvgen.cli import signals
 from kvgen.cli.output import note, working
 from kvgen.errors import UsageError
@@ -24,35 +35,73 @@ Command = Callable[..., Any]
 
 
 class ModelFlags(NamedTuple):
-    """Which model to run, and how."""
+    """Which model to run, and each way to run it."""
+
+    name: str | None
+    revision: str | None
+    ways: tuple[LoadOptions, ...]  # one, or every combination where options take lists
+
+    @property
+    def fast_prefill(self) -> bool:
+        """Whether activations are rounded while the prompt is read."""
+        return self.ways[0].prefill == "fast"
+
+
+class _ModelValues(NamedTuple):
+    """The values of the options, as click gives them."""
 
     model_name: str | None
     revision: str | None
-    backend: Literal["auto", "numpy", "numba"]
-    dtype: Literal["auto", "f32", "bf16", "f16", "int8"]
-    cache_dtype: Literal["auto", "f32", "f16"]
-    prefill: Literal["exact", "fast"]
-    threads: int | None
+    backend: Any
+    dtype: Any
+    cache_dtype: Any
+    prefill: PrefillName
+    threads: Any
+
+    def flags(self) -> ModelFlags:
+        """The same, with a LoadOptions for each combination of lists."""
+        lists = (self.dtype, self.cache_dtype, self.backend, self.threads)
+        ways = itertools.product(*(one if isinstance(one, tuple) else (one,) for one in lists))
+        return ModelFlags(
+            self.model_name,
+            self.revision,
+            tuple(
+                LoadOptions(
+                    backend=backend,
+                    dtype=dtype,
+                    cache_dtype=cache_dtype,
+                    prefill=self.prefill,
+                    threads=threads,
+                )
+                for dtype, cache_dtype, backend, threads in ways
+            ),
+        )
 
 
 class DisplayFlags(NamedTuple):
     """How to draw."""
 
-    color: Literal["auto", "always", "never"]
+    color: Color
     width: int | None
     ascii_only: bool
 
 
 def bundle(
-    kind: type[Any], name: str, *options: Callable[[Command], Command]
+    kind: type[Any],
+    name: str,
+    *options: Callable[[Command], Command],
+    convert: Callable[[Any], Any] = lambda values: values,
 ) -> Callable[[Command], Command]:
-    """Options whose values a command takes together, as its argument `name` of type `kind`."""
+    """Options whose values a command takes together, as its argument `name`.
+
+    They are what `convert` makes of the NamedTuple `kind`.
+    """
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def gathered(**values: Any) -> Any:
             of_bundle = {field: values.pop(field) for field in kind._fields}
-            return command(**values, **{name: kind(**of_bundle)})
+            return command(**values, **{name: convert(kind(**of_bundle))})
 
         decorated: Command = gathered
         for option in reversed(options):
@@ -89,7 +138,7 @@ def _model_options(*, several: bool) -> Callable[[Command], Command]:
         return Several(one) if several else one
 
     return bundle(
-        ModelFlags,
+        _ModelValues,
         "model_flags",
         click.option(
             "-m",
@@ -105,14 +154,14 @@ def _model_options(*, several: bool) -> Callable[[Command], Command]:
         ),
         click.option(
             "--backend",
-            type=kind(click.Choice(["auto", "numpy", "numba"])),
+            type=kind(click.Choice(names(BackendChoice))),
             default="auto",
             show_default=True,
             help="numpy is the plain reference; auto is numba where it is installed.",
         ),
         click.option(
             "--dtype",
-            type=kind(click.Choice(["auto", "f32", "bf16", "f16", "int8"])),
+            type=kind(click.Choice(names(DTypeChoice))),
             default="auto",
             show_default=True,
             help="How weights are held; auto is as stored, int8 is made at load, with a scale for "
@@ -120,7 +169,7 @@ def _model_options(*, several: bool) -> Callable[[Command], Command]:
         ),
         click.option(
             "--cache-dtype",
-            type=kind(click.Choice(["auto", "f32", "f16"])),
+            type=kind(click.Choice(names(CacheDTypeChoice))),
             default="auto",
             show_default=True,
             help="How keys and values are kept; auto is f32 where weights are, on the numpy "
@@ -128,7 +177,7 @@ def _model_options(*, several: bool) -> Callable[[Command], Command]:
         ),
         click.option(
             "--prefill",
-            type=click.Choice(["exact", "fast"]),
+            type=click.Choice(names(PrefillName)),
             default="exact",
             show_default=True,
             help="fast rounds activations to the width of bf16 or int8 weights while the prompt is "
@@ -137,9 +186,10 @@ def _model_options(*, several: bool) -> Callable[[Command], Command]:
         click.option(
             "-t",
             "--threads",
-            type=kind(click.IntRange(1, 1024)),
+            type=kind(click.IntRange(1, MOST_THREADS)),
             help="Threads that compute. [default: one for each core]",
         ),
+        convert=_ModelValues.flags,
     )
 
 
@@ -152,7 +202,7 @@ display_options = bundle(
     "display_flags",
     click.option(
         "--color",
-        type=click.Choice(["auto", "always", "never"]),
+        type=click.Choice(names(Color)),
         default="auto",
         show_default=True,
         help="Maps in colour; without it in block characters.",
@@ -166,7 +216,7 @@ def find_model(name: str | None, *, revision: str | None, quiet: bool = False) -
     """The folder of the named model, fetched from the Hub if need be; None is the default model."""
     if name is None:
         if revision is not None:
-            raise UsageError("--revision is of a model on the Hub: name it with -m")
+            raise UsageError("--revision needs a Hub model: name one with -m")
         return None
     from kvgen.checkpoint.hub import locate
 
@@ -178,31 +228,45 @@ def find_model(name: str | None, *, revision: str | None, quiet: bool = False) -
 def load_model(
     flags: ModelFlags,
     *,
-    cache_dtype: Literal["auto", "f32"] = "auto",
+    cache_dtype: CacheDTypeChoice = "auto",
     quiet: bool = False,
     verbose: bool = False,
 ) -> Model:
-    """Load the model with a sign of life on a terminal, and say what the user should know.
+    """Load the model in the first way, see `load_models`.
 
     `cache_dtype` is what `--cache-dtype auto` stands for.
     """
-    folder = find_model(flags.model_name, revision=flags.revision, quiet=quiet)
+    way = flags.ways[0]
+    if way.cache_dtype == "auto":
+        way = dataclasses.replace(way, cache_dtype=cache_dtype)
+    return load_models(flags._replace(ways=(way,)), quiet=quiet, verbose=verbose)[0]
+
+
+def load_models(flags: ModelFlags, *, quiet: bool = False, verbose: bool = False) -> list[Model]:
+    """A model for each way to run it, with a spinner on a terminal while it loads.
+
+    Notes about the model go to stderr, once.
+    """
+    folder = find_model(flags.name, revision=flags.revision, quiet=quiet)
+    models = [_load(folder, way, quiet=quiet) for way in flags.ways]
+    _describe(models[0], quiet=quiet, verbose=verbose)
+    return models
+
+
+def _load(folder: Path | None, way: LoadOptions, *, quiet: bool) -> Model:
     with (
         working(
             "loading the model (at the first start, kernels are compiled: some 15 s)", quiet=quiet
         ),
         signals.deferred(),
     ):
-        from kvgen.model import load
+        from kvgen.model import default_model, load_folder
 
-        model = load(
-            folder,
-            backend=flags.backend,
-            dtype=flags.dtype,
-            cache_dtype=cache_dtype if flags.cache_dtype == "auto" else flags.cache_dtype,
-            prefill=flags.prefill,
-            threads=flags.threads,
-        )
+        return load_folder(folder or default_model(), way)
+
+
+def _describe(model: Model, *, quiet: bool, verbose: bool) -> None:
+    """What the user should know of a model, and with `verbose` its shape."""
     if not quiet:
         for text in model.notes:
             note(text)
@@ -216,7 +280,6 @@ def load_model(
             f"{model.engine.backend} backend"
         )
         note_ignored(model.ignored_keys, model.recommendation.ignored_keys)
-    return model
 
 
 def note_ignored(config_keys: Sequence[str], generation_keys: Sequence[str]) -> None:
@@ -225,14 +288,3 @@ def note_ignored(config_keys: Sequence[str], generation_keys: Sequence[str]) -> 
     for file, keys in files.items():
         if keys:
             note(f"{file} keys that play no part: {', '.join(keys)}")
-
-
-def load_models(flags: ModelFlags, *, quiet: bool = False, verbose: bool = False) -> list[Model]:
-    """A model for each way to run it that the lists of `several_model_options` name."""
-    lists: list[Any] = [flags.dtype, flags.cache_dtype, flags.backend, flags.threads or (None,)]
-    models: list[Model] = []
-    for dtype, cache_dtype, backend, threads in itertools.product(*lists):
-        one = flags._replace(dtype=dtype, cache_dtype=cache_dtype, backend=backend, threads=threads)
-        again = bool(models)  # what was said of the model holds still
-        models.append(load_model(one, quiet=quiet or again, verbose=verbose and not again))
-    return models

@@ -12,10 +12,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from kvgen.choices import Color
 from kvgen.errors import KvgenError, UsageError
 from kvgen.visible import one_line, visible
 
@@ -133,9 +134,7 @@ def note(text: str) -> None:
         click.echo(one_line(text, most=_LONGEST_NOTE), err=True)
 
 
-def make_canvas(
-    *, color: Literal["auto", "always", "never"], width: int | None, ascii_only: bool
-) -> Canvas:
+def make_canvas(*, color: Color, width: int | None, ascii_only: bool) -> Canvas:
     """How to draw on this stdout: its width, and colours, block characters or ASCII."""
     from rich.console import Console
 

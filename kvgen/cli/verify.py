@@ -60,9 +60,9 @@ def verify(
     source = click.get_current_context().get_parameter_source("model_name")
     if model is not None and source is click.core.ParameterSource.COMMANDLINE:
         raise UsageError("name the model once: as an argument or with -m")
-    if model_flags.prefill == "fast":
+    if model_flags.fast_prefill:
         raise UsageError("--prefill fast is inexact: there is nothing to verify")
-    named = model_flags._replace(model_name=model or model_flags.model_name)
+    named = model_flags._replace(name=model or model_flags.name)
     models = load_models(named, quiet=quiet, verbose=verbose)
     ids = _ids(models[0], n_prompt)
 

@@ -11,18 +11,18 @@ the cache and feeds everything again. Where RoPE's frequencies depend on the len
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from kvgen.choices import Backend as Backend
 from kvgen.engine.calibration import Calibration
 from kvgen.engine.config import ModelConfig
 from kvgen.engine.tensors import CacheDTypeName, DTypeName, FloatArray, PrefillName
 from kvgen.engine.trace import Recorder
 from kvgen.errors import UsageError
 
-Backend = Literal["numpy", "numba"]
 
 
 class KVCache(Protocol):

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
+from kvgen.choices import BackendChoice, CacheDTypeChoice, PrefillName
 from kvgen.engine.contract import Engine
 from kvgen.engine.machine import usable_cores
 from kvgen.engine.params import Params
-from kvgen.engine.tensors import PrefillName, usual_cache_dtype
+from kvgen.engine.tensors import usual_cache_dtype
 from kvgen.errors import KvgenError, UsageError
 
 
 def open_engine(
     params: Params,
     *,
-    backend: Literal["auto", "numpy", "numba"],
+    backend: BackendChoice,
     threads: int | None,
-    cache_dtype: Literal["auto", "f32", "f16"] = "auto",
+    cache_dtype: CacheDTypeChoice = "auto",
     prefill: PrefillName = "exact",
 ) -> Engine:
     """The engine of that name around these weights.
@@ -30,7 +29,7 @@ def open_engine(
         except Exception as error:  # whatever keeps Numba from starting: ImportError, a bad setting
             if backend == "numba":
                 raise KvgenError(
-                    f"the numba backend cannot be used here ({error}); --backend numpy can"
+                    f"the numba backend cannot be used here ({error}): use --backend numpy"
                 ) from None
         else:
             if cache_dtype == "auto":
@@ -42,9 +41,9 @@ def open_engine(
                 prefill=prefill,
             )
     if cache_dtype == "f16":
-        raise UsageError("the numpy backend keeps its cache in f32")
+        raise UsageError("the numpy backend keeps its KV cache in f32: leave out --cache-dtype")
     if prefill == "fast":
-        raise UsageError("the numpy backend knows no fast prefill")
+        raise UsageError("the numpy backend has no fast prefill: leave out --prefill fast")
     from kvgen.engine.reference.decoder import ReferenceEngine
 
     return ReferenceEngine(params, threads=threads)

@@ -6,16 +6,17 @@ Both kinds answer the same calls, so a weight is a weight whatever its width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from kvgen.choices import CacheDTypeName as CacheDTypeName
+from kvgen.choices import DTypeName as DTypeName
+from kvgen.choices import PrefillName as PrefillName
+
 FloatArray = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
-DTypeName = Literal["f32", "bf16", "f16", "int8"]
-CacheDTypeName = Literal["f32", "f16"]
-PrefillName = Literal["exact", "fast"]  # with activations in float32, or rounded as the weights
 CACHE_ITEM_BYTES: dict[CacheDTypeName, int] = {"f32": 4, "f16": 2}
 
 

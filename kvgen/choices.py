@@ -1,0 +1,68 @@
+"""What can be chosen by name, each list once; --help reads it, so nothing heavy is imported.
+
+A `...Name` or `Backend` says what is, a `...Choice` what can be asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from kvgen.errors import UsageError
+
+Backend = Literal["numpy", "numba"]
+BackendChoice = Literal["auto", Backend]
+DTypeName = Literal["f32", "bf16", "f16", "int8"]
+DTypeChoice = Literal["auto", DTypeName]
+CacheDTypeName = Literal["f32", "f16"]
+CacheDTypeChoice = Literal["auto", CacheDTypeName]
+PrefillName = Literal["exact", "fast"]  # with activations in float32, or rounded as the weights
+
+# Numbers of a map (kvgen.attention.measures), and what else --show takes.
+Measure = Literal["weights", "scores", "scaled", "norm", "share", "cos"]
+Shown = Literal[Measure, "rollout"]
+# Numbers of a head (kvgen.attention.diagnostics).
+MetricName = Literal[
+    "sink", "previous", "induction", "duplicate", "entropy", "distance", "sink-later",
+    "entropy-rest", "distance-all",
+]  # fmt: skip
+Scale = Literal["sqrt", "linear", "log"]
+Pool = Literal["max", "mean"]
+Sink = Literal["split", "keep", "drop"]
+Color = Literal["auto", "always", "never"]
+
+FIGURES = (".png", ".svg", ".pdf")  # endings of what matplotlib draws
+REPORTS = (".json", ".jsonl", ".csv", ".md")  # endings of a benchmark's report
+MOST_THREADS = 1024
+
+
+def names(kind: Any) -> tuple[str, ...]:
+    """The names of one of the kinds above, in the order in which they are written there."""
+    given: tuple[str, ...] = get_args(kind)
+    return given
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How to load and run a model. Raises UsageError where a value is not among the choices."""
+
+    backend: BackendChoice = "auto"
+    dtype: DTypeChoice = "auto"  # of weights
+    cache_dtype: CacheDTypeChoice = "auto"  # of keys and values
+    prefill: PrefillName = "exact"
+    threads: int | None = None  # None: one for each core
+
+    def __post_init__(self) -> None:
+        """Check every value: callers of `kvgen.load` may pass anything."""
+        _check("backend", self.backend, BackendChoice)
+        _check("dtype", self.dtype, DTypeChoice)
+        _check("cache dtype", self.cache_dtype, CacheDTypeChoice)
+        _check("prefill", self.prefill, PrefillName)
+        n = self.threads
+        if n is not None and (not isinstance(n, int) or not 0 < n <= MOST_THREADS):
+            raise UsageError(f"threads must be a whole number from 1 to {MOST_THREADS}, not {n!r}")
+
+
+def _check(what: str, value: Any, kind: Any) -> None:
+    if value not in names(kind):
+        raise UsageError(f"{what} {value!r} is not one of {', '.join(names(kind))}")
