@@ -45,8 +45,10 @@ class KeyValueCache:
             self.k: Array = np.zeros((*heads, n_blocks, D, block), _TYPES[dtype])
             self.v: Array = np.zeros((*heads, n_blocks * block, pitch or D), _TYPES[dtype])
         except MemoryError:
-            gigabytes = self._bytes_per_position * capacity / 1e9
-            raise KvgenError(f"no memory for a KV cache of {gigabytes:.1f} GB") from None
+            gibibytes = self._bytes_per_position * capacity / 2**30
+            raise KvgenError(
+                f"no memory for a KV cache of {gibibytes:.1f} GiB: ask for fewer tokens"
+            ) from None
         self._config = config
         self._capacity = capacity
         self._length_dependent = length_dependent(config)

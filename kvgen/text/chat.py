@@ -24,7 +24,7 @@ Message = Mapping[str, Any]
 _FILE, _FOLDER = "chat_template.jinja", "additional_chat_templates"
 _SETTINGS = "tokenizer_config.json"
 _SAFE_JINJA = (3, 1, 6)  # templates could leave the sandbox of those before
-# Real templates take a hundredth of a second and a few MB.
+# Real templates take a hundredth of a second and a few MiB.
 _MOST_SECONDS, _MOST_BYTES = 10.0, 512 * 2**20
 
 
