@@ -350,7 +350,7 @@ def test_bench_draws_a_figure_and_compares_reports(tmp_path: Path) -> None:
     figure = tmp_path / "curve.svg"
     run = kvgen("bench", "-p", "5", "-n", "2", "-r", "1", "--plot", str(figure))
     if importlib.util.find_spec("matplotlib") is None:
-        assert run.returncode == 2 and b"with its extra `plot`" in run.stderr
+        assert run.returncode == 2 and b"pip install 'kvgen[plot]'" in run.stderr
     else:
         assert run.returncode == 0 and figure.read_text().startswith("<?xml")
 
@@ -428,7 +428,7 @@ def test_an_inspection_is_written_as_text_json_and_figure(tmp_path: Path) -> Non
     for kind in ("txt", "json", "svg"):
         run = kvgen(*prompt, "-o", str(tmp_path / f"map.{kind}"))
         if kind == "svg" and importlib.util.find_spec("matplotlib") is None:
-            assert run.returncode == 2 and b"with its extra `plot`" in run.stderr
+            assert run.returncode == 2 and b"pip install 'kvgen[plot]'" in run.stderr
             continue
         assert run.returncode == 0 and run.stdout == b"", run.stderr
     assert (tmp_path / "map.txt").read_bytes() == kvgen(*prompt).stdout
@@ -474,18 +474,18 @@ def test_bench_fits_a_small_context_and_needs_no_tokenizer(
     [
         (["-p", "0"], "'-p' / '--n-prompt': 0 is not in the range"),
         (["-p", "1000", "-n", "100"], "exceed the context of 1024"),
-        (["some text", "-p", "5"], "give a text or them, not both"),
+        (["some text", "-p", "5"], "leave them out, or leave out the text"),
         (["--out", "no/such/folder.json"], "there is no folder no/such"),
         (["--out", "."], "'.' is not the name of a file"),
-        (["-n", "0", "--no-cache"], "leaves no step to compare"),
-        (["--no-baseline"], "--no-baseline leaves nothing to measure"),
+        (["-n", "0", "--no-cache"], "--no-cache compares decode steps"),
+        (["--no-baseline"], "--no-baseline leaves out the cached arm"),
         (["-p", "5,x"], "'x' is not a valid integer"),
-        (["-d", "5", "a text"], "give a text or them"),
-        (["--no-cache", "--prefill", "fast"], "--prefill fast is inexact"),
-        (["-l", "1"], "give both -l and -H"),
+        (["-d", "5", "a text"], "leave them out, or leave out the text"),
+        (["--no-cache", "--prefill", "fast"], "--prefill fast rounds activations"),
+        (["-l", "1"], "give both -l LAYER and -H HEAD"),
         (["-p", "5", "-l", "9", "-H", "0"], f"layer 9: this model has layers 0-{LAST_LAYER}"),
-        (["--out", "report.txt"], "the name must end in .json, .jsonl, .csv, .md"),
-        (["--plot", "curve.gif"], "the name must end in .png, .svg, .pdf"),
+        (["--out", "report.txt"], "the file's name must end in .json, .jsonl, .csv, .md"),
+        (["--plot", "curve.gif"], "the file's name must end in .png, .svg, .pdf"),
         (["--no-cache", "-p", "900", "-n", "100", "--limit", "1"], "more than --limit 1"),
         (["--compare", "no.json", "other.json"], "no.json: No such file"),
         (["--compare", "README.md", "README.md"], "README.md: this is not JSON"),

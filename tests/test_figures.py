@@ -125,7 +125,7 @@ def test_a_missing_matplotlib_is_told_before_a_model_is_looked_for(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert_fails(inside(*command, "-m", "no/such/model"), 2, "with its extra `plot`")
+    assert_fails(inside(*command, "-m", "no/such/model"), 2, "pip install 'kvgen[plot]'")
 
 
 def test_a_backend_that_matplotlib_does_not_know_is_told(tmp_path: Path) -> None:

@@ -177,11 +177,17 @@ class _Repository:
             if error.errno in _FULL:
                 return KvgenError(f"{self.label}: the disk is full; what is downloaded is kept")
             return KvgenError(f"{self.label}: {error.filename or 'the cache'}: {error.strerror}")
-        reason = str(error).strip().partition("\n")[0][:200]
+        reason = _reason(error)
         return ModelNotFoundError(
             f"{self.label}: there is no such folder, and the Hub cannot be reached or does not "
-            f"answer ({reason or type(error).__name__})"
+            f"answer ({reason}): check the name and the connection"
         )
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what an error says, without the number of an operating system's error."""
+    line = str(error).strip().partition("\n")[0]
+    return re.sub(r"\[Errno -?[0-9]+\] ?", "", line)[:200].strip() or type(error).__name__
 
 
 def _is_out_of_reach(error: Exception) -> bool:

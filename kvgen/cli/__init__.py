@@ -15,6 +15,7 @@ import click
 import kvgen
 from kvgen.cli import signals
 from kvgen.cli.bench import bench
+from kvgen.cli.command import SuggestingGroup
 from kvgen.cli.generate import generate
 from kvgen.cli.info import info
 from kvgen.cli.inspect_attention import inspect_attention
@@ -29,6 +30,7 @@ _LONGEST_LINE = 400  # characters of a message that a person still reads
 
 
 @click.group(
+    cls=SuggestingGroup,
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "KVGEN"},
     epilog="""\b
 Exit codes: 0 done; 1 run-time failure; 2 wrong usage; 3 model not found;

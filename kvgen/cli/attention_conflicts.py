@@ -37,7 +37,7 @@ CONFLICTS = (
     Conflict(
         EDITS,
         "{this} compares runs of the prompt: leave out {other}",
-        others=("--explain", "-o", "--json", "-n"),
+        others=("--explain", "-o", "-n"),
     ),
     Conflict(
         EDITS,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from kvgen.choices import MetricName, Pool, Scale, Shown, Sink, names
+from kvgen.cli.command import OneOf
 from kvgen.cli.options import Several, bundle
 from kvgen.engine.places import ALL, Numbers, parse_address, parse_number, parse_numbers
 from kvgen.errors import UsageError
@@ -183,7 +184,7 @@ map_options = bundle(
     "map_flags",
     click.option(
         "--show",
-        type=click.Choice(names(Shown)),
+        type=OneOf(names(Shown)),
         default="weights",
         show_default=True,
         help="Numbers of a map: weights, q·k, q·k scaled, |w v W_O|, signed share of the output, "
@@ -191,7 +192,7 @@ map_options = bundle(
     ),
     click.option(
         "--scale",
-        type=click.Choice(names(Scale)),
+        type=OneOf(names(Scale)),
         default="sqrt",
         show_default=True,
         help="How brightness grows with the number.",
@@ -205,7 +206,7 @@ map_options = bundle(
     ),
     click.option(
         "--sink",
-        type=click.Choice(names(Sink)),
+        type=OneOf(names(Sink)),
         default="split",
         show_default=True,
         help="The first key: in a column of its own, among the others, or left out with the rest "
@@ -213,7 +214,7 @@ map_options = bundle(
     ),
     click.option(
         "--pool",
-        type=click.Choice(names(Pool)),
+        type=OneOf(names(Pool)),
         default="max",
         show_default=True,
         help="How cells are combined where a map is larger than the screen.",
@@ -227,7 +228,7 @@ map_options = bundle(
     click.option(
         "--metric",
         "metrics",
-        type=Several(click.Choice(names(MetricName))),
+        type=Several(OneOf(names(MetricName))),
         metavar="NAME[,...]",
         help=f"Panels of the summary: {', '.join(names(MetricName))}. [default: "
         "sink,previous,induction,entropy]",

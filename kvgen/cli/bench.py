@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvgen.choices import FIGURES, REPORTS
 from kvgen.cli.bench_options import (
     REPETITIONS,
     ArmFlags,
+    Report,
     ReportFlags,
     WorkFlags,
     arm_options,
+    report_of,
     report_options,
     work_options,
 )
 from kvgen.cli.bench_work import choose_work, chosen_head
+from kvgen.cli.command import PromptCommand
 from kvgen.cli.options import (
     DisplayFlags,
     ModelFlags,
@@ -28,7 +30,6 @@ from kvgen.cli.options import (
     several_model_options,
 )
 from kvgen.cli.output import (
-    check_writable,
     counting,
     make_canvas,
     note,
@@ -41,22 +42,24 @@ from kvgen.cli.prompt import PromptFlags, given_prompt
 from kvgen.errors import UsageError, VerificationError
 
 if TYPE_CHECKING:
+    from kvgen.bench.compare import ReportComparison
     from kvgen.bench.plan import BenchPlan, Cache
     from kvgen.bench.report import BenchReport
     from kvgen.model import Model
 
-_TIMED_SECONDS = 60.0  # what the timed passes may take where -r was not given
-_LONG_SECONDS = 20.0  # what is announced before it starts
-_UNCOUNTED = 1.1  # maps, counts and drawing
+_TIMED_SECONDS = 60.0  # for all timed passes where -r was not given
+_LONG_SECONDS = 20.0  # longer runs are announced before they start
+_UNCOUNTED = 1.1  # for maps, counts and drawing
 
 
 @click.command(
+    cls=PromptCommand,
     short_help="Time prefill and decode, with and without the KV cache.",
     epilog="""\b
-With --no-cache both arms run interleaved (A B A B ...) on the same ids:
-those that the cached arm chooses greedily. The first pass of each arm is
-not timed: it warms up and compares the logits of every step. Loading,
-compiling, progress and drawing are outside the clock. -n counts decode
+With --no-cache both arms run interleaved (A B A B ...) on the same ids,
+which the cached arm chooses greedily. The first pass of each arm is not
+timed: it warms up and compares the logits of every step. Loading,
+compiling, progress and drawing are not timed either. -n counts decode
 steps; in `kvgen generate` -n 64 makes 63 of them.
 
 \b
@@ -64,7 +67,7 @@ Examples:
   kvgen bench
   kvgen bench --no-cache
   kvgen bench --no-cache -p 64,256 -n 16 --dtype bf16,int8
-  kvgen bench --no-cache --q-cache --out today.json
+  kvgen bench --no-cache --q-cache -o today.json
   kvgen bench --compare yesterday.json today.json
 """,
 )
@@ -75,7 +78,7 @@ Examples:
 @arm_options
 @report_options
 @click.option(
-    "--compare", nargs=2, metavar="A B", help="Compare two reports that --out has written as JSON."
+    "--compare", nargs=2, metavar="A B", help="Compare two reports written by -o FILE.json."
 )
 @display_options
 @click.option("-q", "--quiet", is_flag=True, help="No notes or progress.")
@@ -98,10 +101,15 @@ def bench(
     takes a list, every combination runs.
     """
     if compare is not None:
-        _compare(*compare, display_flags)
+        _compare(*compare, report_flags, display_flags)
         return
     text = given_prompt(PromptFlags(prompt, prompt_option))
-    _check(text, model_flags, work_flags, arm_flags, report_flags)
+    _check(text, model_flags, work_flags, arm_flags)
+    destinations = report_of(report_flags)
+    if destinations.figure is not None:
+        from kvgen.render.plot import check_figures
+
+        check_figures()
     models = load_models(model_flags, quiet=quiet, verbose=verbose)
     work = choose_work(models[0], text, work_flags)
 
@@ -129,38 +137,31 @@ def bench(
         "seed": work.seed,
         "environment": environment(),
     }
-    if report_flags.plot is not None:
+    if destinations.figure is not None:
         from kvgen.render.plot import check_latency_figure
 
-        check_latency_figure(facts, kind=Path(report_flags.plot).suffix[1:])
+        check_latency_figure(facts, kind=destinations.figure.kind)
     report = _run(models, plan, work_flags, quiet=quiet)
-    _deliver(report, facts, report_flags, display_flags, over_seconds=arm_flags.over / 1e3)
+    _deliver(report, facts, destinations, display_flags, over_seconds=arm_flags.over / 1e3)
     _judge(report)
 
 
-def _check(
-    text: str | None, model: ModelFlags, work: WorkFlags, arms: ArmFlags, report: ReportFlags
-) -> None:
+def _check(text: str | None, model: ModelFlags, work: WorkFlags, arms: ArmFlags) -> None:
     """Raise UsageError where flags contradict each other, before anything is loaded."""
     if text is not None and (work.n_prompt is not None or work.depth is not None):
-        raise UsageError("-p and -d ask for random ids: give a text or them, not both")
+        raise UsageError("-p and -d ask for random ids: leave them out, or leave out the text")
     if work.n_gen == 0 and not arms.cached_only:
-        raise UsageError("-n 0 leaves no step to compare: --no-cache needs at least -n 1")
+        raise UsageError("--no-cache compares decode steps: ask for at least -n 1")
     if arms.no_baseline and arms.cached_only:
-        raise UsageError("--no-baseline leaves nothing to measure without --no-cache")
+        raise UsageError(
+            "--no-baseline leaves out the cached arm: add --no-cache to measure the other one"
+        )
     if not arms.cached_only and model.fast_prefill:
-        raise UsageError("--prefill fast is inexact, and --no-cache compares the logits")
+        raise UsageError(
+            "--prefill fast rounds activations, and --no-cache compares logits: leave out one"
+        )
     if (arms.layer is None) != (arms.head is None):
-        raise UsageError("a map is one of a layer and a head: give both -l and -H")
-    for path, kinds in ((report.out, REPORTS), (report.plot, FIGURES)):
-        if path is not None:
-            check_writable(path)
-            if Path(path).suffix not in kinds:
-                raise UsageError(f"{path}: the name must end in {', '.join(kinds)}")
-    if report.plot is not None:
-        from kvgen.render.plot import check_figures
-
-        check_figures()
+        raise UsageError("the maps are of one head: give both -l LAYER and -H HEAD")
 
 
 def _run(models: list[Model], plan: BenchPlan, work: WorkFlags, *, quiet: bool) -> BenchReport:
@@ -180,8 +181,8 @@ def _run(models: list[Model], plan: BenchPlan, work: WorkFlags, *, quiet: bool) 
     seconds = n_passes * one_pass
     if seconds > work.limit:
         raise UsageError(
-            f"about {seconds:,.0f} s are needed, more than --limit {work.limit:g}: ask for less "
-            "with -p, -n or -r, or raise the limit"
+            f"the run needs about {seconds:,.0f} s, more than --limit {work.limit:g}: lower -p, -n "
+            "or -r, or raise the limit"
         )
     positions = (
         n_passes
@@ -190,8 +191,7 @@ def _run(models: list[Model], plan: BenchPlan, work: WorkFlags, *, quiet: bool) 
     )
     if seconds > _LONG_SECONDS and not quiet:
         note(
-            f"about {seconds:.0f} s for {positions:,} positions; "
-            "fewer of -r, -p or -n make it shorter"
+            f"about {seconds:.0f} s for {positions:,} positions; lower -r, -p or -n make it shorter"
         )
     with counting("benchmark", positions, quiet=quiet) as advance:
         return run_bench(
@@ -202,7 +202,7 @@ def _run(models: list[Model], plan: BenchPlan, work: WorkFlags, *, quiet: bool) 
 def _deliver(
     report: BenchReport,
     facts: dict[str, Any],
-    flags: ReportFlags,
+    to: Report,
     display: DisplayFlags,
     *,
     over_seconds: float,
@@ -210,18 +210,17 @@ def _deliver(
     """Print the report, and write the files that were asked for."""
     from kvgen.render.bench import bench_view
 
-    if flags.output == "table":
+    if to.shown == "table":
         canvas = make_canvas(**display._asdict())
         show(bench_view(report, facts, canvas, over_seconds=over_seconds), canvas)
     else:
-        write_text(_as_text(report, facts, flags.output))
-    if flags.out is not None:
-        kind = Path(flags.out).suffix.removeprefix(".")
-        write_file(flags.out, _as_text(report, facts, kind).encode())
-    if flags.plot is not None:
+        write_text(_as_text(report, facts, to.shown))
+    if to.file is not None and to.file.path is not None:
+        write_file(to.file.path, _as_text(report, facts, to.file.kind).encode())
+    if to.figure is not None and to.figure.path is not None:
         from kvgen.render.plot import latency_figure
 
-        write_file(flags.plot, latency_figure(report, facts, kind=Path(flags.plot).suffix[1:]))
+        write_file(to.figure.path, latency_figure(report, facts, kind=to.figure.kind))
 
 
 def _as_text(report: BenchReport, facts: dict[str, Any], kind: str) -> str:
@@ -246,17 +245,38 @@ def _judge(report: BenchReport) -> None:
             )
     if not report.ledger.agrees:
         wrong, total = report.ledger.n_different, report.ledger.n_compared
-        raise VerificationError(f"{wrong} of {total} counts of rows are not what they should be")
+        raise VerificationError(f"{wrong} of {total} row counts differ from the reference engine's")
 
 
-def _compare(one: str, other: str, display: DisplayFlags) -> None:
-    """Two saved reports side by side."""
+def _compare(one: str, other: str, flags: ReportFlags, display: DisplayFlags) -> None:
+    """Two saved reports side by side, or as JSON."""
     from kvgen.bench.compare import compare_reports
     from kvgen.render.compare import comparison_view
 
     comparison = compare_reports(_read_json(one), _read_json(other))
+    if flags.as_json or flags.output == "json":
+        write_text(json.dumps(_comparison_json(comparison, one, other)) + "\n")
+        return
     canvas = make_canvas(**display._asdict())
     show(comparison_view(comparison, names=(one, other)), canvas)
+
+
+def _comparison_json(comparison: ReportComparison, one: str, other: str) -> dict[str, Any]:
+    names = ("test", "depth", "cache", "dtype", "cache_dtype", "backend", "threads")
+    return {
+        "reports": [one, other],
+        "results": [
+            dict(zip(names, test.key, strict=True))
+            | {
+                "tokens_per_second": [dict(test.one), dict(test.other)],
+                "ratio": test.ratio,
+                "beyond_spread": test.beyond_spread,
+            }
+            for test in comparison.tests
+        ],
+        "only_in_one": [comparison.only_one, comparison.only_other],
+        "differences": list(comparison.differences),
+    }
 
 
 def _read_json(path: str) -> Any:
@@ -265,4 +285,4 @@ def _read_json(path: str) -> Any:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
     except ValueError:
-        raise UsageError(f"{path}: this is not JSON as --out writes it") from None
+        raise UsageError(f"{path}: this is not JSON as -o FILE.json writes it") from None

@@ -6,15 +6,21 @@ from typing import NamedTuple
 
 import click
 
+from kvgen.choices import FIGURES, REPORTS
+from kvgen.cli.command import Count
 from kvgen.cli.options import Several, bundle
+from kvgen.cli.output import Destination, destination
+from kvgen.errors import UsageError
 
 PROMPT_TOKENS, NEW_TOKENS = 512, 128
 REPETITIONS = 5
 _LIMIT_SECONDS = 600.0
+_FORMATS = ("table", "md", "json", "jsonl", "csv")
+_IDS_HINT = "in bench -p is a number of ids; give a text as PROMPT or with --prompt"
 
 
 class WorkFlags(NamedTuple):
-    """How much to run, as far as it was said."""
+    """How much to run; None where no option says it."""
 
     n_prompt: tuple[int, ...] | None
     n_gen: int | None
@@ -26,7 +32,7 @@ class WorkFlags(NamedTuple):
 
 
 class ArmFlags(NamedTuple):
-    """Which arms to run besides the cached one, and what to show of them."""
+    """Which arms to run beside the cached one, and which maps to draw."""
 
     cached_only: bool
     q_cache: bool
@@ -37,11 +43,45 @@ class ArmFlags(NamedTuple):
 
 
 class ReportFlags(NamedTuple):
-    """Where the report goes."""
+    """Where the report goes, as it was written."""
 
-    output: str
+    output: str | None
+    as_json: bool
     out: str | None
     plot: str | None
+
+
+class Report(NamedTuple):
+    """Where the report goes: a format for stdout, and files beside it."""
+
+    shown: str  # table, md, json, jsonl or csv
+    file: Destination | None
+    figure: Destination | None
+
+
+def report_of(flags: ReportFlags) -> Report:
+    """The flags as one Report.
+
+    Raises UsageError where they name two formats or two files, or a file that could not be written.
+    """
+    stdout: list[Destination] = []
+    files: list[Destination] = []
+    figures: list[Destination] = []
+    if flags.output is not None:
+        named = destination(flags.output, formats=_FORMATS, endings=(*REPORTS, *FIGURES))
+        kinds = figures if f".{named.kind}" in FIGURES else files
+        (stdout if named.path is None else kinds).append(named)
+    if flags.out is not None:
+        files.append(destination(flags.out, formats=(), endings=REPORTS))
+    if flags.plot is not None:
+        figures.append(destination(flags.plot, formats=(), endings=FIGURES))
+    if flags.as_json and any(named.kind != "json" for named in stdout):
+        raise UsageError(f"--json and -o {flags.output} name two formats: give one of them")
+    for name, several in (("--out", files), ("--plot", figures)):
+        if len(several) > 1:
+            raise UsageError(f"-o and {name} name two files: leave out {name}")
+    shown = "json" if flags.as_json else stdout[0].kind if stdout else "table"
+    return Report(shown, *(each[0] if each else None for each in (files, figures)))
 
 
 work_options = bundle(
@@ -50,46 +90,47 @@ work_options = bundle(
     click.option(
         "-p",
         "--n-prompt",
-        type=Several(click.IntRange(min=1)),
-        help=f"Prompt of so many random ids. [default: a text of {PROMPT_TOKENS} tokens]",
+        type=Several(Count(min=1, hint=_IDS_HINT)),
+        help="A prompt of this many random ids; a text is PROMPT. [default: a text of "
+        f"{PROMPT_TOKENS} tokens]",
     ),
     click.option(
         "-n",
         "--n-gen",
         type=click.IntRange(min=0),
-        help=f"Decode steps. [default: {NEW_TOKENS}]",
+        help=f"Decode steps; N new tokens of `generate` take N - 1. [default: {NEW_TOKENS}]",
     ),
     click.option(
         "-d",
         "--depth",
         type=Several(click.IntRange(min=0)),
-        help="Random ids that are there before the prompt, not timed. [default: 0]",
+        help="Random ids in the cache before the prompt, not timed. [default: 0]",
     ),
     click.option(
         "-r",
         "--repetitions",
         type=click.IntRange(min=1),
-        help=f"Timed passes of each arm. [default: {REPETITIONS}, or what fits into a minute]",
+        help=f"Timed passes of each arm. [default: {REPETITIONS}, or fewer to take one minute]",
     ),
     click.option(
         "--warmup",
         type=click.IntRange(min=1),
         default=1,
         show_default=True,
-        help="Passes of each arm before the clock counts.",
+        help="Untimed passes of each arm before the timed ones.",
     ),
     click.option(
         "--limit",
         type=click.FloatRange(min=0, min_open=True),
         default=_LIMIT_SECONDS,
         show_default=True,
-        help="Do not begin what is expected to take more seconds.",
+        help="Refuse runs expected to take longer than this many seconds.",
     ),
     click.option(
         "-s",
         "--seed",
         type=click.IntRange(min=0),
-        help="For random ids. [default: random, printed]",
+        help="Seed of the random ids. [default: random, and printed]",
     ),
 )
 arm_options = bundle(
@@ -100,10 +141,10 @@ arm_options = bundle(
         " /--no-kv-cache",
         "cached_only",
         default=True,
-        help="Measure the same tokens without the KV cache too, and compare.",
+        help="--no-cache: measure the same tokens without the KV cache too, and compare.",
     ),
-    click.option("--q-cache", is_flag=True, help="Measure an arm that keeps Q as well."),
-    click.option("--no-baseline", is_flag=True, help="With --no-cache: no cached arm beside it."),
+    click.option("--q-cache", is_flag=True, help="Measure an arm that keeps the queries too."),
+    click.option("--no-baseline", is_flag=True, help="With --no-cache: leave the cached arm out."),
     click.option("-l", "--layer", type=int, help="With -H: the head whose maps are drawn."),
     click.option("-H", "--head", type=int, help="With -l; both count from 0, -1 is the last."),
     click.option(
@@ -111,7 +152,8 @@ arm_options = bundle(
         type=click.FloatRange(min=0, min_open=True),
         default=100.0,
         show_default=True,
-        help="Say from which length on a token takes more ms without the cache.",
+        help="Report the length from which an uncached token takes more than this many "
+        "milliseconds.",
     ),
 )
 report_options = bundle(
@@ -120,15 +162,13 @@ report_options = bundle(
     click.option(
         "-o",
         "--output",
-        type=click.Choice(["table", "md", "json", "jsonl", "csv"]),
-        default="table",
-        show_default=True,
-        help="What to print.",
+        metavar="FORMAT|FILE",
+        help=f"What to print: {', '.join(_FORMATS)}; or a file to write beside the table, by its "
+        f"ending: {', '.join(REPORTS)}; or {', '.join(FIGURES)} for --plot. [default: table]",
     ),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object, as -o json."),
     click.option(
-        "--out",
-        metavar="FILE",
-        help="Write the report to a file as well; .json, .jsonl, .csv or .md.",
+        "--out", metavar="FILE", help="Deprecated: -o FILE; needed only beside -o FORMAT."
     ),
     click.option(
         "--plot",

@@ -11,11 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvgen.cli.options import (
-    ModelFlags,
-    load_model,
-    model_options,
-)
+from kvgen.cli.command import PromptCommand
+from kvgen.cli.options import ModelFlags, load_model, model_options
 from kvgen.cli.output import counting, note, write_text
 from kvgen.cli.prompt import PromptFlags, encode_prompt, prompt_options, read_prompt
 from kvgen.cli.sampling_options import SamplingFlags, choose_sampling, sampling_options
@@ -29,6 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    cls=PromptCommand,
     epilog="""\b
 The timing block counts what was run: N new tokens take one prefill and
 N - 1 decode steps, because the first new token comes out of the prefill.
@@ -40,7 +38,7 @@ Examples:
   kvgen generate -f story.txt --greedy --no-cache
   echo "The cat" | kvgen generate --stop . -q
   kvgen generate "The cat" --json | jq .timings
-"""
+""",
 )
 @prompt_options
 @model_options

@@ -26,11 +26,12 @@ from kvgen.cli.attention_views import (
     read_saved,
     saved_file,
 )
+from kvgen.cli.command import PromptCommand
 from kvgen.cli.options import display_options, load_model, model_options
 from kvgen.cli.output import Destination, counting, make_canvas, note, show
 from kvgen.cli.prompt import encode_prompt, prompt_options, read_prompt
 from kvgen.cli.sampling_options import choose_sampling, sampling_options
-from kvgen.cli.what_ifs import show_edits
+from kvgen.cli.what_ifs import EditedRuns, print_edits, show_edits
 
 if TYPE_CHECKING:
     from kvgen.attention.record import Recording
@@ -43,6 +44,7 @@ _MUCH_MEMORY = 100 * 2**20
 
 @click.command(
     "inspect-attention",
+    cls=PromptCommand,
     epilog="""\b
 Layers, heads and queries count from 0; -1 is the last one. Every run
 recomputes the output of attention from the recorded Q, K and V and prints
@@ -118,7 +120,7 @@ def inspect_attention(**flags: Any) -> None:
     elif saved is not None:
         _show_saved(request, saved, output)
     elif request.edits.what_ifs or request.edits.ablate_all:
-        _compare_edits(request)
+        _compare_edits(request, output)
     else:
         _record_and_show(request, output)
 
@@ -143,13 +145,14 @@ def _show_saved(request: Request, path: Path, output: Destination) -> None:
     deliver(seen, _views(request, selection), output)
 
 
-def _compare_edits(request: Request) -> None:
+def _compare_edits(request: Request, output: Destination) -> None:
     """The prompt as it is and with each edit."""
     model, selection, prompt_ids = _prepare(request)
-    show_edits(
-        model, prompt_ids, request.edits, request.place.at, request.display_flags,
-        selection, quiet=request.quiet,
-    )  # fmt: skip
+    runs = EditedRuns(model, prompt_ids, request.edits, request.place.at, selection, request.quiet)
+    if output.kind == "json":
+        print_edits(runs)
+    else:
+        show_edits(runs, request.display_flags)
 
 
 def _record_and_show(request: Request, output: Destination) -> None:

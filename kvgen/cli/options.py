@@ -25,6 +25,7 @@ from kvgen.choices import (
     names,
 )
 from kvgen.cli import signals
+from kvgen.cli.command import OneOf
 from kvgen.cli.output import note, working
 from kvgen.errors import UsageError
 
@@ -154,14 +155,14 @@ def _model_options(*, several: bool) -> Callable[[Command], Command]:
         ),
         click.option(
             "--backend",
-            type=kind(click.Choice(names(BackendChoice))),
+            type=kind(OneOf(names(BackendChoice))),
             default="auto",
             show_default=True,
             help="numpy is the plain reference; auto is numba where it is installed.",
         ),
         click.option(
             "--dtype",
-            type=kind(click.Choice(names(DTypeChoice))),
+            type=kind(OneOf(names(DTypeChoice))),
             default="auto",
             show_default=True,
             help="How weights are held; auto is as stored, int8 is made at load, with a scale for "
@@ -169,7 +170,7 @@ def _model_options(*, several: bool) -> Callable[[Command], Command]:
         ),
         click.option(
             "--cache-dtype",
-            type=kind(click.Choice(names(CacheDTypeChoice))),
+            type=kind(OneOf(names(CacheDTypeChoice))),
             default="auto",
             show_default=True,
             help="How keys and values are kept; auto is f32 where weights are, on the numpy "
@@ -177,7 +178,7 @@ def _model_options(*, several: bool) -> Callable[[Command], Command]:
         ),
         click.option(
             "--prefill",
-            type=click.Choice(names(PrefillName)),
+            type=OneOf(names(PrefillName)),
             default="exact",
             show_default=True,
             help="fast rounds activations to the width of bf16 or int8 weights while the prompt is "
@@ -202,7 +203,7 @@ display_options = bundle(
     "display_flags",
     click.option(
         "--color",
-        type=click.Choice(names(Color)),
+        type=OneOf(names(Color)),
         default="auto",
         show_default=True,
         help="Maps in colour; without it in block characters.",

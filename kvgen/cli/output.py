@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from kvgen.choices import Color
+from kvgen.cli.command import did_you_mean
 from kvgen.errors import KvgenError, UsageError
 from kvgen.visible import one_line, visible
 
@@ -48,10 +49,11 @@ def write_text(text: str) -> None:
         sys.stdout.flush()
 
 
-def write_line(text: str, *, good: bool) -> None:
-    """A line of the result, on a terminal in green or red."""
+def write_line(text: str, *, good: bool | None = None) -> None:
+    """A line of the result, on a terminal in green or red where it is good or not."""
     line = one_line(text)
-    if sys.stdout is not None and sys.stdout.isatty() and "NO_COLOR" not in os.environ:
+    colored = sys.stdout is not None and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    if good is not None and colored:
         _write_encodable(click.style(line, fg="green" if good else "red") + "\n")
     else:
         write_text(line + "\n")
@@ -80,11 +82,14 @@ def destination(value: str, *, formats: Sequence[str], endings: Sequence[str]) -
     if value in formats:
         return Destination(value, None)
     ending = Path(value).suffix
-    if ending not in endings:
+    if not ending and formats and "/" not in value:
+        near = did_you_mean(value, formats)
         raise UsageError(
-            f"{value}: the file's name must end in {', '.join(endings)}; without a file -o takes "
-            f"{' or '.join(formats)}"
+            f"-o {value} is neither a format ({', '.join(formats)}) nor a file that ends in "
+            f"{', '.join(endings)}{near}"
         )
+    if ending not in endings:
+        raise UsageError(f"{value}: the file's name must end in {', '.join(endings)}")
     check_writable(value)
     return Destination(ending[1:], value)
 

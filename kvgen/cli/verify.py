@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kvgen.cli.command import Count
 from kvgen.cli.options import ModelFlags, load_models, several_model_options
 from kvgen.cli.output import working, write_line, write_text
 from kvgen.errors import UsageError, VerificationError
@@ -22,11 +23,11 @@ _POSITIONS = 200
 @click.command(
     short_help="Check that the cache changes nothing.",
     epilog="""\b
-Each line is one way to run the same ids, held against one pass over all
-of them: cached token by token; cut in two at several places; after a cut
-back; on the NumPy reference; where rotary frequencies change with the
-length, steps across the change. Exit code 5 where one differs by more
-than rounding explains.
+Each line is one way to run the same ids, compared with one pass over all
+of them: token by token through the cache; in two chunks, cut at several
+places; after the cache was cut back; on the NumPy reference; and, where
+rotary frequencies change with the length, in steps across the change.
+Exit code 5 where one differs by more than rounding explains.
 
 \b
 Examples:
@@ -39,11 +40,11 @@ Examples:
 @click.option(
     "-p",
     "--n-prompt",
-    type=click.IntRange(min=2),
+    type=Count(min=2, hint="in verify -p is a number of positions; it takes no prompt"),
     help=f"Positions to run. [default: {_POSITIONS}, or the context]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("-q", "--quiet", is_flag=True, help="No lines for what has passed.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only the checks that failed.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more about the model.")
 def verify(
     model: str | None,
@@ -61,7 +62,9 @@ def verify(
     if model is not None and source is click.core.ParameterSource.COMMANDLINE:
         raise UsageError("name the model once: as an argument or with -m")
     if model_flags.fast_prefill:
-        raise UsageError("--prefill fast is inexact: there is nothing to verify")
+        raise UsageError(
+            "--prefill fast rounds activations, and verify compares exact runs: leave it out"
+        )
     named = model_flags._replace(name=model or model_flags.name)
     models = load_models(named, quiet=quiet, verbose=verbose)
     ids = _ids(models[0], n_prompt)
@@ -93,7 +96,7 @@ def _ids(model: Model, n_prompt: int | None) -> list[int]:
     context = model.config.max_context
     length = n_prompt if n_prompt is not None else min(_POSITIONS, context)
     if length > context:
-        raise UsageError(f"{length} positions exceed the context of {context}")
+        raise UsageError(f"{length} positions exceed the context of {context}: give a lower -p")
     if model.tokenizer is not None:
         ids = model.encode(files("kvgen.bench").joinpath("text.txt").read_text("utf-8"))
         return (ids * (1 + length // len(ids)))[:length]

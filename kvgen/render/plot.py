@@ -110,9 +110,7 @@ def _matplotlib() -> Iterator[Any]:
                 from matplotlib import rc_context
                 from matplotlib.figure import Figure
             except ImportError:
-                raise UsageError(
-                    "figures are drawn by matplotlib: install kvgen with its extra `plot`"
-                ) from None
+                raise UsageError("figures need matplotlib: pip install 'kvgen[plot]'") from None
             except Exception as error:  # MPLBACKEND, or its file of settings, may say anything
                 raise UsageError(f"matplotlib cannot be loaded: {error}") from None
             with rc_context({"text.usetex": False, "text.parse_math": True}):  # for 10^-1

@@ -1,0 +1,85 @@
+"""Commands, choices and counts that say what was probably meant when a word is wrong."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+
+def closest(word: str, names: Iterable[str]) -> str | None:
+    """The name that begins with the word, else the one most like it, if any is.
+
+    closest("inspect", ["info", "inspect-attention"]) is "inspect-attention".
+    """
+    known = list(names)
+    longer = [name for name in known if word and name.startswith(word)]
+    near = longer or difflib.get_close_matches(word, known, n=1)
+    return near[0] if near else None
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """The end of a message, in the words in which click proposes an option; may be empty."""
+    near = closest(word, names)
+    return "" if near is None else f" (Did you mean {near!r}?)"
+
+
+class SuggestingGroup(click.Group):
+    """A group that proposes a command where there is none of that name."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does; `kvgen help` is pointed to --help."""
+        name = args[0]
+        if self.get_command(ctx, name) is None and name[:1] != "-" and not ctx.resilient_parsing:
+            options = [each for param in self.get_params(ctx) for each in param.opts]
+            near = did_you_mean(name, [*self.commands, *options])
+            ctx.fail(f"No such command {name!r}.{near}")
+        return super().resolve_command(ctx, args)
+
+
+class PromptCommand(click.Command):
+    """A command whose argument is a prompt: words beyond the first are a prompt without quotes."""
+
+    allow_extra_args = True
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse a second word with a word about quotes."""
+        rest = super().parse_args(ctx, args)
+        if ctx.args and not ctx.resilient_parsing:
+            words = [str(ctx.params.get("prompt") or ""), *ctx.args]
+            ctx.fail(
+                f"{len(words)} words where one argument is expected: put the prompt in quotes, "
+                f'"{" ".join(words)}"'
+            )
+        return rest
+
+
+class OneOf(click.Choice[str]):
+    """One of some names; a wrong one gets the name that it is most like."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Anything else is a usage error."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            self.fail(error.message + did_you_mean(str(value), self.choices), param, ctx)
+
+
+class Count(click.IntRange):
+    """A whole number; what is none gets a hint, for letters that mean a text elsewhere."""
+
+    def __init__(self, *, min: int, hint: str) -> None:
+        super().__init__(min=min)
+        self._hint = hint
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Anything else is a usage error."""
+        try:
+            int(value)
+        except (TypeError, ValueError):
+            self.fail(f"{value!r} is not a valid integer: {self._hint}", param, ctx)
+        return super().convert(value, param, ctx)
