@@ -183,13 +183,13 @@ def test_verbose_names_model_keys_and_chain() -> None:
         f"{LAST_LAYER + 1} layers, {LAST_HEAD + 1} heads on {SHAPE['num_key_value_heads']} "
         f"key/value heads of size {SHAPE['head_dim']}, width {SHAPE['hidden_size']}"
     ) in text
-    assert "keys that play no part: architectures" in text
+    assert "ignored keys of config.json: architectures" in text
     assert "sampling: top-k 40 > top-p 0.9 > temperature 0.7" in text
 
 
 def test_idle_filters_are_pointed_out() -> None:
     text = kvgen("generate", PROMPT, "-n", "2", "--greedy", "--top-p", ".5").stderr.decode()
-    assert "at temperature 0 the best token is taken whatever --top-p says" in text
+    assert "--top-p changes nothing at temperature 0: the best token is taken" in text
 
 
 @pytest.mark.parametrize(
@@ -572,7 +572,7 @@ def test_maps_can_be_saved(tmp_path: Path) -> None:
         ),
         (["--metric", "warmth"], "'warmth' is not one of 'sink'"),
         (["-l", "2", "--keys", "a:b"], "'a:b' is not like 200:"),
-        (["-l", "2", "--keys", "7:"], "--keys: this run has tokens 0-2, and none is left"),
+        (["-l", "2", "--keys", "7:"], "--keys: this run has tokens 0-2, choose some of them"),
         (["-l", "2", "--range", "0"], "0.0 is not in the range x>0"),
         (["--ablate-all", "-n", "3"], "--ablate-all compares runs of the prompt: leave out -n"),
         (["-l", "1", "-H", "1", "--explain", "3"], "query 3: this run has queries 0-2"),

@@ -392,7 +392,7 @@ def test_json_is_one_object_with_the_facts(tiny_folder: Callable[..., Path]) -> 
 
 def test_verbose_lists_the_keys_without_a_part(tiny_folder: Callable[..., Path]) -> None:
     text = inside("info", str(tiny_folder("gemma2")), "-v").stderr.decode()
-    assert "config.json keys that play no part: " in text and "cache_implementation" in text
+    assert "ignored keys of config.json: " in text and "cache_implementation" in text
     assert inside("info", str(tiny_folder("gemma2"))).stderr == b""
 
 

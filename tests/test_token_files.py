@@ -233,7 +233,7 @@ def test_keys_that_play_no_part_are_named(tmp_path: Path) -> None:
         quiet, verbose = (inside(*command, "-m", str(folder), *flag) for flag in ([], ["-v"]))
         assert f"{note} = 3\n" in quiet.stderr.decode()
         assert (
-            "generation_config.json keys that play no part: bos_token_id, max_length, num_beams, "
+            "ignored keys of generation_config.json: bos_token_id, max_length, num_beams, "
             "no_repeat_ngram_size, suppress_tokens, typical_p, guidance_scale\n"
         ) in verbose.stderr.decode()
 

@@ -26,7 +26,7 @@ from kvgen.visible import one_line
 
 _INTERRUPTED = 130
 _PIPE_CLOSED = 141
-_LONGEST_LINE = 400  # characters of a message that a person still reads
+_LONGEST_LINE = 400  # characters of a message: longer ones lose their middle
 
 
 @click.group(
@@ -50,8 +50,8 @@ def cli() -> None:
     """Run small decoder-only transformers, measure the KV cache, look into attention.
 
     Every command takes -m/--model: a Hugging Face checkpoint folder (config.json,
-    model.safetensors, tokenizer.json) or a model's name on the Hub; without it the model that ships
-    with kvgen is used.
+    model.safetensors, tokenizer.json) or a model's name on the Hub. The default is the model that
+    ships with kvgen.
     """
 
 
@@ -68,13 +68,13 @@ def main() -> NoReturn:
     if not os.environ.get("KVGEN_DEBUG"):
         _take_over_messages()
     code = run(sys.argv[1:])
-    signals.ignore()  # all is said and done
+    signals.ignore()  # everything is printed
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
                 stream.flush()
         except OSError:
-            # A closed pipe or a full disk has been told of; Python would do so again, and exit 120.
+            # A closed pipe or a full disk is reported already; Python would repeat it and exit 120.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
 
@@ -111,7 +111,7 @@ def run(arguments: Sequence[str]) -> int:
         place = error.filename or "cannot write the output"
         return _fail(f"{place}: {error.strerror or error}", 1)
     except BaseException as error:
-        # A panic of a library written in Rust (pyo3_runtime) is no Exception.
+        # A panic of a library written in Rust (pyo3_runtime) does not derive from Exception.
         failed = isinstance(error, Exception) or type(error).__name__ == "PanicException"
         if not failed or os.environ.get("KVGEN_DEBUG"):
             raise
@@ -124,7 +124,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _take_over_messages() -> None:
-    """Let what Python prints on stderr by itself be notes: a library's words may quote a file."""
+    """Print Python's own warnings and thread errors as notes: they may quote a file."""
 
     def lost(failure: Any) -> None:
         if failure.exc_type is not SystemExit:  # the end of a thread
@@ -141,6 +141,6 @@ def _take_over_messages() -> None:
 def _fail(message: str, code: int) -> int:
     try:
         click.echo("kvgen: " + one_line(message, most=_LONGEST_LINE), err=True)
-    except OSError:  # nobody listens on stderr either
+    except OSError:  # stderr is closed too
         return code
     return code

@@ -16,14 +16,14 @@ FIGURE, ARRAY_FILE, JSON_FILE, TEXT = "a figure", "a file of arrays", "a .json f
 RECORDING = "a saved recording"
 FAST_PREFILL = "--prefill fast"
 _FILES = (FIGURE, ARRAY_FILE, JSON_FILE)
-_NOT_DRAWN = (*_FILES, "--json")  # what holds all maps, whatever would be drawn
+_NOT_DRAWN = (*_FILES, "--json")  # these hold all maps, nothing is drawn
 
 
 class Conflict(NamedTuple):
     """Any of `these` is refused with any of `others`, or always, `unless` one of those is given."""
 
     these: tuple[str, ...]
-    message: str  # {this} and {other} stand for the options that met
+    message: str  # {this} and {other} stand for the options that conflict
     others: tuple[str, ...] = ()
     unless: tuple[str, ...] = ()
 
@@ -48,7 +48,7 @@ CONFLICTS = (
         ("--at",),
         "--at takes the place of -l and -H: leave out {other}",
         others=("-l", "-H"),
-        unless=("--what-if",),  # there it says where the edit is made
+        unless=("--what-if",),  # then --at names the layer or head that is edited
     ),
     Conflict(
         ("--json",),
@@ -119,7 +119,7 @@ CONFLICTS = (
 
 
 def check_conflicts(given: Collection[str]) -> None:
-    """Raise UsageError for the first row of the table that the options given run into."""
+    """Raise UsageError for the first row of the table that the given options match."""
     for conflict in CONFLICTS:
         this = next((name for name in conflict.these if name in given), None)
         other = next((name for name in conflict.others if name in given), None)

@@ -32,7 +32,7 @@ class PlaceFlags(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """The layers, heads and query to look at, of those that there are."""
+    """The layers, heads and query to look at, all of which exist."""
 
     layers: tuple[int, ...]
     heads: tuple[int, ...]
@@ -54,7 +54,7 @@ class MapFlags(NamedTuple):
     metrics: tuple[MetricName, ...] | None
 
     def view(self) -> MapView:
-        """The same as the functions that draw maps take it."""
+        """The MapView of these flags, for the functions that draw maps."""
         from kvgen.render.head_map import MapView
 
         flags = self._asdict()
@@ -83,7 +83,7 @@ class EditFlags(NamedTuple):
 
 
 class _Numbers(click.ParamType[Numbers]):
-    """`5`, `0-3,7`, `-1` or `all`, before it is known what there is."""
+    """`5`, `0-3,7`, `-1` or `all`, read before the model is known."""
 
     name = "numbers"
 
@@ -255,7 +255,7 @@ edit_options = bundle(
 
 
 def place_of(place: PlaceFlags, edits: EditFlags) -> PlaceFlags:
-    """The same with `--at` in -l and -H, where it does not say where an edit is made.
+    """The flags with `--at` written as -l and -H, unless it names the place of an edit.
 
     Raises UsageError for what is not an address.
     """
@@ -272,7 +272,7 @@ def _only(number: int) -> Numbers:
 def select(
     place: PlaceFlags, *, layers: Sequence[int], heads: Sequence[int], owner: str
 ) -> Selection:
-    """The numbers that were named among those of a model or recording (`owner`); else all.
+    """The selection among the numbers of a model or recording (`owner`); by default all.
 
     Raises UsageError for a number that is not there.
     """

@@ -1,4 +1,4 @@
-"""What `kvgen inspect-attention` draws or writes of a recording, made now or read from a file."""
+"""The views and files of `kvgen inspect-attention`, of a recording made now or read again."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Inspection(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """What to draw of a recording: where, and how."""
+    """Which part of a recording to draw, and how."""
 
     selection: Selection
     map_flags: MapFlags
@@ -45,7 +45,7 @@ class Views:
 
 
 def saved_file(flags: PromptFlags) -> Path | None:
-    """The file that PROMPT names, if it is one that -o has written."""
+    """The saved recording that PROMPT names, if there is such a file."""
     path = Path(flags.prompt or "")
     return path if path.suffix in ARRAYS and path.is_file() else None
 
@@ -75,7 +75,7 @@ def deliver(seen: Inspection, views: Views, output: Destination) -> None:
 
 
 def _check_ranges(seen: Inspection, views: Views) -> None:
-    """Raise UsageError where a number is beyond the tokens or decode steps of the recording."""
+    """Raise UsageError for rows, columns, queries or decode steps that the recording lacks."""
     trace = seen.recording.trace
     if views.steps and trace.length == trace.n_prompt:
         raise UsageError(
@@ -85,7 +85,9 @@ def _check_ranges(seen: Inspection, views: Views) -> None:
     flags = views.map_flags
     for name, span in (("--queries", flags.queries), ("--keys", flags.keys)):
         if not range(trace.length)[slice(*span)]:
-            raise UsageError(f"{name}: this run has tokens 0-{trace.length - 1}, and none is left")
+            raise UsageError(
+                f"{name}: this run has tokens 0-{trace.length - 1}, choose some of them"
+            )
     if views.selection.query is not None:
         check_number(views.selection.query, range(trace.length), "query", owner="run")
 
@@ -190,11 +192,11 @@ def _head_maps(
 def _rollouts(
     seen: Inspection, selection: Selection, view: MapView, canvas: Canvas
 ) -> list[RenderableType]:
-    """For each layer that was named, else for the last, what reaches it through those below."""
+    """For each selected layer, else the last: how much of each token arrives through all layers."""
     from kvgen.render.head_map import head_map
 
     layers = selection.layers[-1:] if selection.all_layers else selection.layers
-    head = selection.heads[0]  # any: all are combined
+    head = selection.heads[0]  # any of them, since all are combined
     return [
         head_map(seen.recording, seen.tokens, layer=layer, head=head, canvas=canvas, view=view)
         for layer in layers

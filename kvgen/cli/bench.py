@@ -82,7 +82,7 @@ Examples:
 )
 @display_options
 @click.option("-q", "--quiet", is_flag=True, help="No notes or progress.")
-@click.option("-v", "--verbose", is_flag=True, help="Say more about the model.")
+@click.option("-v", "--verbose", is_flag=True, help="Print more about the model.")
 def bench(
     prompt: str | None,
     prompt_option: str | None,
@@ -97,8 +97,9 @@ def bench(
 ) -> None:
     """Time prefill and decode; with --no-cache, show what the KV cache saves.
 
-    The prompt is a text that ships with kvgen, PROMPT, or with -p random ids. Where an option
-    takes a list, every combination runs.
+    The prompt is a text that ships with kvgen, or PROMPT, or random ids with -p. An arm is the same
+    work in one way: with the cache, without it, or with Q kept too. Where an option takes a list,
+    every combination runs.
     """
     if compare is not None:
         _compare(*compare, report_flags, display_flags)
@@ -147,7 +148,7 @@ def bench(
 
 
 def _check(text: str | None, model: ModelFlags, work: WorkFlags, arms: ArmFlags) -> None:
-    """Raise UsageError where flags contradict each other, before anything is loaded."""
+    """Raise UsageError for flags that contradict each other, before anything is loaded."""
     if text is not None and (work.n_prompt is not None or work.depth is not None):
         raise UsageError("-p and -d ask for random ids: leave them out, or leave out the text")
     if work.n_gen == 0 and not arms.cached_only:
@@ -161,11 +162,11 @@ def _check(text: str | None, model: ModelFlags, work: WorkFlags, arms: ArmFlags)
             "--prefill fast rounds activations, and --no-cache compares logits: leave out one"
         )
     if (arms.layer is None) != (arms.head is None):
-        raise UsageError("the maps are of one head: give both -l LAYER and -H HEAD")
+        raise UsageError("the maps show one head: give both -l LAYER and -H HEAD")
 
 
 def _run(models: list[Model], plan: BenchPlan, work: WorkFlags, *, quiet: bool) -> BenchReport:
-    """Calibrate, estimate, and run the plan with as many passes as there is time for."""
+    """Calibrate, estimate the time, and run as many passes as fit into it."""
     from kvgen.bench.cost import calibrate
     from kvgen.bench.run import bench as run_bench
     from kvgen.bench.run import predicted_seconds
@@ -207,7 +208,7 @@ def _deliver(
     *,
     over_seconds: float,
 ) -> None:
-    """Print the report, and write the files that were asked for."""
+    """Print the report and write its files."""
     from kvgen.render.bench import bench_view
 
     if to.shown == "table":
@@ -234,7 +235,7 @@ def _as_text(report: BenchReport, facts: dict[str, Any], kind: str) -> str:
 
 
 def _judge(report: BenchReport) -> None:
-    """Raise VerificationError where the arms, or the counts, do not agree."""
+    """Raise VerificationError where the arms or the row counts disagree."""
     for run in report.runs:
         checked = run.verification
         if checked is not None and not checked.passed:

@@ -1,4 +1,4 @@
-"""What `kvgen bench` is to run: ids of a text or random ones, and the head to draw."""
+"""The work of `kvgen bench`: ids of a text or random ones, and the head to draw."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """Texts as ids, and what to say of them."""
+    """The ids to run, and their description."""
 
     workloads: tuple[Workload, ...]
     prompt: str  # where the ids come from, in words
@@ -24,7 +24,7 @@ class Work:
 
 
 def chosen_head(model: Model, arms: ArmFlags) -> tuple[int, int] | None:
-    """The layer and head that were asked for. Raises UsageError for one that is not there."""
+    """The layer and head of -l and -H. Raises UsageError for one that the model lacks."""
     if arms.layer is None or arms.head is None:
         return None
     config = model.config
@@ -35,14 +35,14 @@ def chosen_head(model: Model, arms: ArmFlags) -> tuple[int, int] | None:
 
 
 def choose_work(model: Model, text: str | None, flags: WorkFlags) -> Work:
-    """The ids to feed: the text's, those of a text of our own, or random ones."""
+    """The ids to run: of the given text, of the text that ships with kvgen, or random ones."""
     from kvgen.bench.plan import Workload
     from kvgen.engine.rope import length_dependent
     from kvgen.generate import check_lengths
 
     ropes = length_dependent(model.config)
     context = model.config.max_context
-    # Defaults shrink with the context; what was asked for is taken or refused.
+    # Defaults shrink to fit the context; a given number is taken or refused.
     n_new = flags.n_gen if flags.n_gen is not None else min(NEW_TOKENS, max(1, context // 5))
     if text is not None:
         ids = tuple(model.encode(text))

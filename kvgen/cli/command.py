@@ -1,4 +1,4 @@
-"""Commands, choices and counts that say what was probably meant when a word is wrong."""
+"""Commands and option types that answer a wrong word with a suggestion."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def closest(word: str, names: Iterable[str]) -> str | None:
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """The end of a message, in the words in which click proposes an option; may be empty."""
+    """The end of a message, worded as click's own for options; empty without a suggestion."""
     near = closest(word, names)
     return "" if near is None else f" (Did you mean {near!r}?)"
 
 
 class SuggestingGroup(click.Group):
-    """A group that proposes a command where there is none of that name."""
+    """A group that suggests a command for an unknown name."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does; `kvgen help` is pointed to --help."""
+        """The command of that name; `kvgen help` gets --help as suggestion."""
         name = args[0]
         if self.get_command(ctx, name) is None and name[:1] != "-" and not ctx.resilient_parsing:
             options = [each for param in self.get_params(ctx) for each in param.opts]
@@ -47,7 +47,7 @@ class PromptCommand(click.Command):
     allow_extra_args = True
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Refuse a second word with a word about quotes."""
+        """Refuse a second word, and show the prompt in quotes."""
         rest = super().parse_args(ctx, args)
         if ctx.args and not ctx.resilient_parsing:
             words = [str(ctx.params.get("prompt") or ""), *ctx.args]
@@ -59,7 +59,7 @@ class PromptCommand(click.Command):
 
 
 class OneOf(click.Choice[str]):
-    """One of some names; a wrong one gets the name that it is most like."""
+    """One of several names; a wrong one is answered with the most similar."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Anything else is a usage error."""
@@ -70,7 +70,7 @@ class OneOf(click.Choice[str]):
 
 
 class Count(click.IntRange):
-    """A whole number; what is none gets a hint, for letters that mean a text elsewhere."""
+    """A whole number; a text gets a hint, because the option takes a text in other commands."""
 
     def __init__(self, *, min: int, hint: str) -> None:
         super().__init__(min=min)

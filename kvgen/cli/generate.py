@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 @click.command(
     cls=PromptCommand,
     epilog="""\b
-The timing block counts what was run: N new tokens take one prefill and
-N - 1 decode steps, because the first new token comes out of the prefill.
+Prefill runs the prompt through the model; a decode step runs one token
+more. N new tokens take one prefill and N - 1 decode steps, because the
+first new token comes out of the prefill: so the timing block counts.
 
 \b
 Examples:
@@ -50,26 +51,26 @@ Examples:
     type=click.IntRange(min=0),
     default=128,
     show_default=True,
-    help="New tokens at most; 0 runs the prefill only.",
+    help="Generate at most this many new tokens; 0 runs the prefill only.",
 )
 @sampling_options(default="what the checkpoint recommends, else greedy")
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. Repeatable.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text. Repeatable.")
 @click.option(
     "--cache/--no-cache",
     " /--no-kv-cache",
     "use_cache",
     default=True,
-    help="Without the KV cache every step runs all positions again.",
+    help="--no-cache: without the KV cache, every step runs all positions again.",
 )
 @click.option(
     "--watch",
     metavar="LAYER.HEAD",
-    help="On a terminal: the live row of one head's weights under the text.",
+    help="On a terminal: show one head's attention weights under the text while it is generated.",
 )
 @click.option("--echo", is_flag=True, help="Print the prompt before the new text.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 @click.option("-q", "--quiet", is_flag=True, help="No timings, notes or progress.")
-@click.option("-v", "--verbose", is_flag=True, help="Say more about model and sampling.")
+@click.option("-v", "--verbose", is_flag=True, help="Print more about the model and the sampling.")
 def generate(
     prompt_flags: PromptFlags,
     model_flags: ModelFlags,
@@ -85,8 +86,8 @@ def generate(
 ) -> None:
     """Continue PROMPT with the model.
 
-    New text goes to stdout as it is made, timings to stderr. The prompt may also come from -p, a
-    file (-f) or a pipe.
+    New text goes to stdout as it is generated, timings to stderr. The prompt may also come from -p,
+    a file (-f) or a pipe.
     """
     from kvgen.generate import check_lengths
     from kvgen.session import Session
@@ -103,7 +104,9 @@ def generate(
     watched, n_positions = None, len(prompt.ids) + max_new_tokens
     if watch is not None:
         if as_json or not use_cache:
-            raise UsageError("--watch shows the cache at work: leave out --json and --no-cache")
+            raise UsageError(
+                "--watch needs the KV cache and a screen: leave out --json and --no-cache"
+            )
         watched = Watch(model, watch, n_positions=n_positions)
     session = Session(model.engine, n_positions) if watched is None else watched.session
     if echo and not as_json:
@@ -140,7 +143,7 @@ def generate(
 
 
 class _Run:
-    """What is known of one generation while it runs and when it is over."""
+    """One generation: its pieces so far, and how it ended."""
 
     def __init__(self, model: Model, prompt_ids: list[int], *, use_cache: bool) -> None:
         self.model = model
@@ -148,11 +151,11 @@ class _Run:
         self.use_cache = use_cache
         self.pieces: list[Piece] = []
         self.finish_reason: str | None = None
-        self.empty_seconds = 0.0  # a prefill that was to yield nothing
+        self.empty_seconds = 0.0  # of the prefill where -n is 0
 
 
 def _collect(run: _Run, pieces: Iterator[Piece]) -> None:
-    """Take all pieces, and print their text once nothing else is drawn, however it ends."""
+    """Take all pieces, and print their text after the live view has closed, however it ends."""
     try:
         for piece in pieces:
             run.pieces.append(piece)

@@ -1,4 +1,4 @@
-"""`kvgen info`: what a checkpoint is, without running it."""
+"""`kvgen info`: the facts of a checkpoint, without running it."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ Examples:
     "--tokens",
     "n_tokens",
     type=click.IntRange(min=1),
-    help="Tell the bytes of the KV cache for this many tokens too.",
+    help="Print the size of the KV cache for this many tokens too.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @display_options
 @click.option("-q", "--quiet", is_flag=True, help="No notes or progress.")
-@click.option("-v", "--verbose", is_flag=True, help="List the JSON keys that play no part too.")
+@click.option("-v", "--verbose", is_flag=True, help="List the ignored keys of the JSON files too.")
 @click.pass_context
 def info(
     context: click.Context,
@@ -52,9 +52,9 @@ def info(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Show what a model is: family, shapes, bytes, positions, tokenizer.
+    """Show the facts of a model: family, shapes, bytes, positions, tokenizer.
 
-    Nothing is run and no kernel is compiled.
+    The model is not run, and no kernel is compiled.
     """
     on_command_line = context.get_parameter_source("model_option")
     if model is not None and on_command_line is click.core.ParameterSource.COMMANDLINE:

@@ -91,8 +91,8 @@ Examples:
 @click.option(
     "--probe",
     is_flag=True,
-    help=f"In place of a prompt: {_PROBE_TOKENS} random tokens twice (--seed, default 0), for "
-    "which induction is defined exactly.",
+    help=f"In place of a prompt: {_PROBE_TOKENS} random tokens, twice (--seed, default 0): the "
+    "exact test for induction, a head that continues a repeated text.",
 )
 @click.option(
     "--steps",
@@ -103,11 +103,11 @@ Examples:
 @sampling_options(default="0")
 @display_options
 @click.option("-q", "--quiet", is_flag=True, help="No notes or progress.")
-@click.option("-v", "--verbose", is_flag=True, help="Say more about the model.")
+@click.option("-v", "--verbose", is_flag=True, help="Print more about the model.")
 def inspect_attention(**flags: Any) -> None:
     """See where the heads of a model read in PROMPT.
 
-    Without an index: all layers and heads at a glance. With -l: a layer's heads. With -l and -H:
+    Without -l: all layers and heads at a glance. With -l: a layer's heads. With -l and -H:
     one head's map. With --explain: one query with the numbers of every stage of the formula, in
     the head that is named, or the one that writes most for it.
     """
@@ -146,7 +146,7 @@ def _show_saved(request: Request, path: Path, output: Destination) -> None:
 
 
 def _compare_edits(request: Request, output: Destination) -> None:
-    """The prompt as it is and with each edit."""
+    """Reports of the prompt's run with each edit beside the unedited one."""
     model, selection, prompt_ids = _prepare(request)
     runs = EditedRuns(model, prompt_ids, request.edits, request.place.at, selection, request.quiet)
     if output.kind == "json":
@@ -156,7 +156,7 @@ def _compare_edits(request: Request, output: Destination) -> None:
 
 
 def _record_and_show(request: Request, output: Destination) -> None:
-    """Views of the prompt and of the tokens that are decoded behind it."""
+    """Views of the prompt and of the tokens that are decoded after it."""
     model, selection, prompt_ids = _prepare(request)
     if request.map_flags.show != "rollout" and f".{output.kind}" in FIGURES:
         from kvgen.render.plot import check_figures

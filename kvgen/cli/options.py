@@ -44,7 +44,7 @@ class ModelFlags(NamedTuple):
 
     @property
     def fast_prefill(self) -> bool:
-        """Whether activations are rounded while the prompt is read."""
+        """Whether activations are rounded while the prompt runs."""
         return self.ways[0].prefill == "fast"
 
 
@@ -120,12 +120,12 @@ class Several(click.ParamType[Any]):
         self.name = f"{one.name}[,...]"
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
-        """The other type's, with a sign that more may follow."""
+        """The other type's, followed by [,...]."""
         inner = self._one.get_metavar(param, ctx) or self._one.name.upper()
         return f"{inner}[,...]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Each part by the other type, which says what is wrong with it."""
+        """Each part by the other type, whose errors they are."""
         if isinstance(value, tuple):
             return value
         parts = [self._one.convert(part.strip(), param, ctx) for part in str(value).split(",")]
@@ -158,37 +158,37 @@ def _model_options(*, several: bool) -> Callable[[Command], Command]:
             type=kind(OneOf(names(BackendChoice))),
             default="auto",
             show_default=True,
-            help="numpy is the plain reference; auto is numba where it is installed.",
+            help="numpy is the reference engine; auto takes numba where it is installed.",
         ),
         click.option(
             "--dtype",
             type=kind(OneOf(names(DTypeChoice))),
             default="auto",
             show_default=True,
-            help="How weights are held; auto is as stored, int8 is made at load, with a scale for "
-            "each row. Arithmetic is float32 throughout.",
+            help="Width of the weights in memory; auto keeps the stored one, int8 is made while "
+            "loading, with one scale a row. Arithmetic is float32.",
         ),
         click.option(
             "--cache-dtype",
             type=kind(OneOf(names(CacheDTypeChoice))),
             default="auto",
             show_default=True,
-            help="How keys and values are kept; auto is f32 where weights are, on the numpy "
-            "backend and in inspect-attention, else f16.",
+            help="Width of keys and values in the KV cache; auto is f32 for f32 weights, on the "
+            "numpy backend and in inspect-attention, else f16.",
         ),
         click.option(
             "--prefill",
             type=OneOf(names(PrefillName)),
             default="exact",
             show_default=True,
-            help="fast rounds activations to the width of bf16 or int8 weights while the prompt is "
-            "read: inexact, and said in every report.",
+            help="fast rounds activations to the width of bf16 or int8 weights while the prompt "
+            "runs: faster, not exact, and named in every report.",
         ),
         click.option(
             "-t",
             "--threads",
             type=kind(click.IntRange(1, MOST_THREADS)),
-            help="Threads that compute. [default: one for each core]",
+            help="Number of threads that compute. [default: one for each core]",
         ),
         convert=_ModelValues.flags,
     )
@@ -206,9 +206,9 @@ display_options = bundle(
         type=OneOf(names(Color)),
         default="auto",
         show_default=True,
-        help="Maps in colour; without it in block characters.",
+        help="Draw maps in colour, or else in block characters.",
     ),
-    click.option("--width", type=click.IntRange(min=60), help="Columns to draw in."),
+    click.option("--width", type=click.IntRange(min=60), help="Width of the output in columns."),
     click.option("--ascii", "ascii_only", is_flag=True, help="Draw with ASCII only."),
 )
 
@@ -267,7 +267,7 @@ def _load(folder: Path | None, way: LoadOptions, *, quiet: bool) -> Model:
 
 
 def _describe(model: Model, *, quiet: bool, verbose: bool) -> None:
-    """What the user should know of a model, and with `verbose` its shape."""
+    """Print the notes of a model, and with `verbose` its shape and ignored keys."""
     if not quiet:
         for text in model.notes:
             note(text)
@@ -284,8 +284,8 @@ def _describe(model: Model, *, quiet: bool, verbose: bool) -> None:
 
 
 def note_ignored(config_keys: Sequence[str], generation_keys: Sequence[str]) -> None:
-    """Name the keys of config.json and generation_config.json that play no part."""
+    """Name the ignored keys of config.json and generation_config.json."""
     files = {"config.json": config_keys, "generation_config.json": generation_keys}
     for file, keys in files.items():
         if keys:
-            note(f"{file} keys that play no part: {', '.join(keys)}")
+            note(f"ignored keys of {file}: {', '.join(keys)}")

@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
     from kvgen.render.canvas import Canvas
 
-_PATIENCE_SECONDS = 0.5  # what is over sooner needs no sign of life
+_PATIENCE_SECONDS = 0.5  # shorter work shows no spinner
 _PIPE_WIDTH, _NARROWEST = 100, 60
 _LONGEST_NOTE = 2000  # characters; the keys of a large config.json go into it
-_SHAPES = "▁▂▃▄▅▆▇█▀░▒▓·│◂…␣⏎⇥"  # what views are drawn with where ASCII is not asked for
+_SHAPES = "▁▂▃▄▅▆▇█▀░▒▓·│◂…␣⏎⇥"  # the characters of views that are not in ASCII
 
 
 def write_text(text: str) -> None:
     """A piece of the result to stdout at once.
 
-    To a pipe or a file as UTF-8, byte for byte; on a terminal with what would act on it written
-    out.
+    To a pipe or a file as UTF-8, byte for byte; on a terminal with control characters written as
+    escapes.
     """
     if sys.stdout is None:
         return
@@ -50,7 +50,7 @@ def write_text(text: str) -> None:
 
 
 def write_line(text: str, *, good: bool | None = None) -> None:
-    """A line of the result, on a terminal in green or red where it is good or not."""
+    """Print a line of the result; on a terminal in green where `good`, red where not."""
     line = one_line(text)
     colored = sys.stdout is not None and sys.stdout.isatty() and "NO_COLOR" not in os.environ
     if good is not None and colored:
@@ -68,14 +68,14 @@ def _write_encodable(text: str) -> None:
 
 
 class Destination(NamedTuple):
-    """Where a result goes, and as what."""
+    """Where a result goes, and in which format."""
 
     kind: str  # a format's name, which is the ending of such a file without its dot
     path: str | None  # None: stdout
 
 
 def destination(value: str, *, formats: Sequence[str], endings: Sequence[str]) -> Destination:
-    """What `-o` names: one of the `formats`, for stdout, or a file with one of the `endings`.
+    """The destination that `-o` names: one of `formats` on stdout, or a file by its ending.
 
     Raises UsageError for anything else, and for a file that could not be written.
     """
@@ -95,7 +95,7 @@ def destination(value: str, *, formats: Sequence[str], endings: Sequence[str]) -
 
 
 def check_writable(path: str) -> None:
-    """Raise UsageError where a result could not be written there, before it has been worked for."""
+    """Raise UsageError for a path that could not be written, before the work for it is done."""
     target = Path(path).resolve()
     if target.is_dir() or not path:
         raise UsageError(f"{path!r} is not the name of a file")
@@ -106,8 +106,8 @@ def check_writable(path: str) -> None:
 
 
 def write_file(path: str, content: bytes) -> None:
-    """A result to a file, whole or not at all: an interrupted run leaves no half of it."""
-    target = Path(path).resolve()  # a link stays a link
+    """Write a result to a file as a whole: an interrupted run leaves no partial file."""
+    target = Path(path).resolve()  # a link is kept, its target is replaced
     # A device, a pipe, or a file in a folder that takes no new ones is written to as it is.
     in_place = target.exists() and not (target.is_file() and os.access(target.parent, os.W_OK))
     try:
@@ -134,7 +134,7 @@ def write_file(path: str, content: bytes) -> None:
 
 
 def note(text: str) -> None:
-    """A line for the user on stderr; where nobody listens there the run goes on."""
+    """Print a line on stderr; where stderr is closed the run goes on."""
     with suppress(OSError):
         click.echo(one_line(text, most=_LONGEST_NOTE), err=True)
 

@@ -1,4 +1,4 @@
-"""The prompt: its options, where it is read from, and the ids that are made of it."""
+"""The prompt: its options, its sources, and its ids."""
 
 from __future__ import annotations
 
@@ -57,20 +57,20 @@ prompt_options = bundle(
 
 
 class Prompt(NamedTuple):
-    """What the model is given."""
+    """The text and ids that the model gets."""
 
     text: str
     ids: list[int]
 
 
 def read_prompt(flags: PromptFlags) -> str:
-    """The prompt from wherever it was given; a pipe on stdin counts where nothing else was.
+    """The prompt from its one source; a pipe on stdin counts where no other is given.
 
     Raises UsageError where it was given twice, is missing, cannot be read, or is not UTF-8, and
     where its flags contradict each other.
     """
     if flags.system is not None and flags.chat is False:
-        raise UsageError("--system is for a chat: leave out --raw")
+        raise UsageError("--system needs the chat template: leave out --raw")
     text = given_prompt(flags)
     if text is None and _stdin_is_fed():
         text = _read_stdin()
@@ -83,7 +83,7 @@ def given_prompt(flags: PromptFlags) -> str | None:
     """The prompt that the command line names, if it does. Raises UsageError as `read_prompt`."""
     given = [each for each in flags[:3] if each is not None]
     if len(given) > 1:
-        raise UsageError("give the prompt once: as PROMPT, with -p, or with -f")
+        raise UsageError("give the prompt once: as PROMPT or by one option")
     if not given:
         return None
     if given == ["-"]:
@@ -98,7 +98,7 @@ def given_prompt(flags: PromptFlags) -> str | None:
 
 
 def _argument(text: str, where: str) -> str:
-    """A text of the command line: under a locale that is not UTF-8, bytes in disguise."""
+    """A text of the command line, whose bytes are UTF-8 whatever the locale."""
     return text if text.isascii() else _decode(os.fsencode(text), where)
 
 
@@ -109,7 +109,7 @@ def _read_stdin() -> str:
 
 
 def _text_of_file(content: bytes, where: str) -> str:
-    """A file's text without what an editor adds to it: a byte order mark, one final line end.
+    """A file's text without a byte order mark and one final line end, which editors add.
 
     Raises UsageError where it is not UTF-8.
     """
@@ -128,7 +128,7 @@ def _decode(content: bytes, where: str) -> str:
 
 
 def _stdin_is_fed() -> bool:
-    """Whether stdin is a pipe or a file; a terminal or /dev/null would not bring a prompt."""
+    """Whether stdin is a pipe or a file; a terminal or /dev/null holds no prompt."""
     if sys.stdin is None:
         return False
     try:
@@ -147,5 +147,5 @@ def encode_prompt(model: Model, text: str, flags: PromptFlags, *, quiet: bool = 
         text = model.render_chat([*system, {"role": "user", "content": text}])
         return Prompt(text, model.encode(text, special_tokens=False))
     if flags.chat is None and model.has_chat_template and not quiet:
-        note("this model has a chat template: --chat uses it, --raw ends this note")
+        note("this model has a chat template: --chat uses it, --raw silences this note")
     return Prompt(text, model.encode(text))

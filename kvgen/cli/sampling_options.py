@@ -1,4 +1,4 @@
-"""Options that say how to choose tokens, and what they come to on top of a recommendation."""
+"""The options of sampling, and their values on top of the checkpoint's recommendation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class SamplingFlags(NamedTuple):
-    """How to choose tokens, as far as it was said."""
+    """How to choose tokens; None where no option says it."""
 
     temperature: float | None
     greedy: bool
@@ -36,27 +36,33 @@ def sampling_options(*, default: str) -> Callable[[Command], Command]:
             "--temperature",
             "--temp",
             type=click.FloatRange(min=0),
-            help=f"0 is greedy. [default: {default}]",
+            help=f"Above 0: sample; 0: take the most probable token. [default: {default}]",
         ),
-        click.option("--greedy", is_flag=True, help="Same as --temperature 0."),
         click.option(
-            "--top-k", type=click.IntRange(min=-1), help="Keep the K most probable; 0 or -1: all."
+            "--greedy",
+            is_flag=True,
+            help="Take the most probable token, as --temperature 0.",
+        ),
+        click.option(
+            "--top-k",
+            type=click.IntRange(min=-1),
+            help="Sample from the K most probable tokens; 0 or -1: all.",
         ),
         click.option(
             "--top-p",
             type=click.FloatRange(0, 1, min_open=True),
-            help="Keep the fewest whose probabilities reach P.",
+            help="Sample from the fewest tokens whose probabilities sum to P.",
         ),
         click.option(
             "--min-p",
             type=click.FloatRange(0, 1),
-            help="Keep those at least P times as probable as the best.",
+            help="Sample from tokens at least P times as probable as the best one.",
         ),
         click.option(
             "--repetition-penalty",
             "--repeat-penalty",
             type=click.FloatRange(min=0, min_open=True),
-            help="Above 1: make tokens that were there before less likely. [default: what the "
+            help="Above 1: make earlier tokens less likely. [default: what the "
             "checkpoint recommends, else 1]",
         ),
         click.option(
@@ -71,9 +77,9 @@ def sampling_options(*, default: str) -> Callable[[Command], Command]:
 def choose_sampling(
     recommend: Callable[..., SamplingOptions], flags: SamplingFlags, *, quiet: bool = False
 ) -> SamplingOptions:
-    """What `recommend` makes of the flags that were given; the others are left to it."""
+    """The sampling of the given flags, completed by `recommend`."""
     if flags.greedy and flags.temperature:
-        raise UsageError("--greedy and --temperature contradict each other")
+        raise UsageError("--greedy and --temperature contradict each other: leave one out")
     given = flags._asdict() | {"temperature": 0.0 if flags.greedy else flags.temperature}
     for name in ("greedy", "seed"):
         del given[name]
@@ -82,5 +88,5 @@ def choose_sampling(
     filters = said.keys() - {"temperature", "repetition_penalty"}
     idle = [f"--{name.replace('_', '-')}" for name in said if name in filters]
     if chosen.temperature == 0 and idle and not quiet:
-        note(f"at temperature 0 the best token is taken whatever {' and '.join(idle)} says")
+        note(f"{' and '.join(idle)} changes nothing at temperature 0: the best token is taken")
     return chosen

@@ -11,7 +11,7 @@ from kvgen.errors import TerminatedError
 
 
 class _Inbox:
-    """What has arrived while exceptions would be lost."""
+    """A signal that arrived while an exception would have been lost."""
 
     deferring = False
     arrived: int | None = None
@@ -24,7 +24,7 @@ def install() -> None:
 
 
 def ignore() -> None:
-    """Let no signal disturb the end of this process."""
+    """Ignore signals while this process ends."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

@@ -1,4 +1,4 @@
-"""`kvgen verify`: hold the cached run against every other way to run the same ids."""
+"""`kvgen verify`: compare the cached run with every other way to run the same ids."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Examples:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only the checks that failed.")
-@click.option("-v", "--verbose", is_flag=True, help="Say more about the model.")
+@click.option("-v", "--verbose", is_flag=True, help="Print more about the model.")
 def verify(
     model: str | None,
     model_flags: ModelFlags,
@@ -56,7 +56,7 @@ def verify(
 ) -> None:
     """Check that cached, chunked and uncached runs of a model agree with the reference.
 
-    A line for each check of each --dtype, and one at the end.
+    Prints a line for each check of each --dtype, and one at the end.
     """
     source = click.get_current_context().get_parameter_source("model_name")
     if model is not None and source is click.core.ParameterSource.COMMANDLINE:

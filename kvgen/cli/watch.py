@@ -1,4 +1,4 @@
-"""`kvgen generate --watch`: one live row of attention under the text while it is made."""
+"""`kvgen generate --watch`: one head's live attention row under the text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Watch:
     """One head while a text is generated: its queries, and the cache that they read."""
 
     def __init__(self, model: Model, place: str, *, n_positions: int) -> None:
-        """`place` is LAYER.HEAD. Raises UsageError for another, and where stdout is no terminal."""
+        """`place` is LAYER.HEAD. Raises UsageError for another, and without a terminal."""
         from kvgen.engine.trace import Capture
         from kvgen.session import Session
 
@@ -62,7 +62,7 @@ class Watch:
                     row.weights, tokens, layer=self.layer, head=self.head, n_prompt=n_prompt,
                     canvas=canvas,
                 )  # fmt: skip
-                room = max(1, console.height - _ROW_LINES)  # the end of a text longer than that
+                room = max(1, console.height - _ROW_LINES)  # of a longer text its end
                 lines = Text(visible(text)).wrap(console, console.width)[-room:]
                 live.update(Group(*lines, Text(), view), refresh=True)
                 tokens.append(tokenizer.token_bytes(piece.token))
