@@ -24,7 +24,6 @@ from kvgen.engine.trace import Recorder
 from kvgen.errors import UsageError
 
 
-
 class KVCache(Protocol):
     """Keys (after RoPE) and values of every position so far, in memory reserved beforehand."""
 
