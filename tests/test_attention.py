@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from kvgen.attention import diagnostics
@@ -23,7 +28,7 @@ from kvgen.attention.steps import (
 from kvgen.engine.trace import LayerTrace
 from kvgen.errors import KvgenError, UsageError
 from kvgen.sampling import Sampler, SamplingOptions
-from tests import tiny
+from tests import readme, tiny
 from tests.configs import CONFIGS
 from tests.conftest import BACKENDS, Loader
 
@@ -203,13 +208,13 @@ def test_labels_need_enough_rows() -> None:
         )
         return found.label(0, 0)
 
-    assert label(10, previous=0.9, sink=0.5) == "previous 0.90"
+    assert label(10, previous=0.9, **{"sink-later": 0.5}) == "previous 0.90"
     assert label(10, induction=0.5) == "induction 0.50"
-    assert label(10, sink=0.31) == "sink 0.31"
+    assert label(10, **{"sink-later": 0.31}) == "sink 0.31"
     assert label(10, entropy=0.85) == "broad 0.85"
     assert label(10, previous=0.39) == ""
     assert label(10, duplicate=0.5) == "duplicate 0.50"
-    assert label(3, sink=0.9) == ""
+    assert label(3, **{"sink-later": 0.9}) == ""
 
 
 def test_duplicate_tokens_by_hand() -> None:
@@ -284,6 +289,7 @@ def test_an_archive_holds_what_its_schema_says(tiny_model: Loader, tmp_path: Pat
         assert archive["token_ids"].tolist() == list(recording.trace.token_ids)
         offsets = archive["token_offsets"]
         name = f"t{recording.trace.token_ids[3]}".encode()
+        assert archive["tokens"].tolist() == [f"t{token}" for token in archive["token_ids"]]
         assert archive["token_bytes"][offsets[3] : offsets[4]].tobytes() == name
         assert archive["step_of_row"].tolist() == [0] * 30 + [1, 2, 3, 4, 5]
         assert archive["metrics"].shape == archive["metric_rows"].shape == (2, 2, len(METRICS))
@@ -294,6 +300,63 @@ def test_an_archive_holds_what_its_schema_says(tiny_model: Loader, tmp_path: Pat
         meta = json.loads(str(archive["meta"]))
     assert (meta["format"], meta["version"], meta["prompt_len"]) == ("kvgen.attention", 3, 30)
     assert meta["sampled_last"] == recording.sampled_last and meta["model"] == "tiny"
+
+
+def test_tokens_are_stored_as_text_that_any_program_can_show(
+    tiny_model: Loader, tmp_path: Path
+) -> None:
+    recording = recorded(tiny_model, "llama_gqa")
+    tokens = [b"t"] * recording.trace.length
+    tokens[:5] = [b" cat", b"\xe6\x9c", "月".encode(), b"\0", b""]
+    expected = [" cat", r"\xe6\x9c", "月", r"\x00", "", *["t"] * (len(tokens) - 5)]
+    for kind in ("npz", "safetensors", "json"):
+        content = export(recording, tokens, facts={}, kind=kind)
+        file = tmp_path / f"saved.{kind}"
+        file.write_bytes(content)
+        if kind == "json":
+            assert json.loads(content)["tokens"] == expected
+            continue
+        if kind == "npz":
+            assert np.load(file)["tokens"].tolist() == expected
+        else:
+            with safe_open(file, framework="numpy") as opened:
+                assert json.loads(opened.metadata()["tokens"]) == expected
+        assert read_export(file).tokens == tokens
+
+
+def test_the_readme_shows_how_bertviz_and_circuitsvis_take_the_maps(
+    tiny_model: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are replaced by checks of what they ask for; neither needs to be installed."""
+    recording = recorded(tiny_model, "llama_gqa", heads=[1, 4])
+    T = recording.trace.length
+    (tmp_path / "attention.npz").write_bytes(export(recording, [b"t"] * T, facts={}, kind="npz"))
+    shown: list[str] = []
+
+    def head_view(attention: list[np.ndarray], tokens: list[str]) -> None:
+        # As bertviz.util.format_attention: a tensor [1, H, T, T] for each layer.
+        assert {one.shape for one in attention} == {(1, 2, T, T)} and len(attention) == 2
+        assert all(isinstance(token, str) for token in tokens) and len(tokens) == T
+        shown.append("bertviz")
+
+    def attention_heads(*, attention: np.ndarray, tokens: list[str]) -> None:
+        # circuitsvis.attention: [H, destination, source]
+        assert attention.shape == (2, T, T) and len(tokens) == T
+        shown.append("circuitsvis")
+
+    for name, members in {
+        "torch": {"from_numpy": lambda array: array},
+        "bertviz": {"head_view": head_view},
+        "circuitsvis": {},
+        "circuitsvis.attention": {"attention_heads": attention_heads},
+    }.items():
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**members))
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^ *```python\n(.*?)```", readme.README.read_text("utf-8"), re.M | re.S)
+    (block,) = [textwrap.dedent(block) for block in blocks if "head_view" in block]
+    assert len(block.strip().splitlines()) <= 9
+    exec(compile(block, "README.md", "exec"), {})
+    assert shown == ["bertviz", "circuitsvis"]
 
 
 @pytest.mark.parametrize("kind", ["npz", "safetensors"])

@@ -1,7 +1,7 @@
 """What a head does, as numbers from its weights A [H, T, T].
 
-A_ij is the weight of query i on key j. Rows that cannot match are not counted; a number that no
-row counts for is NaN. The first key is where attention rests that has nothing to read: the sink.
+A_ij is the weight of query i on key j. Rows that cannot match are not counted; a number without
+any counted row is NaN. The sink is the first key: a head that finds nothing puts its weight there.
 """
 
 from __future__ import annotations
@@ -17,28 +17,40 @@ from kvgen.engine.machine import usable_cores
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import AttentionTrace, LayerTrace
 
-# Each diagnostic with what stands above its panel; all lie in 0..1 but the distances.
+# Each diagnostic with the title of its panel; all lie in 0..1 but the distances.
 METRICS = {
-    "sink": "sink mass",
+    "sink": "sink, all rows",
     "previous": "previous token",
     "induction": "induction",
     "duplicate": "duplicate",
     "entropy": "entropy",
     "distance": "distance",
-    "sink-later": "sink, rows 1..",
+    "sink-later": "sink mass",
     "entropy-rest": "entropy, rest",
     "distance-all": "distance, all",
 }
-# From which score on a head is called by a name: the first three as in ARENA's exercises, sinks
-# as in arXiv:2410.10781 section 3.2, broad by our own judgement.
+# The same in words for a legend.
+MEANINGS = {
+    "sink": "weight on token 0, over all rows; row 0 is always 1",
+    "previous": "weight on the token just before",
+    "induction": "weight on tokens that followed an earlier copy of the query's token",
+    "duplicate": "weight on earlier copies of the query's token",
+    "entropy": "0 = one key has all weight, 1 = all visible keys have the same",
+    "distance": "how many tokens back a head reads, token 0 left out",
+    "sink-later": "weight on token 0; without row 0, which is always 1",
+    "entropy-rest": "entropy over all keys but token 0",
+    "distance-all": "how many tokens back a head reads, token 0 included",
+}
+# The name of a head whose score is above a threshold: the first three as in ARENA's exercises,
+# sinks as in arXiv:2410.10781 section 3.2 (but without row 0), broad by our own judgement.
 _LABELS = {
     "previous": ("previous", 0.4),
     "induction": ("induction", 0.4),
     "duplicate": ("duplicate", 0.4),
-    "sink": ("sink", 0.3),
+    "sink-later": ("sink", 0.3),
     "entropy": ("broad", 0.8),
 }
-_FEWEST_ROWS = 4  # a label needs at least so many counted rows
+_FEWEST_ROWS = 4  # counted rows that a label needs
 _ALL_ON_THE_SINK = 0.9  # rows beyond it have no rest to speak of (Vig and Belinkov, footnote 4)
 
 
@@ -49,22 +61,30 @@ class Diagnostics:
     scores: Mapping[str, FloatArray]  # by the names of METRICS, float32 [N, H]
     rows: Mapping[str, FloatArray]  # how many queries each number was made of, [N, H]
     first: FloatArray  # [N, T, H] each query's weight on the first key
-    recomputed: float  # greatest |sum_j w_ij v_j - what the kernel put out|
+    recomputed: float  # greatest |sum_j w_ij v_j - the kernel's output|
 
     def label(self, row: int, column: int) -> str:
         """The first of the names that fit a head, with its score, or nothing."""
-        for name, (label, threshold) in _LABELS.items():
-            score = float(self.scores[name][row, column])
-            if self.rows[name][row, column] >= _FEWEST_ROWS and score > threshold:
-                return f"{label} {score:.2f}"
-        return ""
+        metric = self.labelled_by(row, column)
+        if metric is None:
+            return ""
+        return f"{_LABELS[metric][0]} {self.scores[metric][row, column]:.2f}"
+
+    def labelled_by(self, row: int, column: int) -> str | None:
+        """The metric that gives a head its name, or None."""
+        for metric, (_, threshold) in _LABELS.items():
+            score = float(self.scores[metric][row, column])
+            if self.rows[metric][row, column] >= _FEWEST_ROWS and score > threshold:
+                return metric
+        return None
 
 
 def diagnose(trace: AttentionTrace, *, probe: int | None = None) -> Diagnostics:
-    """Every diagnostic of every captured head, and whether the maps are the kernel's.
+    """Every diagnostic of every captured head, and how far the maps are from the kernel's output.
 
-    Each map is made once; one key/value head's maps per core are in memory at a time. With `probe`
-    the trace is of so many random tokens twice, and induction is `probed_induction`.
+    Each map is computed once; one key/value head's maps per core are in memory at a time. With
+    `probe` the trace holds that number of random tokens, twice, and induction is
+    `probed_induction`.
     """
     matches, follows = _matches(trace.token_ids), _follows_a_match(trace.token_ids)
 

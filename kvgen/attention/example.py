@@ -1,6 +1,6 @@
 """The formula on numbers small enough to follow with a pencil; no model is needed.
 
-Every row is walked by `explain_row`, the function that walks a real model's rows.
+Every row is computed by `explain_row`, as a real model's rows are.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from kvgen.engine.tensors import FloatArray
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Walk:
-    """Softmax(Q K^T / sqrt(d_k)) V with every step, for T queries and keys.
+    """Softmax(Q K^T / sqrt(d_k)) V with every stage, for T queries and keys.
 
-    A causal walk sees only the keys up to its own: what it does not see is NaN.
+    In a causal walk a query sees only the keys up to its own; masked cells are NaN.
     """
 
     q: FloatArray  # [T, d_k]
@@ -31,7 +31,7 @@ class Walk:
 
 
 def walk(q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, *, causal: bool) -> Walk:
-    """Every row's walk, of all T positions."""
+    """The stages of the formula for all T positions."""
     q, k, v = (np.asarray(array, np.float32) for array in (q, k, v))
     T = len(q)
     rows = [
@@ -66,7 +66,7 @@ KING = (1, 2, 3)
 WORDS = {"queen": (1, 2, 3), "car": (-1, -2, -3), "crown": (1, 1, 1)}
 
 SENTENCE = ("The", "cat", "sat", "on", "the", "mat")
-# Two features: how much a word is a thing, and how much it is a deed.
+# Two features: how much a word names a thing, and how much an action.
 MEANINGS = ((0.1, 0.1), (2.0, 0.5), (0.5, 2.0), (0.2, 0.3), (0.1, 0.1), (1.5, 0.5))
 
 

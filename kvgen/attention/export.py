@@ -7,6 +7,7 @@ layer_index    i32 [L]            head_index  i32 [H]
 q, z           f32 [L, T, H, D]   queries after RoPE, and the kernel's output before W_O
 k, v           f32 [L, T, G, D]   keys after RoPE, and values, as the cache holds them
 token_ids      i32 [T]            the tokens that went through the model
+tokens         str [T]            the same as text; in .safetensors JSON text in its metadata
 token_bytes    u8  [..]           their bytes, one after another
 token_offsets  i32 [T + 1]        where each one's bytes begin
 step_of_row    i32 [T]            0 = prefill, n = decode step n
@@ -14,7 +15,7 @@ metrics        f32 [L, H, M]      the diagnostics that meta.metrics names, NaN w
 metric_rows    i32 [L, H, M]      how many queries each of them was made of
 value_norms    f32 [L, T, H]      |v_j W_O^h|          both only where the model was at hand
 output_norms   f32 [L, T, H]      |sum_{j >= 1} w_ij v_j W_O^h|
-meta           JSON text          what else there is to know; in .safetensors its metadata
+meta           JSON text          model, prompt length and settings; in .safetensors its metadata
 
 .json holds meta, metrics and the strongest keys of each row.
 """
@@ -51,7 +52,7 @@ _BROKEN = (
 
 
 class SavedRecording(NamedTuple):
-    """What a file holds: the recording, its tokens' bytes, and the rest."""
+    """The contents of a file: the recording, its tokens' bytes, and meta."""
 
     recording: Recording
     tokens: list[bytes]
@@ -67,14 +68,18 @@ def export(
         return (json.dumps(_as_json(recording, tokens, meta)) + "\n").encode()
     arrays = _arrays(recording, tokens)
     if kind == "safetensors":
-        return save(arrays, metadata={"meta": meta})
+        return save(arrays, metadata={"meta": meta, "tokens": json.dumps(_texts(tokens))})
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays, meta=np.array(meta))
+    texts = np.array(_texts(tokens), np.str_)
+    np.savez(buffer, allow_pickle=False, **arrays, tokens=texts, meta=np.array(meta))
     return buffer.getvalue()
 
 
 def read_export(path: Path) -> SavedRecording:
-    """What `export` has written as npz or safetensors. Raises KvgenError for anything else."""
+    """Read a file that `export` wrote as npz or safetensors.
+
+    Raises KvgenError for any other file.
+    """
     try:
         arrays, meta = _read_arrays(path)
         if (meta["format"], meta["version"]) != (FORMAT, VERSION):
@@ -103,9 +108,11 @@ def _from_arrays(arrays: dict[str, Array], meta: dict[str, Any]) -> SavedRecordi
     T, L = len(arrays["token_ids"]), len(arrays["layer_index"])
     q, k, v, z = (arrays[name] for name in "qkvz")
     alike = q.shape == z.shape and k.shape == v.shape and q.shape[:2] == k.shape[:2] == (L, T)
-    heads, share = tuple(arrays["head_index"].tolist()), int(meta["kv_group"])
+    heads, group_size = tuple(arrays["head_index"].tolist()), int(meta["kv_group"])
     alike = alike and q.ndim == k.ndim == 4 and q.shape[2] == len(heads) > 0
-    if not (alike and list(heads) == sorted(set(heads)) and 0 <= heads[-1] < share * k.shape[2]):
+    if not (
+        alike and list(heads) == sorted(set(heads)) and 0 <= heads[-1] < group_size * k.shape[2]
+    ):
         raise ValueError("its arrays do not belong together")
     offsets = arrays["token_offsets"]
     trace = AttentionTrace(
@@ -115,7 +122,7 @@ def _from_arrays(arrays: dict[str, Array], meta: dict[str, Any]) -> SavedRecordi
             LayerTrace(
                 layer=int(layer),
                 heads=heads,
-                share=share,
+                share=group_size,
                 scale=meta["attn_scale"][row],
                 softcap=meta["softcap"][row],
                 window=meta["window"][row],
@@ -170,7 +177,7 @@ def _of_metrics(numbers: Mapping[str, FloatArray]) -> FloatArray:
 
 
 def _arrays(recording: Recording, tokens: Sequence[bytes]) -> dict[str, Array]:
-    trace, found = recording.trace, recording.found
+    trace, diagnostics = recording.trace, recording.found
     steps = np.maximum(np.arange(trace.length) - trace.n_prompt + 1, 0)
     arrays: dict[str, Array] = {
         "weights": np.stack([attention_weights(layer) for layer in trace.layers]),
@@ -180,8 +187,8 @@ def _arrays(recording: Recording, tokens: Sequence[bytes]) -> dict[str, Array]:
         "token_bytes": np.frombuffer(b"".join(tokens), np.uint8),
         "token_offsets": np.cumsum([0, *map(len, tokens)]).astype(np.int32),
         "step_of_row": steps.astype(np.int32),
-        "metrics": _of_metrics(found.scores),
-        "metric_rows": _of_metrics(found.rows).astype(np.int32),
+        "metrics": _of_metrics(diagnostics.scores),
+        "metric_rows": _of_metrics(diagnostics.rows).astype(np.int32),
     }
     if recording.written is not None:
         arrays["value_norms"], arrays["output_norms"] = recording.written
@@ -215,10 +222,19 @@ def _as_json(recording: Recording, tokens: Sequence[bytes], meta: str) -> dict[s
     return {
         "meta": json.loads(meta),
         "token_ids": list(trace.token_ids),
-        "tokens": [token.decode("utf-8", "backslashreplace") for token in tokens],
+        "tokens": _texts(tokens),
         "metrics": metrics,
         "maps": maps,
     }
+
+
+def _texts(tokens: Sequence[bytes]) -> list[str]:
+    r"""Tokens as text, for the labels of other programs.
+
+    Bytes that are no characters are written out as \xe6, and so is \x00: NumPy leaves it out at
+    the end of a text.
+    """
+    return [token.decode("utf-8", "backslashreplace").replace("\0", r"\x00") for token in tokens]
 
 
 def _number(value: float) -> float | None:

@@ -1,4 +1,4 @@
-"""What can be shown of a map besides its weights, each as numbers [T, T] of one head."""
+"""The measures that a map can show, weights among them, each as numbers [T, T] of one head."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def measured(
 
     `norm` is |w_ij v_j W_O| (Kobayashi et al., arXiv:2004.10102), `share` the signed part
     w_ij <v_j, z_i> / |z_i|^2 of the head's output, which sums to 1 in every row; NaN where z is 0.
-    Raises UsageError for `norm` where it was not recorded what heads write.
+    Raises UsageError for `norm` where the recording does not hold what heads write.
     """
     one = trace.layer(layer).only(head)
     scaled = scaled_scores(one)[0]
