@@ -14,15 +14,17 @@ from rich.cells import cell_len
 
 from kvgen import choices
 from kvgen.attention.diagnostics import METRICS
+from kvgen.attention.example import QUERIES, VALUES, walk
 from kvgen.attention.measures import MEASURES, SIGNED, measured, rollout
 from kvgen.attention.record import Recording, record
 from kvgen.attention.residual import strongest_head
 from kvgen.attention.steps import attention_weights, explain_query
 from kvgen.errors import UsageError
 from kvgen.model import Model
-from kvgen.render.attention import layer_grid, summary
-from kvgen.render.canvas import Canvas, Ink, Mode, causal, draw_map, pool, pool_map
+from kvgen.render.attention import USUAL_PANELS, layer_grid, summary
+from kvgen.render.canvas import Canvas, Mode, causal, draw_map, pool, pool_map
 from kvgen.render.head_map import MapView, chosen_cells, head_map
+from kvgen.render.ink import Ink
 from kvgen.sampling import Sampler, SamplingOptions
 from tests import tiny
 from tests.configs import CONFIGS
@@ -201,7 +203,7 @@ def test_negative_numbers_are_told_from_positive_ones() -> None:
     row = np.float32([[-0.9, -0.2, 0.001, 0.2, 0.9, NAN]])
     ink = Ink(name="share of o", signed=True)
     assert draw_map(row, Canvas(80, "ascii"), ink)[0].plain == "=- +@ "
-    legend = Canvas(80, "ascii").legend(ink)
+    legend = Canvas(80, "ascii").legend(ink).plain.replace("\n", "  ")
     assert legend.startswith("share of o: blank <.01") and "below 0: - and, from .35, =" in legend
     colored = draw_map(row[:, [0, 4]], Canvas(80, "color"), ink)[0]
     below, above = (span.style.bgcolor.triplet for span in colored.spans)  # type: ignore[union-attr]
@@ -209,10 +211,11 @@ def test_negative_numbers_are_told_from_positive_ones() -> None:
 
 
 def test_a_legend_gives_the_numbers_that_glyphs_begin_at() -> None:
-    legend = Canvas(80, "glyphs").legend(Ink(name="q·k", most=20.0))
+    legend = Canvas(80, "glyphs").legend(Ink(name="q·k", most=20.0)).plain
     assert legend == "q·k: blank <.2  · <1  ░ <3  ▒ <7  ▓ <13  █ more"
-    assert "<.0001" in Canvas(80, "glyphs").legend(Ink(scale="log"))
-    assert "on a linear scale" in Canvas(80, "color").legend(Ink(scale="linear"))
+    assert "<.0001" in Canvas(80, "glyphs").legend(Ink(scale="log")).plain
+    colored = Canvas(80, "color").legend(Ink(scale="linear", most=10.0)).plain
+    assert colored == "weight: ██ 0  ██ 2  ██ 4  ██ 6  ██ 8  ██ 10  blank: masked"
 
 
 # --- on the screen ----------------------------------------------------------------------------
@@ -225,7 +228,9 @@ def many(recording: Recording, canvas: Canvas) -> list[str]:
         for sink in ("split", "keep", "drop"):
             view = MapView(show=show, sink=sink, scale="log" if sink == "keep" else "sqrt")
             views.append(head_map(recording, tokens, layer=1, head=2, canvas=canvas, view=view))
-            views.append(layer_grid(recording, layer=1, heads=[0, 1, 2], canvas=canvas, view=view))
+            views.append(
+                layer_grid(recording, tokens, layer=1, heads=[0, 1, 2], canvas=canvas, view=view)
+            )
     rolled = MapView(show="rollout")
     views.append(head_map(recording, tokens, layer=2, head=0, canvas=canvas, view=rolled))
     views.append(summary(recording, canvas, metrics=list(METRICS)))
@@ -240,6 +245,40 @@ def test_every_measure_keeps_to_its_width(
 ) -> None:
     _, recording = recorded(tiny_model, "llama_gqa", n=n)
     assert all(cell_len(line.rstrip()) <= width for line in many(recording, Canvas(width, mode)))
+
+
+@pytest.mark.parametrize("show", ["scores", "scaled", "norm", "share", "cos"])
+def test_a_head_is_named_under_its_weights_only(show, tiny_model: Loader) -> None:
+    _, recording = recorded(tiny_model, "llama_gqa")
+    sinks = recording.found.scores["sink-later"] + 1
+    recording = replace(
+        recording,
+        found=replace(recording.found, scores=recording.found.scores | {"sink-later": sinks}),
+    )
+    tokens, canvas = [b"t"] * recording.trace.length, Canvas(100, "glyphs")
+
+    def text(view: MapView) -> str:
+        shown = (
+            head_map(recording, tokens, layer=1, head=2, canvas=canvas, view=view),
+            layer_grid(recording, tokens, layer=1, heads=[2], canvas=canvas, view=view),
+        )
+        return "\n".join(line for one in shown for line in lines_of(one, canvas))
+
+    assert text(MapView()).count("sink 1.") == 2
+    assert "sink" not in text(MapView(show=show))
+
+
+def test_the_sink_is_measured_without_the_first_row(tiny_model: Loader) -> None:
+    _, recording = recorded(tiny_model, "llama_gqa")
+    weights = attention_weights(recording.trace.layer(1))
+    expected = weights[:, 1:, 0].mean(axis=1)
+    np.testing.assert_allclose(recording.found.scores["sink-later"][1], expected, rtol=1e-5)
+    assert USUAL_PANELS[0] == "sink-later" and METRICS["sink-later"] == "sink mass"
+    lines = lines_of(summary(recording, Canvas(100, "glyphs")), Canvas(100, "glyphs"))
+    best = float(np.nanmax(recording.found.scores["sink-later"]))
+    assert any(line.rstrip().endswith(f" {best:.2f}") for line in lines if "strongest" in line)
+    legend = "sink mass: weight on token 0; without row 0, which is always 1"
+    assert any(line.startswith(legend) for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -262,6 +301,42 @@ def test_views_can_be_asked_for(arguments: list[str], expected: str) -> None:
     run = inside("inspect-attention", "The cat sat on the mat", "--backend", "numpy", *arguments)
     assert run.returncode == 0, run.stderr
     assert expected in run.stdout.decode().replace("\n", " ")
+
+
+@pytest.mark.parametrize("width", ["60", "80", "100"])
+def test_a_what_if_keeps_its_numbers_at_every_width(width: str) -> None:
+    prompt = ["inspect-attention", "The cat sat on the mat", "--backend", "numpy"]
+    run = inside(*prompt, "--what-if", "kq", "-l", "4", "-H", "2", "--width", width)
+    lines = run.stdout.decode().splitlines()
+    assert run.returncode == 0 and max(map(cell_len, lines)) <= int(width)
+    text = "\n".join(lines)
+    assert "..." not in text and text.count("before") >= 2 and text.count("after") >= 2
+    assert len(re.findall(r"\d\.\d{3} +\d\.\d{3} +[+-]\d\.\d{3}", text)) >= 5
+    assert len(re.findall(r"\d+ \S+ -> \S+ +\d+\.\d\d +\d+\.\d\d", text)) == 5
+    for title in ("as it is", "local", "propagated", "local - as it is"):
+        assert re.search(rf"^(.*  )?{title}(  .*)?$", text, re.M), title
+    assert "weight: blank" in text and "change: blank" in text
+
+
+@pytest.mark.parametrize("width", ["60", "100"])
+def test_decode_steps_name_their_strongest_keys_at_every_width(width: str) -> None:
+    prompt = ["inspect-attention", "The cat sat on", "--backend", "numpy", "-n", "4"]
+    run = inside(*prompt, "-l", "4", "-H", "2", "--steps", "--width", width)
+    text = run.stdout.decode()
+    assert run.returncode == 0 and len(re.findall(r" \d+ \S+ +\d\.\d\d", text)) == 6
+    assert "weight: blank <.01" in text
+
+
+def test_the_example_does_not_say_that_only_q_equal_k_is_symmetric() -> None:
+    text = " ".join(inside("inspect-attention", "--example").stdout.decode().split())
+    assert "where QK^T is symmetric both orders are equal: for example where Q = K" in text
+    assert "only where" not in text
+    double = 2 * np.asarray(QUERIES)
+    forward, swapped = (
+        walk(*pair, VALUES, causal=False) for pair in ((QUERIES, double), (double, QUERIES))
+    )
+    np.testing.assert_array_equal(forward.scores, forward.scores.T)
+    np.testing.assert_array_equal(forward.output, swapped.output)
 
 
 def test_a_saved_recording_shows_every_measure_again(tmp_path) -> None:
@@ -314,7 +389,9 @@ def test_two_thousand_tokens_fit_any_width(width: int) -> None:
     tokens = [b" token"] * 2048
     for view in (
         head_map(recording, tokens, layer=0, head=1, canvas=canvas, view=MapView()),
-        layer_grid(recording, layer=0, heads=[0, 1], canvas=canvas, view=MapView(pool="mean")),
+        layer_grid(
+            recording, tokens, layer=0, heads=[0, 1], canvas=canvas, view=MapView(pool="mean")
+        ),
     ):
         lines = lines_of(view, canvas)
         assert all(cell_len(line.rstrip()) <= width for line in lines) and len(lines) < 250

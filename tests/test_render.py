@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from kvgen.bench.cost import ModelCost
 from kvgen.bench.ledger import Ledger, StepCount
 from kvgen.bench.plan import BenchPlan, Workload
 from kvgen.bench.report import Arm, BenchReport, Run, StepMaps, Verification
+from kvgen.cli.output import Prose, draw, make_canvas, write_line
 from kvgen.engine.calibration import Calibration
 from kvgen.engine.config import ModelConfig
 from kvgen.engine.tensors import DTypeName
@@ -31,13 +33,15 @@ from kvgen.render.canvas import (
     draw_level,
     draw_map,
     pool_map,
-    side_by_side,
     token_label,
 )
 from kvgen.render.chart import Curve, chart
 from kvgen.render.explain import explanation
 from kvgen.render.head_map import MapView, head_map
+from kvgen.render.ink import NEGATIVE_256, POSITIVE_256, SEQUENTIAL_256, Ink
+from kvgen.render.layout import flow, side_by_side, stacked_tables
 from kvgen.render.timing import RunTimings, timing_block
+from kvgen.render.words import WordWrap
 
 GLYPHS = Canvas(80, "glyphs")
 NAN = np.float32(np.nan)
@@ -178,7 +182,7 @@ def test_every_view_keeps_to_its_width(T: int, width: int, mode: Mode) -> None:
     )
     views = [
         summary(recording, canvas),
-        layer_grid(recording, layer=1, heads=[0, 1, 2, 3], canvas=canvas, view=MapView()),
+        layer_grid(recording, tokens, layer=1, heads=[0, 1, 2, 3], canvas=canvas, view=MapView()),
         head_map(recording, tokens, layer=1, head=3, canvas=canvas, view=MapView()),
         explanation(trace, tokens, row, layer=1, head=3, query=T - 1, canvas=canvas),
     ]
@@ -275,8 +279,24 @@ def test_several_runs_are_told_apart(width: int) -> None:
     lines = [line.rstrip() for line in lines_of(view, canvas)]
     assert max(map(cell_len, lines)) <= width
     text = "\n".join(lines)
-    assert text.count("on     int8") == 2 and "threads" not in text
-    assert "verified (f32 dtype)" in text and "verified (int8 dtype)" in text
+    on_int8 = [line.split()[:-1] for line in lines if re.search(" on +int8 ", line)]
+    assert len(on_int8) == (2 if width >= 80 else 4) and "threads" not in text
+    shown = " ".join(line for line in lines if line.startswith("test "))
+    for heading in ("tok/s", "min..max", "predicted", "positions run", "on/off"):
+        assert shown.count(heading) == 1
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_no_table_of_a_benchmark_loses_a_column(width: int) -> None:
+    canvas = Canvas(width, "glyphs")
+    lines = lines_of(bench_view(make_report(2000), BENCH_FACTS, canvas), canvas)
+    text = " ".join(line.rstrip() for line in lines)
+    for heading in ("cache", "step", "computed", "again", "kept", "K, V read", "old Q read"):
+        assert heading in text
+    assert text.count("pred.") == 3 + 1  # a column for each arm, and the legend
+    assert "tg3 @ d2000: 3 tokens decoded, one a step, after 2,000" in text
+    assert "pp2000: prefill, 2,000 tokens of a prompt at once" in text
+    assert "tokens a row, " in text and "weight: blank <.01" in text
 
 
 def test_a_curve_by_hand() -> None:
@@ -299,11 +319,13 @@ CURVE = """\
 """
 
 
+TOKENS = [b"<s>", b"The", b" cat", b" sat", b"."]
+
+
 def test_one_map_exactly() -> None:
     trace = make_trace(5)
-    tokens = [b"<s>", b"The", b" cat", b" sat", b"."]
     recording = make_recording(trace)
-    view = head_map(recording, tokens, layer=1, head=2, canvas=GLYPHS, view=MapView())
+    view = head_map(recording, TOKENS, layer=1, head=2, canvas=GLYPHS, view=MapView())
     assert "\n".join(line.rstrip() for line in lines_of(view, GLYPHS)) == MAP
 
 
@@ -315,8 +337,218 @@ layer 1 head 2 (kv head 1) · 5 tokens (3 prompt + 2 decode) · scale 0.4
   2 ␣cat        █████    59% │▒▒▒▒▒▒      │   1 The     0.25  0.94
   3 ␣sat        ████     52% │▒▒▒░░░▒▒▒   │   1 The     0.20  1.21 ◂
   4 .           █        14% │░░░▓▓▓▒▒▒░░░│   2 ␣cat    0.41  1.48 ◂
-weight: blank <.01  · <.05  ░ <.15  ▒ <.35  ▓ <.65  █ more · sink 0.54 · ◂
-decode step"""
+weight: blank <.01  · <.05  ░ <.15  ▒ <.35  ▓ <.65  █ more  ◂ decode step
+kv head: the head of K and V that this query head reads
+H: entropy of the row's weights; 0 = one key has all
+key 0 stands apart (the sink): a head that finds nothing puts its weight there
+sink 0.43: weight on token 0; without row 0, which is always 1"""
+
+
+NARROW_MAP = """\
+layer 1 head 2 (kv head 1) · 5 tokens (3 prompt + 2 decode)
+scale 0.4
+  q token       key 0        │  1  2  3  4│
+  0 <s>         ████████100% │            │
+  1 The         ████     45% │▓▓▓         │
+  2 ␣cat        █████    59% │▒▒▒▒▒▒      │
+  3 ␣sat        ████     52% │▒▒▒░░░▒▒▒   │
+  4 .           █        14% │░░░▓▓▓▒▒▒░░░│
+  q token       top other key    H/nats
+  0 <s>           -               0.00
+  1 The           1 The     0.55  0.69
+  2 ␣cat          1 The     0.25  0.94
+  3 ␣sat          1 The     0.20  1.21 ◂
+  4 .             2 ␣cat    0.41  1.48 ◂"""
+
+
+def test_a_narrow_map_has_the_strongest_keys_below_it() -> None:
+    canvas = Canvas(60, "glyphs")
+    view = head_map(
+        make_recording(make_trace(5)), TOKENS, layer=1, head=2, canvas=canvas, view=MapView()
+    )
+    lines = [line.rstrip() for line in lines_of(view, canvas)]
+    assert "\n".join(lines[: NARROW_MAP.count("\n") + 1]) == NARROW_MAP
+
+
+def test_a_layers_maps_have_labels_at_their_edges() -> None:
+    canvas = Canvas(80, "glyphs")
+    recording = make_recording(make_trace(5))
+    view = layer_grid(recording, TOKENS, layer=1, heads=[0, 3], canvas=canvas, view=MapView())
+    lines = [line.rstrip() for line in lines_of(view, canvas)]
+    labels = [line[:13].rstrip() for line in lines[2:12]]
+    assert labels == ["0 <s>", "", "1 The", "", "2 ␣cat", "", "3 ␣sat", "", "4 .", ""]
+    assert lines[12] == "key           0                  4      0                  4"
+    assert lines[13] == "              kv head 0                 kv head 1"
+    without = layer_grid(recording, layer=1, heads=[0], canvas=canvas, view=MapView())
+    assert lines_of(without, canvas)[2].startswith("0      ████")
+
+
+@pytest.mark.parametrize(
+    ("T", "mode", "note"),
+    [
+        (12, "glyphs", None),
+        (17, "glyphs", "2 tokens a row (the greatest)"),
+        (17, "color", "2 tokens a row, one in each half"),
+        (40, "glyphs", "4 tokens a row, 2 a column (the greatest)"),
+        (40, "color", "4 tokens a row, 2 a column (the greatest)"),
+    ],
+)
+def test_a_layers_maps_say_how_many_tokens_a_row_holds(
+    T: int, mode: Mode, note: str | None
+) -> None:
+    canvas = Canvas(200, mode)
+    view = layer_grid(
+        make_recording(make_trace(T)), [b"t"] * T, layer=1, heads=[0], canvas=canvas, view=MapView()
+    )
+    lines = [without_colors(line).rstrip() for line in lines_of(view, canvas)]
+    assert lines[0].endswith(f" · {note}" if note else "decode)")
+    step = 1 if note is None else 4 if T == 40 else 2
+    rows = [int(row[1]) for row in map(re.compile(r" *(\d+) t ").match, lines) if row]
+    assert rows == list(range(0, T, step))
+
+
+# --- colours ------------------------------------------------------------------------------------
+
+
+def luminance(code: int) -> float:
+    """Of one of xterm's colours 16 to 255, relative, by sRGB."""
+    if code >= 232:
+        channels = [8 + 10 * (code - 232)] * 3
+    else:
+        levels = (0, 95, 135, 175, 215, 255)
+        channels = [levels[(code - 16) // place % 6] for place in (36, 6, 1)]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
+        for part in (channel / 255 for channel in channels)
+    ]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
+@pytest.mark.parametrize("palette", [SEQUENTIAL_256, NEGATIVE_256, POSITIVE_256])
+def test_colours_of_256_only_grow_brighter(palette: tuple[int, ...]) -> None:
+    shades = [luminance(code) for code in palette]
+    assert shades == sorted(set(shades)) and shades[-1] > 0.4
+
+
+def test_a_terminal_of_256_colours_gets_the_palette_and_no_other() -> None:
+    row = np.linspace(-1, 1, 21, dtype=np.float32)[None]
+    canvas = Canvas(80, "color", "256")
+    for ink, palette in (
+        (Ink(scale="linear"), SEQUENTIAL_256),
+        (Ink(scale="linear", signed=True), NEGATIVE_256[::-1] + POSITIVE_256[1:]),
+    ):
+        shown = row if ink.signed else np.abs(row[:, 10:])
+        (line,) = draw_map(shown, canvas, ink)
+        codes = [span.style.bgcolor.number for span in line.spans]  # type: ignore[union-attr]
+        assert list(dict.fromkeys(codes)) == list(palette)
+
+
+def test_a_legend_in_colour_has_six_swatches_with_their_values() -> None:
+    for colors in ("truecolor", "256"):
+        canvas = Canvas(80, "color", colors)  # type: ignore[arg-type]
+        legend = canvas.legend()
+        assert legend.plain == ("weight: ██ 0  ██ .04  ██ .16  ██ .36  ██ .64  ██ 1  blank: masked")
+        swatches = [span.style for span in legend.spans if legend.plain[span.start] == "█"]
+        values = (0, 0.04, 0.16, 0.36, 0.64, 1)
+        assert [style.color for style in swatches] == [  # type: ignore[union-attr]
+            Ink().color(value, canvas.colors) for value in values
+        ]
+        assert not any(style.dim for style in swatches)  # type: ignore[union-attr]
+    signed = Canvas(100, "color").legend(Ink(name="share of o", signed=True), masked=False)
+    assert signed.plain == ("share of o: ██ -1  ██ -.44  ██ -.11  ██ 0  ██ .11  ██ .44  ██ 1")
+    assert Canvas(60, "color").legend(Ink(scale="log")).plain == (
+        "weight: ██ 0  ██ .0001  ██ .001  ██ .01  ██ .1  ██ 1\nblank: masked"
+    )
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 5, 100])
+def test_text_is_broken_between_words_however_it_is_cut(cut: int) -> None:
+    def wrapped(text: str, width: int) -> str:
+        wrap = WordWrap()
+        pieces = [text[begin : begin + cut] for begin in range(0, len(text), cut)]
+        return "".join(wrap.feed(piece, width) for piece in pieces) + wrap.end(width)
+
+    assert wrapped("the cat sat", 8) == "the cat\nsat"
+    assert wrapped("the cat sat", 7) == "the cat\nsat"
+    assert wrapped("the cat sat", 11) == "the cat sat"
+    assert wrapped("a\n\n  b  c ", 3) == "a\n\n  b\nc "
+    assert wrapped("on a" + "x" * 12 + " b cd", 8) == "on\na" + "x" * 12 + " b\ncd"
+    assert wrapped("月月月月", 6) == "月月月\n月"
+    assert wrapped("月 月月", 6) == "月 月\n月"
+    assert wrapped("", 6) == ""
+
+
+class Terminal(io.StringIO):
+    """A stdout that says that it is a terminal."""
+
+    encoding = "utf-8"  # type: ignore[assignment]
+
+    def isatty(self) -> bool:
+        return True
+
+
+LINE = "int8, f16 cache, numba: cut in two, once in each chunk: ok, logits differ by 3.1e-05"
+
+
+@pytest.mark.parametrize("columns", [30, 60, 100])
+def test_lines_and_generated_text_on_a_terminal_are_broken_between_words(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    write_line(LINE, good=True)
+    shown = sys.stdout.getvalue().splitlines()
+    assert " ".join(shown) == LINE and max(map(len, shown)) <= columns
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    prose = Prose()
+    for begin in range(0, len(LINE), 3):
+        prose.write(LINE[begin : begin + 3])
+    prose.end()
+    assert sys.stdout.getvalue().splitlines() == shown
+
+
+def test_a_terminal_decides_which_colours_a_canvas_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "tmux-256color")
+    for name, colors in (("", "256"), ("truecolor", "truecolor")):
+        monkeypatch.setenv("COLORTERM", name)
+        canvas = make_canvas(color="auto", width=80, ascii_only=False)
+        assert (canvas.mode, canvas.colors) == ("color", colors)
+        drawn = draw(canvas.legend(), canvas)
+        assert ("38;5;53m" in drawn) == (colors == "256") != ("38;2;68;1;84m" in drawn)
+
+
+@pytest.mark.parametrize("scale", ["sqrt", "linear", "log"])
+def test_a_swatch_shows_the_number_of_its_brightness(scale) -> None:
+    ink = Ink(scale=scale, most=7.0, signed=True)
+    for brightness in (-1.0, -0.4, 0.0, 0.2, 1.0):
+        assert ink.brightness(ink.value(brightness)) == pytest.approx(brightness)
+
+
+# --- nothing is lost on a narrow terminal --------------------------------------------------------
+
+
+def test_parts_flow_into_lines_without_breaking_one() -> None:
+    assert flow(["one two", "three", "four five"], 14).plain == "one two  three\nfour five"
+    assert flow(["a", "three words here", "b"], 11, between=" · ").plain == (
+        "a\nthree words\nhere · b"
+    )
+
+
+def test_a_table_that_is_too_wide_is_cut_into_several() -> None:
+    headings = {name: name for name in ("name", "first", "second", "third")}
+    rows = [{"name": "[/]", "first": "1", "second": "22", "third": "333"}]
+
+    def drawn(width: int) -> list[str]:
+        canvas = Canvas(width, "glyphs")
+        tables = stacked_tables(headings, rows, width=width, keys=("name",), words=("name",))
+        return [line.rstrip() for table in tables for line in lines_of(table, canvas)]
+
+    assert drawn(40) == ["name  first  second  third", "[/]       1      22    333"]
+    assert drawn(23) == ["name first second third", "[/]      1     22   333"]
+    assert drawn(18) == ["name first second", "[/]      1     22", "name  third", "[/]     333"]
 
 
 def test_the_timing_block_exactly() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import stat
 import sys
 import tempfile
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from kvgen.render.canvas import Canvas
+    from kvgen.render.words import WordWrap
 
 _PATIENCE_SECONDS = 0.5  # shorter work shows no spinner
 _PIPE_WIDTH, _NARROWEST = 100, 60
@@ -52,11 +54,50 @@ def write_text(text: str) -> None:
 def write_line(text: str, *, good: bool | None = None) -> None:
     """Print a line of the result; on a terminal in green where `good`, red where not."""
     line = one_line(text)
-    colored = sys.stdout is not None and sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    if good is not None and colored:
-        _write_encodable(click.style(line, fg="green" if good else "red") + "\n")
-    else:
+    if sys.stdout is None or not sys.stdout.isatty():
         write_text(line + "\n")
+        return
+    line = _by_words(line)
+    if good is not None and "NO_COLOR" not in os.environ:
+        line = click.style(line, fg="green" if good else "red")
+    _write_encodable(line + "\n")
+
+
+class Prose:
+    """A generated text on stdout, piece by piece: as `write_text`, on a terminal by words.
+
+    The last word of a piece is held back until it is whole; `end` writes what is left.
+    """
+
+    def __init__(self) -> None:
+        self._wrap: WordWrap | None = None
+        if sys.stdout is not None and sys.stdout.isatty():
+            from kvgen.render.words import WordWrap
+
+            self._wrap = WordWrap()
+
+    def write(self, text: str) -> None:
+        """The next piece."""
+        if self._wrap is None:
+            write_text(text)
+        else:
+            _write_encodable(self._wrap.feed(visible(text), _columns()))
+
+    def end(self) -> None:
+        """No more pieces come, or none for now."""
+        if self._wrap is not None:
+            _write_encodable(self._wrap.end(_columns()))
+
+
+def _by_words(text: str) -> str:
+    from kvgen.render.words import WordWrap
+
+    wrap = WordWrap()
+    return wrap.feed(text, _columns()) + wrap.end(_columns())
+
+
+def _columns() -> int:
+    return max(1, shutil.get_terminal_size().columns)
 
 
 def _write_encodable(text: str) -> None:
@@ -136,7 +177,8 @@ def write_file(path: str, content: bytes) -> None:
 def note(text: str) -> None:
     """Print a line on stderr; where stderr is closed the run goes on."""
     with suppress(OSError):
-        click.echo(one_line(text, most=_LONGEST_NOTE), err=True)
+        line = one_line(text, most=_LONGEST_NOTE)
+        click.echo(_by_words(line) if _stderr_is_terminal() else line, err=True)
 
 
 def make_canvas(*, color: Color, width: int | None, ascii_only: bool) -> Canvas:
@@ -158,7 +200,9 @@ def make_canvas(*, color: Color, width: int | None, ascii_only: bool) -> Canvas:
         mode = "color"
     if ascii_only or not _can_encode(_SHAPES):
         mode = "ascii"
-    return Canvas(width, mode)
+    # Of a pipe, or a terminal that names 16 colours, --color always asks for all of them.
+    full = console.color_system in (None, "standard", "truecolor")
+    return Canvas(width, mode, "truecolor" if full else "256")
 
 
 def draw(view: RenderableType, canvas: Canvas) -> str:
@@ -171,14 +215,11 @@ def draw(view: RenderableType, canvas: Canvas) -> str:
 
     buffer = io.StringIO()
     colored = canvas.mode == "color"
-    depth = Console(file=sys.stdout).color_system
     console = Console(
         file=buffer,
         width=canvas.width,
         force_terminal=colored,
-        color_system=("truecolor" if depth in (None, "standard", "truecolor") else "256")
-        if colored
-        else None,
+        color_system=canvas.colors if colored else None,
         no_color=not colored,  # decided already: --color wins over the environment
         highlight=False,
         markup=False,

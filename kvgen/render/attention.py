@@ -9,31 +9,24 @@ import numpy as np
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from kvgen.attention.diagnostics import METRICS
+from kvgen.attention.diagnostics import MEANINGS, METRICS
 from kvgen.attention.record import Recording
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import AttentionTrace
-from kvgen.render.canvas import (
-    WEIGHT_INK,
-    Canvas,
-    Ink,
-    Pool,
-    draw_level,
-    draw_map,
-    pool,
-    pool_factor,
-    pool_map,
-    side_by_side,
-)
-from kvgen.render.head_map import MapView, chosen_cells, notes_of, rows_of
+from kvgen.render.canvas import TOKEN_CELLS, Canvas, bare, draw_level, token_label
+from kvgen.render.head_map import Cells, MapView, chosen_cells, notes_of, rows_of
+from kvgen.render.layout import flow, side_by_side
+from kvgen.render.thumbnail import Thumbnail, thumbnail
 
-USUAL_PANELS = ("sink", "previous", "induction", "entropy")
+USUAL_PANELS = ("sink-later", "previous", "induction", "entropy")
 
 _FOOTER = "Weights show where a head reads, not why the model answers."
+_NARROW = 80  # columns below which token labels are short
+_SHORT_LABEL = 4
 
 
 def verify_line(recording: Recording) -> str:
-    """How far the shown maps agree with what the kernel used."""
+    """How far the output recomputed from the shown maps is from the kernel's."""
     line = f"verified: |recomputed - kernel| <= {recording.found.recomputed:.1e}"
     if recording.decode_rows is not None:
         line += f", |decode rows - one full pass| <= {recording.decode_rows:.1e}"
@@ -45,7 +38,7 @@ def summary(
 ) -> RenderableType:
     """Layers x heads, one panel per diagnostic, each on a fixed scale of 0..1.
 
-    Distances, which have no such bound, are shown as parts of the longest one there could be.
+    Distances, which have no such bound, are divided by the longest possible one.
     """
     trace = recording.trace
     panels = []
@@ -56,12 +49,13 @@ def summary(
             values = values / np.float32(max(1, trace.length - 1))
         panels.append((METRICS[name] + (f"/{trace.length - 1}" if distance else ""), values))
     n_heads = len(trace.heads)
-    step = 2 if 4 * (2 * n_heads + 3) + 6 <= canvas.width else 1
-    panel_width = max(step * n_heads, *(len(title) for title, _ in panels)) + 2
+    cell = 2 if 4 * (2 * n_heads + 3) + 6 <= canvas.width else 1
+    panel_width = max(cell * n_heads, *(len(title) for title, _ in panels)) + 2
     per_row = max(1, (canvas.width - 6) // panel_width)
     parts: list[RenderableType] = [Text(f"layers x heads · {rows_of(trace)}")]
     for begin in range(0, len(panels), per_row):
-        parts += _panels(trace, panels[begin : begin + per_row], canvas, step, panel_width)
+        parts += _panels(trace, panels[begin : begin + per_row], canvas, cell, panel_width)
+    parts += _panel_legend(panels, metrics, canvas)
     parts.append(Text(_strongest(recording)))
     parts.append(Text(f"next: -l LAYER for its heads. {_FOOTER}", "dim"))
     return Group(*parts)
@@ -71,11 +65,11 @@ def _panels(
     trace: AttentionTrace,
     panels: Sequence[tuple[str, FloatArray]],
     canvas: Canvas,
-    step: int,
+    cell: int,
     width: int,
 ) -> list[Text]:
     n_heads = len(trace.heads)
-    numbers = "".join(f"{head % 10}".ljust(step) for head in trace.heads)
+    numbers = "".join(f"{head % 10}".ljust(cell) for head in trace.heads)
     lines = [
         Text("layer ") + Text("".join(name.ljust(width) for name, _ in panels)),
         Text(" head ") + Text("".join(numbers.ljust(width) for _ in panels), "dim"),
@@ -84,17 +78,37 @@ def _panels(
         line = Text(f"{layer.layer:>4}  ")
         for _, values in panels:
             for value in values[row].tolist():
-                line += draw_level(value, canvas) + Text(" " * (step - 1))
-            line += Text(" " * (width - step * n_heads))
+                line += draw_level(value, canvas) + Text(" " * (cell - 1))
+            line += Text(" " * (width - cell * n_heads))
         lines.append(line)
     return lines
 
 
+def _panel_legend(
+    panels: Sequence[tuple[str, FloatArray]], metrics: Sequence[str], canvas: Canvas
+) -> list[Text]:
+    """The levels of a cell, and what each panel measures."""
+    levels = [
+        Text.assemble(draw_level(value, canvas), (f" {bare(value)}", "dim"))
+        for value in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    ]
+    levels[0] = Text.assemble(("cells: ", "dim"), levels[0])
+    meanings = [
+        Text(f"{title}: {MEANINGS[metric]}", "dim")
+        for metric, (title, _) in zip(metrics, panels, strict=True)
+    ]
+    return [
+        flow([*levels, Text("each a mean over rows; blank: no row to count", "dim")], canvas.width),
+        flow(meanings, canvas.width, between=" · "),
+    ]
+
+
 def _strongest(recording: Recording) -> str:
-    """The best head of each kind; nothing of a kind that no row counts for."""
+    """The best head of each kind; a kind without a counted row is left out."""
     named = []
-    for name in ("previous", "induction", "duplicate", "sink"):
-        values = recording.found.scores[name]
+    for metric in ("previous", "induction", "duplicate", "sink-later"):
+        values = recording.found.scores[metric]
+        name = metric.removesuffix("-later")
         if not np.isnan(values).all():
             row, column = np.unravel_index(int(np.nanargmax(values)), values.shape)
             trace = recording.trace
@@ -104,56 +118,88 @@ def _strongest(recording: Recording) -> str:
 
 
 def layer_grid(
-    recording: Recording, *, layer: int, heads: Sequence[int], canvas: Canvas, view: MapView
+    recording: Recording,
+    tokens: Sequence[bytes] = (),
+    *,
+    layer: int,
+    heads: Sequence[int],
+    canvas: Canvas,
+    view: MapView,
 ) -> RenderableType:
-    """A layer's heads as thumbnails, with what each one does where that is clear.
+    """A layer's heads as thumbnails, named by what each one does where that is clear.
 
-    All on one scale, up to the greatest of them where the shown numbers have no bound.
+    Rows are labelled with their tokens where these are given. All heads are on one scale, up to
+    the greatest of them where the shown numbers have no bound.
     """
     trace = recording.trace
     layer_trace = trace.layer(layer)
-    row = trace.row_of(layer)
     side = 24 if canvas.width >= 52 else max(8, canvas.width - 4)
-    per_row = max(1, canvas.width // (side + 2))
     if view.sink == "split":
         view = replace(view, sink="keep")  # no room for a bar
-    blocks = []
     chosen = [chosen_cells(recording, view, layer=layer, head=head) for head in heads]
-    most = max(cells.ink.most for cells in chosen)
-    for head, cells in zip(heads, chosen, strict=True):
-        title = f"{layer}.{head} {recording.found.label(row, trace.column_of(head))}"
-        ink = replace(cells.ink, most=most)
-        thumbnail = thumbnail_lines(cells.numbers, canvas, side, ink, view.pool)
-        kv = f"kv {layer_trace.kv_head(head)}".ljust(side)
-        blocks.append([Text(title), *thumbnail, Text(kv, "dim"), Text()])
-    heading = f"layer {layer} · {len(heads)} heads on {layer_trace.k.shape[1]} key/value heads · "
-    factor = pool_factor(max(chosen[0].numbers.shape), side)
-    pooled = f" · {factor}x{factor} {view.pool}-pooled" if factor > 1 else ""
+    ink = replace(chosen[0].ink, most=max(cells.ink.most for cells in chosen))
+    drawn = [thumbnail(cells.numbers, canvas, side, ink, view.pool) for cells in chosen]
+    blocks = []
+    for head, cells, small in zip(heads, chosen, drawn, strict=True):
+        label = ""
+        if view.show == "weights":  # a name is given by the weights
+            label = recording.found.label(trace.row_of(layer), trace.column_of(head))
+        title = Text(f"{layer}.{head} {label}".ljust(side))
+        edge = Text(_edge(cells.keys, small), "dim")
+        kv = Text(f"kv head {layer_trace.kv_head(head)}", "dim")
+        blocks.append([title, *small.lines, edge, kv, Text()])
+    gutter = _row_labels(chosen[0], drawn[0], tokens, canvas)
+    room = canvas.width - max(line.cell_len for line in gutter) - 2
+    per_row = max(1, (room + 2) // (side + 2))
+    bands = [
+        side_by_side([gutter, *blocks[begin : begin + per_row]])
+        for begin in range(0, len(blocks), per_row)
+    ]
+    heading = [
+        f"layer {layer}",
+        f"{len(heads)} heads on {layer_trace.k.shape[1]} key/value heads",
+        rows_of(trace),
+        *notes_of(view, chosen[0]),
+        *filter(None, [drawn[0].note()]),
+    ]
     return Group(
-        Text(heading + rows_of(trace) + notes_of(view, chosen[0]) + pooled),
-        Text("rows are queries, columns are keys; " + canvas.legend(ink), "dim"),
-        *(
-            line
-            for begin in range(0, len(blocks), per_row)
-            for line in side_by_side(blocks[begin : begin + per_row])
+        flow(heading, canvas.width, between=" · "),
+        *(line for band in bands for line in band),
+        canvas.legend(ink),
+        flow(
+            [
+                Text("rows are queries, columns are keys", "dim"),
+                Text("kv head: the head of K and V that a query head reads", "dim"),
+            ],
+            canvas.width,
+            between=" · ",
         ),
     )
 
 
-def thumbnail_lines(
-    numbers: FloatArray, canvas: Canvas, side: int, ink: Ink = WEIGHT_INK, how: Pool = "max"
+def _edge(keys: range, small: Thumbnail) -> str:
+    """The first and the last key below the columns of a map."""
+    if not keys:
+        return ""
+    first, last = f"{keys[0]}", f"{keys[-1]}" if len(keys) > 1 else ""
+    return first + last.rjust(small.lines[-1].cell_len - len(first))
+
+
+def _row_labels(
+    cells: Cells, small: Thumbnail, tokens: Sequence[bytes], canvas: Canvas
 ) -> list[Text]:
-    """A map pooled to at most side x side/2 lines, or widened to fill them."""
-    if not numbers.size:
-        return [Text()]
-    columns = pool_map(numbers, pool_factor(max(numbers.shape), side), how)
-    width = max(1, side // max(columns.shape))
-    if canvas.mode == "color":
-        rows = np.repeat(columns, width, axis=0)
-        return draw_map(rows, canvas, ink, cell_width=width, halves=True)
-    # A character is about twice as high as wide: rows are pooled twice as much.
-    if width == 1:
-        rows = pool(columns, np.arange(0, len(columns), 2), 0, how)
-    else:
-        rows = np.repeat(columns, max(1, width // 2), axis=0)
-    return draw_map(rows, canvas, ink, cell_width=width)
+    """The first query of each line, with its token, and words for the other lines of a block."""
+    last = cells.queries[-1] if cells.queries else 0
+    digits = len(str(last))
+    n_cells = (TOKEN_CELLS if canvas.width >= _NARROW else _SHORT_LABEL) if tokens else 0
+    labels = [Text("query".rjust(digits), "dim")]
+    before = -1
+    for row in small.first_rows:
+        words = ""
+        if row != before and row < len(cells.queries):
+            query = cells.queries[row]
+            words = f"{query:>{digits}}"
+            words += f" {token_label(tokens[query], canvas, n_cells)}" if tokens else ""
+        labels.append(Text(words, "dim"))
+        before = row
+    return [*labels, Text("key", "dim"), Text(), Text()]

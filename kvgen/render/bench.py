@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -13,18 +13,21 @@ from kvgen.bench.cost import first_length_above
 from kvgen.bench.plan import Cache
 from kvgen.bench.report import BenchReport, Run, StepMaps
 from kvgen.engine.tensors import FloatArray
-from kvgen.render.attention import thumbnail_lines
 from kvgen.render.bench_files import predicted_step
 from kvgen.render.bench_tables import (
     by_position,
     ledger_picture,
     ledger_table,
     rates,
+    rates_legend,
     traits,
     varying,
 )
-from kvgen.render.canvas import Canvas, causal, side_by_side
+from kvgen.render.canvas import Canvas, causal
 from kvgen.render.chart import Curve, chart
+from kvgen.render.ink import WEIGHT_INK
+from kvgen.render.layout import beside_or_below, side_by_side, width_of
+from kvgen.render.thumbnail import thumbnail
 from kvgen.visible import one_line
 
 _GAP = 3  # columns between the table and the maps beside it
@@ -55,16 +58,18 @@ def bench_view(
         ),
         Text(f"prompt: {facts['prompt']} · medians of {report.plan.repetitions}"),
         Text(),
-        rates(report, canvas.width),
+        *rates(report, canvas.width),
+        rates_legend(report, canvas.width),
     ]
     if run.workload.n_gen and len(report.runs) == 1:
         parts += [
             Text(),
             _beside(by_position(run, canvas.width), report, canvas),
+            canvas.legend(WEIGHT_INK),
             Text(),
             *_curves(run, canvas),
             Text(),
-            ledger_table(report.ledger, canvas.width, shown="off" in report.plan.caches),
+            *ledger_table(report.ledger, canvas.width, shown="off" in report.plan.caches),
             *ledger_picture(report.ledger, canvas, shown="off" in report.plan.caches),
         ]
     parts.append(Text())
@@ -78,22 +83,20 @@ def bench_view(
     return Group(*parts)
 
 
-def _beside(table: Table, report: BenchReport, canvas: Canvas) -> RenderableType:
+def _beside(tables: list[Table], report: BenchReport, canvas: Canvas) -> RenderableType:
     """The maps beside the table where there is room, else below it."""
     maps = _maps(report, canvas, side=12)
-    width = Console(width=1000).measure(table).maximum + max(line.cell_len for line in maps)
-    both = Table.grid(padding=(0, _GAP))
-    if width + _GAP <= canvas.width:
-        both.add_row(table, Group(*maps))
-        return both
-    return Group(table, Text(), *_maps(report, canvas, side=14))
+    if len(tables) == 1 and width_of(tables[0]) + _GAP + width_of(maps) <= canvas.width:
+        return beside_or_below(tables[0], maps, canvas.width, gap=_GAP)
+    return Group(*tables, Text(), _maps(report, canvas, side=14))
 
 
-def _maps(report: BenchReport, canvas: Canvas, *, side: int) -> list[Text]:
+def _maps(report: BenchReport, canvas: Canvas, *, side: int) -> Text:
     """For some steps, the weights that each arm computed: one row, or the whole triangle."""
     layer, head = report.head
     size = max((maps.on.shape[1] for maps in report.maps), default=0)
     lines = [Text(f"what each step computed · layer {layer} head {head}")]
+    note = ""
     arms: tuple[Cache, ...] = ("on", "off") if "off" in report.plan.caches else ("on",)
     for cache in arms:
         titled = cache == "on"  # the same steps stand under each other
@@ -102,12 +105,15 @@ def _maps(report: BenchReport, canvas: Canvas, *, side: int) -> list[Text]:
             width = max(side, len("999,999 scores"))
             title = Text(f"step {maps.step + 1}".ljust(width))
             scores = Text(f"{_count(maps.n_scores(cache))} scores".ljust(width), "dim")
-            drawn = thumbnail_lines(_computed(maps, cache, size), canvas, side)
-            blocks.append([*[title] * titled, *drawn, scores])
+            small = thumbnail(_computed(maps, cache, size), canvas, side)
+            note = small.note()
+            blocks.append([*[title] * titled, *small.lines, scores])
         lines += side_by_side(blocks, gap=1)
     for line in lines:
         line.rstrip()
-    return lines
+    if note:
+        lines.append(Text(note, "dim"))
+    return Text("\n").join(lines)
 
 
 def _count(number: int) -> str:

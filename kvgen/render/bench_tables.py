@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
-
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -14,40 +10,16 @@ from kvgen.bench.ledger import Ledger, StepCount
 from kvgen.bench.report import Arm, BenchReport, Run, spread
 from kvgen.render.bench_files import predicted_prefill, predicted_step, rows_of
 from kvgen.render.canvas import Canvas, draw_level
+from kvgen.render.layout import flow, stacked_tables
 
 _TABLE_ROWS = 8
-_PICTURE, _PICTURE_TEXT = 50, 58  # columns of a picture at most, and of the words beside it
+# Columns of a picture at most and at least, of its name, and of the words beside it.
+_PICTURE, _SMALLEST_PICTURE, _PICTURE_NAME, _PICTURE_TEXT = 50, 20, 11, 47
 _WORDS = ("test", "cache", "dtype", "kv", "backend", "kept")
 
 
-def _fitting(
-    headings: dict[str, str],
-    rows: list[dict[str, str]],
-    *,
-    width: int,
-    optional: Sequence[str] = (),
-    title: str | None = None,
-) -> Table:
-    """A plain table of rows by column; where it is too wide, without the optional ones.
-
-    Words stand left, numbers right.
-    """
-    dropped = list(optional)
-    shown = dict(headings)
-    while True:
-        table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left")
-        for name, heading in shown.items():
-            justify: Literal["left", "right"] = "left" if name in _WORDS else "right"
-            table.add_column(heading, justify=justify, no_wrap=True)
-        for row in rows:
-            table.add_row(*(row.get(name, "") for name in shown))
-        if not dropped or Console(width=1000).measure(table).maximum <= width:
-            return table
-        shown.pop(dropped.pop(0), None)
-
-
 def traits(run: Run) -> dict[str, str]:
-    """What may differ from run to run."""
+    """The settings that may differ from run to run."""
     return {
         "dtype": run.dtype,
         "kv": run.cache_dtype,
@@ -57,12 +29,12 @@ def traits(run: Run) -> dict[str, str]:
 
 
 def varying(report: BenchReport) -> list[str]:
-    """The names of what does differ."""
+    """The names of the settings that do differ."""
     of_runs = [traits(run) for run in report.runs]
     return [name for name in of_runs[0] if len({one[name] for one in of_runs}) > 1]
 
 
-def rates(report: BenchReport, width: int) -> Table:
+def rates(report: BenchReport, width: int) -> list[Table]:
     """Tokens per second of every test, and how the prediction compares."""
     differing = varying(report)
     rows = []
@@ -83,8 +55,34 @@ def rates(report: BenchReport, width: int) -> Table:
         rows.append(cells | {name: traits(run)[name] for name in differing})
     names = ["test", "cache", *differing, "tok/s", "min..max", "predicted", "positions run"]
     names += ["on/off"] if any("on/off" in row for row in rows) else []
-    optional = ("positions run", "min..max", "predicted")
-    return _fitting({name: name for name in names}, rows, width=width, optional=optional)
+    keys = ("test", "cache", *differing)
+    return stacked_tables(
+        {name: name for name in names}, rows, width=width, keys=keys, words=_WORDS
+    )
+
+
+def rates_legend(report: BenchReport, width: int) -> Text:
+    """What the names of the tests and the columns mean."""
+    terms: dict[str, str] = {}
+    for row in rows_of(report):
+        work = row.run.workload
+        if row.is_prefill:
+            after = f" after {work.depth:,} others" if work.depth else ""
+            terms[row.title] = f"prefill, {work.n_prompt:,} tokens of a prompt at once{after}"
+        else:
+            terms[row.title] = f"{work.n_gen:,} tokens decoded, one a step, after {work.length:,}"
+    if len(terms) > 2:
+        terms = {
+            "ppN": "prefill, N tokens of a prompt at once",
+            "tgN": "N tokens decoded, one a step",
+            "@ dM": "after M others",
+        }
+    terms |= {
+        "predicted, pred.": "computed from bytes, operations and this machine's speed",
+        "positions run": "rows that went through the model",
+    }
+    parts = [Text(f"{name}: {meaning}", "dim") for name, meaning in terms.items()]
+    return flow(parts, width, between=" · ")
 
 
 def _predicted_rate(run: Run, arm: Arm, *, prefill: bool) -> float:
@@ -95,7 +93,7 @@ def _predicted_rate(run: Run, arm: Arm, *, prefill: bool) -> float:
     return work.n_gen / sum(predicted_step(run, arm.cache, step) for step in steps)
 
 
-def by_position(run: Run, width: int) -> Table:
+def by_position(run: Run, width: int) -> list[Table]:
     """Milliseconds per token at some positions, measured and predicted, in every arm."""
     on, off = run.arm("on"), run.arm("off")
     headings = {"position": "position"}
@@ -114,13 +112,12 @@ def by_position(run: Run, width: int) -> Table:
         if on is not None and off is not None:
             cells["ratio"] = f"{off.median_step(step) / on.median_step(step):.0f}x"
         rows.append(cells)
-    optional = [f"{arm.cache} predicted" for arm in run.arms]
     title = "ms/token by position"
-    return _fitting(headings, rows, width=width, optional=optional, title=title)
+    return stacked_tables(headings, rows, width=width, keys=("position",), title=title)
 
 
 def ledger_picture(ledger: Ledger, canvas: Canvas, *, shown: bool) -> list[Text]:
-    """How often each position's row has been read, or computed, as bars from left to right."""
+    """How often each position's row was read, or computed, as bars from left to right."""
     greatest = int(ledger.reads_of_keys.max())
     counts = [
         ("K, V read", ledger.reads_of_keys, greatest, "by its own and each later query"),
@@ -129,19 +126,22 @@ def ledger_picture(ledger: Ledger, canvas: Canvas, *, shown: bool) -> list[Text]
     if shown:
         times = int(ledger.recomputed.max())
         counts.append(("computed", ledger.recomputed, times, "without the cache, so far"))
-    columns = min(len(ledger.reads_of_keys), _PICTURE, max(2, canvas.width - _PICTURE_TEXT))
+    beside = canvas.width - _PICTURE_NAME - _PICTURE_TEXT >= _SMALLEST_PICTURE
+    room = canvas.width - _PICTURE_NAME - (_PICTURE_TEXT if beside else 0)
+    columns = min(len(ledger.reads_of_keys), _PICTURE, room)
     lines = []
     for name, of_rows, scale, words in counts:
-        line = Text(f"{name:<10} ")
+        line = Text(name.ljust(_PICTURE_NAME))
         for part in np.array_split(of_rows, columns):
             line.append_text(draw_level(float(part.max()) / (scale + 1), canvas))
         most, fewest = int(of_rows.max()), int(of_rows.min())
         times_each = f"{most:,}" if most == fewest else f"{most:,} to {fewest:,}"
-        lines.append(line.append(f"  {times_each}: {words}"))
+        line.append("  " if beside else "\n" + " " * _PICTURE_NAME)
+        lines.append(line.append(f"{times_each}: {words}"))
     return lines
 
 
-def ledger_table(ledger: Ledger, width: int, *, shown: bool) -> Table:
+def ledger_table(ledger: Ledger, width: int, *, shown: bool) -> list[Table]:
     """Rows that the counted steps computed, kept and read, with and without the cache."""
     rows = []
     arms: list[tuple[str, tuple[StepCount, ...]]] = [("on", ledger.on)]
@@ -161,4 +161,6 @@ def ledger_table(ledger: Ledger, width: int, *, shown: bool) -> Table:
             )
     headings = {name: name for name in rows[0]} if rows else {}
     title = f"rows of Q, K and V in layer {ledger.layer}, counted by the reference engine"
-    return _fitting(headings, rows, width=width, optional=("step",), title=title)
+    return stacked_tables(
+        headings, rows, width=width, keys=("cache", "step"), words=_WORDS, title=title
+    )

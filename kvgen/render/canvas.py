@@ -4,82 +4,31 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from rich.cells import cell_len, set_cell_size
-from rich.color import Color
 from rich.style import Style
 from rich.text import Text
 
 from kvgen.engine.tensors import FloatArray
+from kvgen.render.ink import BOUNDS, FRACTION_INK, WEIGHT_INK, Colors, Ink
+from kvgen.render.layout import flow
 from kvgen.visible import picture
 
 Mode = Literal["color", "glyphs", "ascii"]
-Scale = Literal["sqrt", "linear", "log"]
 Pool = Literal["max", "mean"]
 TOKEN_CELLS = 10  # room for a token where it names a row
 
 _GLYPHS, _ASCII = " ·░▒▓█", " .:+#@"
 _NEGATIVE = " ---=="
-# A glyph stands for numbers below its bound, as a part of the greatest.
-_BOUNDS: dict[Scale, tuple[float, ...]] = {
-    "sqrt": (0.01, 0.05, 0.15, 0.35, 0.65),
-    "linear": (0.1, 0.3, 0.5, 0.7, 0.9),
-    "log": (1e-4, 1e-3, 0.01, 0.1, 0.5),
-}
-_DECADES = 5  # that a logarithmic scale shows in colour
 _LEVELS = "·▁▂▃▄▅▆▇█"
 _ASCII_LEVELS = ".123456789"
-# Viridis, sampled evenly (Smith & van der Walt, matplotlib): perceptually uniform.
-_VIRIDIS = np.array(
-    [
-        (68, 1, 84), (72, 40, 120), (62, 74, 137), (49, 104, 142), (38, 130, 142),
-        (31, 158, 137), (53, 183, 121), (109, 205, 89), (180, 222, 44), (253, 231, 37),
-    ]
-)  # fmt: skip
 
-
-# Blue below nothing, orange above it, dark between.
-_BELOW, _NOTHING, _ABOVE = np.array([(70, 150, 255), (24, 24, 28), (255, 150, 40)])
-
-
-@dataclass(frozen=True, slots=True)
-class Ink:
-    """How a number of a map becomes a cell: by its part of the greatest one, on a scale."""
-
-    name: str = "weight"
-    scale: Scale = "sqrt"
-    most: float = 1.0  # what is as bright as can be
-    signed: bool = False  # numbers may be negative, down to -most
-
-    def brightness(self, value: float) -> float:
-        """0 for nothing to 1 for `most` and more; below 0 for what is negative."""
-        part = min(abs(value) / self.most, 1.0) if self.most > 0 else 0.0
-        if self.scale == "sqrt":
-            part = math.sqrt(part)
-        elif self.scale == "log":
-            part = max(0.0, 1 + math.log10(part) / _DECADES) if part > 0 else 0.0
-        return -part if value < 0 else part
-
-    def step(self, value: float) -> int:
-        """Which of the six glyphs stands for a number's size."""
-        part = abs(value) / self.most if self.most > 0 else 0.0
-        return sum(part >= bound for bound in _BOUNDS[self.scale])
-
-    def color(self, value: float) -> Color:
-        """The colour of a number."""
-        level = self.brightness(value)
-        if not self.signed:
-            return _viridis(level)
-        far = _BELOW if level < 0 else _ABOVE
-        return _rgb(_NOTHING + abs(level) * (far - _NOTHING))
-
-
-WEIGHT_INK = Ink()
+_SWATCHES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # brightnesses that a legend shows in colour
+_SIGNED_SWATCHES = (-1.0, -2 / 3, -1 / 3, 0.0, 1 / 3, 2 / 3, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +37,35 @@ class Canvas:
 
     width: int
     mode: Mode
+    colors: Colors = "truecolor"  # the colours that a terminal has, in mode "color"
 
-    def legend(self, ink: Ink = WEIGHT_INK) -> str:
-        """What the cells of a map mean."""
-        if self.mode == "color":
-            scale = {"sqrt": "a square-root", "linear": "a linear", "log": "a logarithmic"}
-            low = f"-{ink.most:.3g} blue, 0 dark, {ink.most:.3g} orange" if ink.signed else (
-                f"0 dark to {ink.most:.3g} bright"
-            )  # fmt: skip
-            return f"{ink.name}: {low}, on {scale[ink.scale]} scale"
+    def legend(self, ink: Ink = WEIGHT_INK, *more: str, masked: bool = True) -> Text:
+        """The numbers that the cells of a map stand for, and more words, in lines that fit.
+
+        `masked` says that a map has cells that a query may not see.
+        """
+        parts = self._swatches(ink, masked) if self.mode == "color" else self._ramp(ink)
+        return flow([*parts, *(Text(words, "dim") for words in more)], self.width)
+
+    def _swatches(self, ink: Ink, masked: bool) -> list[Text]:
+        """Colours with their numbers."""
+        parts: list[Text] = []
+        for brightness in _SIGNED_SWATCHES if ink.signed else _SWATCHES:
+            number = ink.value(brightness)
+            swatch = ("██", Style(color=ink.color(number, self.colors)))
+            name = "" if parts else f"{ink.name}: "
+            parts.append(Text.assemble((name, "dim"), swatch, (f" {bare(number)}", "dim")))
+        return parts + [Text("blank: masked", "dim")] * masked
+
+    def _ramp(self, ink: Ink) -> list[Text]:
+        """Glyphs with the numbers that they begin and end at."""
         ramp = _GLYPHS if self.mode == "glyphs" else _ASCII
-        bounds = [_bare(bound * ink.most) for bound in _BOUNDS[ink.scale]]
-        parts = [f"{glyph} <{bound}" for glyph, bound in zip(ramp[1:], bounds[1:], strict=False)]
-        below = [f"below 0: - and, from {bounds[3]}, ="] if ink.signed else []
-        return "  ".join([f"{ink.name}: blank <{bounds[0]}", *parts, f"{ramp[-1]} more", *below])
+        bounds = [bare(bound * ink.most) for bound in BOUNDS[ink.scale]]
+        parts = [f"{ink.name}: blank <{bounds[0]}"]
+        parts += [f"{glyph} <{bound}" for glyph, bound in zip(ramp[1:], bounds[1:], strict=False)]
+        parts.append(f"{ramp[-1]} more")
+        parts += [f"below 0: - and, from {bounds[3]}, ="] if ink.signed else []
+        return [Text(part, "dim") for part in parts]
 
     def ellipsis(self) -> str:
         """The mark of something cut off."""
@@ -123,24 +87,11 @@ def draw_map(
     if canvas.mode != "color":
         return [Text(_glyph_row(row, canvas, ink, cell_width)) for row in numbers]
     if not halves:
-        return [_color_row(row, None, ink, cell_width) for row in numbers]
+        return [_color_row(row, None, canvas, ink, cell_width) for row in numbers]
     blank = np.full((len(numbers) % 2, numbers.shape[1]), np.nan, np.float32)
     padded = np.concatenate([numbers, blank])
     pairs = zip(padded[::2], padded[1::2], strict=True)
-    return [_color_row(upper, lower, ink, cell_width) for upper, lower in pairs]
-
-
-def side_by_side(blocks: Sequence[Sequence[Text]], *, gap: int = 2) -> list[Text]:
-    """Blocks of lines next to each other, each padded to its widest line."""
-    lines: list[Text] = [Text() for _ in range(max(map(len, blocks), default=0))]
-    for number, block in enumerate(blocks):
-        width = max((line.cell_len for line in block), default=0)
-        last = number == len(blocks) - 1
-        for row, line in enumerate(lines):
-            cells = block[row] if row < len(block) else Text()
-            line.append_text(cells)
-            line.append(" " * (0 if last else width - cells.cell_len + gap))
-    return lines
+    return [_color_row(upper, lower, canvas, ink, cell_width) for upper, lower in pairs]
 
 
 def draw_level(value: float, canvas: Canvas) -> Text:
@@ -149,7 +100,8 @@ def draw_level(value: float, canvas: Canvas) -> Text:
         return Text(" ")
     levels = _ASCII_LEVELS if canvas.mode == "ascii" else _LEVELS
     cell = levels[min(int(np.clip(value, 0, 1) * len(levels)), len(levels) - 1)]
-    return Text(cell, Style(color=_viridis(value)) if canvas.mode == "color" else Style())
+    color = FRACTION_INK.color(value, canvas.colors) if canvas.mode == "color" else None
+    return Text(cell, Style(color=color))
 
 
 def draw_bar(value: float, canvas: Canvas, width: int) -> str:
@@ -230,27 +182,29 @@ def _visible(character: str, canvas: Canvas) -> str:
     return character
 
 
-def _bare(number: float) -> str:
-    """A bound without what can be done without: .05, 1.5e-4, 12."""
-    text = f"{number:.2g}"
-    return text[1:] if text.startswith("0.") else text.replace("e-0", "e-").replace("e+0", "e")
+def bare(number: float) -> str:
+    """Shorten a number: 0.05 -> .05, -0.44 -> -.44, 0.00001 -> 1e-5."""
+    text = f"{number + 0.0:.2g}".replace("e-0", "e-").replace("e+0", "e")  # + 0: no -0
+    return text.replace("0.", ".", 1) if abs(number) < 1 else text
 
 
 def _glyph_row(row: FloatArray, canvas: Canvas, ink: Ink, cell_width: int) -> str:
     ramp = _GLYPHS if canvas.mode == "glyphs" else _ASCII
     cells = (
-        " " if math.isnan(number) else (_NEGATIVE if number < 0 else ramp)[ink.step(number)]
+        " " if math.isnan(number) else (_NEGATIVE if number < 0 else ramp)[ink.level(number)]
         for number in row.tolist()
     )
     return "".join(cell * cell_width for cell in cells)
 
 
-def _color_row(upper: FloatArray, lower: FloatArray | None, ink: Ink, cell_width: int) -> Text:
+def _color_row(
+    upper: FloatArray, lower: FloatArray | None, canvas: Canvas, ink: Ink, cell_width: int
+) -> Text:
     text = Text()
     below_all = [math.nan] * len(upper) if lower is None else lower.tolist()
     for number, below in zip(upper.tolist(), below_all, strict=True):
         above_color, below_color = (
-            None if math.isnan(one) else ink.color(one) for one in (number, below)
+            None if math.isnan(one) else ink.color(one, canvas.colors) for one in (number, below)
         )
         if lower is None:
             text.append(" " * cell_width, Style(bgcolor=above_color))
@@ -261,14 +215,3 @@ def _color_row(upper: FloatArray, lower: FloatArray | None, ink: Ink, cell_width
         else:
             text.append("▀" * cell_width, Style(color=above_color, bgcolor=below_color))
     return text
-
-
-def _viridis(value: float) -> Color:
-    place = float(np.clip(value, 0, 1)) * (len(_VIRIDIS) - 1)
-    low = min(int(place), len(_VIRIDIS) - 2)
-    return _rgb(_VIRIDIS[low] + (place - low) * (_VIRIDIS[low + 1] - _VIRIDIS[low]))
-
-
-def _rgb(channels: npt.NDArray[np.float64]) -> Color:
-    red, green, blue = np.rint(channels).astype(int).tolist()
-    return Color.from_rgb(red, green, blue)

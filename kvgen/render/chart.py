@@ -39,8 +39,8 @@ def chart(curves: Sequence[Curve], *, width: int, height: int, ascii_only: bool)
             column = round((x - first) / (last - first) * (columns - 1))
             of_column.setdefault(column, []).append(math.log10(y))
         for column, logs in of_column.items():
-            share = (sum(logs) / len(logs) - bottom) / (top - bottom)
-            cells[round((1 - share) * (height - 1))][column] = (curve.mark, curve.style)
+            up = (sum(logs) / len(logs) - bottom) / (top - bottom)
+            cells[round((1 - up) * (height - 1))][column] = (curve.mark, curve.style)
     rule, corner, tick = ("|", "+", "-") if ascii_only else ("│", "└", "─")
     marked = _rows_of_ticks(bottom, top, height)
     lines = []
@@ -59,18 +59,18 @@ def chart(curves: Sequence[Curve], *, width: int, height: int, ascii_only: bool)
 def _rows_of_ticks(bottom: float, top: float, height: int) -> dict[int, str]:
     """Which rows are marked with 1, 2, 5, 10, ... milliseconds, as many as have room."""
     marked: dict[int, str] = {}
-    for steps in ((1,), (1, 3), (1, 2, 5)):
+    for multiples in ((1,), (1, 3), (1, 2, 5)):
         values = [
-            step * 10.0**decade
+            multiple * 10.0**decade
             for decade in range(math.floor(bottom), math.ceil(top) + 1)
-            for step in steps
+            for multiple in multiples
         ]
         inside = [value for value in values if bottom <= math.log10(value) <= top]
         rows = {
             round((1 - (math.log10(value) - bottom) / (top - bottom)) * (height - 1)): value
             for value in inside
         }
-        if len(rows) >= 3 or steps == (1, 2, 5):
+        if len(rows) >= 3 or multiples == (1, 2, 5):
             for row, value in rows.items():
                 marked[row] = f"{value:g} s" if value >= 1 else f"{1e3 * value:g} ms"
             break

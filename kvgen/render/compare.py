@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-from rich.console import Group, RenderableType
-from rich.table import Table
+from dataclasses import dataclass
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
 from kvgen.bench.compare import ReportComparison
+from kvgen.render.layout import stacked_tables
 from kvgen.visible import one_line
+
+_COLUMNS = ("test", "cache", "dtype", "backend", "threads", "A tok/s", "B tok/s", "B/A")
 
 
 def comparison_view(comparison: ReportComparison, *, names: tuple[str, str]) -> RenderableType:
     """Each test that both reports have: medians, ratio, and whether the samples overlap."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("test", "cache", "dtype", "backend", "threads", "A tok/s", "B tok/s", "B/A", ""):
-        words = name in ("test", "cache", "dtype", "backend", "")
-        table.add_column(name, justify="left" if words else "right")
+    rows: list[dict[str, str | Text]] = []
     for row in comparison.tests:
         # A file from elsewhere may hold any text here.
         test, depth, cache, dtype, cache_dtype, backend, threads = (
             one_line(f"{part}") if part else "" for part in row.key
         )
-        table.add_row(
-            f"{test} @ d{depth}" if depth else test,
-            cache,
-            f"{dtype}+{cache_dtype}",
-            backend,
-            threads,
-            f"{row.one['median']:,.1f}",
-            f"{row.other['median']:,.1f}",
-            f"{row.ratio:.3f}",
-            "beyond the spread" if row.beyond_spread else "within the spread",
+        rows.append(
+            {
+                "test": Text(f"{test} @ d{depth}" if depth else test),
+                "cache": Text(cache),
+                "dtype": Text(f"{dtype}+{cache_dtype}"),
+                "backend": Text(backend),
+                "threads": Text(threads),
+                "A tok/s": f"{row.one['median']:,.1f}",
+                "B tok/s": f"{row.other['median']:,.1f}",
+                "B/A": f"{row.ratio:.3f}",
+                "spread": "beyond the spread" if row.beyond_spread else "within the spread",
+            }
         )
     lines = [f"A: {names[0]}", f"B: {names[1]}"]
     if comparison.only_one or comparison.only_other:
@@ -38,4 +41,21 @@ def comparison_view(comparison: ReportComparison, *, names: tuple[str, str]) -> 
             f"tests without a partner: {comparison.only_one} in A, {comparison.only_other} in B"
         )
     lines += [f"differs  {difference}" for difference in comparison.differences]
-    return Group(*(Text(one_line(line)) for line in lines), Text(), table)
+    return Group(*(Text(one_line(line)) for line in lines), Text(), _Tables(tuple(rows)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """The rows of a comparison as tables that fit the console that they are drawn on."""
+
+    rows: tuple[dict[str, str | Text], ...]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """One table, or several below each other where its columns do not fit."""
+        yield from stacked_tables(
+            {name: name for name in _COLUMNS} | {"spread": ""},
+            self.rows,
+            width=options.max_width,
+            keys=_COLUMNS[:5],
+            words=(*_COLUMNS[:4], "spread"),
+        )

@@ -21,17 +21,18 @@ from kvgen.attention.example import (
     walk,
 )
 from kvgen.engine.tensors import FloatArray
-from kvgen.render.canvas import Canvas, side_by_side
+from kvgen.render.canvas import Canvas
+from kvgen.render.layout import in_bands
 
 
 def worked_examples(canvas: Canvas) -> RenderableType:
-    """Shapes and steps, similarity, the order of Q and K, the mask, and why K and V are kept."""
+    """Shapes and stages, similarity, the order of Q and K, the mask, and why K and V are kept."""
     masked, unmasked = (
         walk(QUERIES, KEYS, VALUES, causal=True),
         walk(QUERIES, KEYS, VALUES, causal=False),
     )
     return Group(
-        *_steps(unmasked, canvas),
+        *_stages(unmasked, canvas),
         Text(),
         *_similarity(),
         Text(),
@@ -46,7 +47,7 @@ def worked_examples(canvas: Canvas) -> RenderableType:
 def _matrix(
     numbers: Sequence[Sequence[float]] | FloatArray, name: str, form: str = "g"
 ) -> list[Text]:
-    """A matrix with its name and shape above it; NaN is a cell that is not seen."""
+    """A matrix with its name and shape above it; NaN is a masked cell."""
     array = np.asarray(numbers, np.float64)
     cells = [["." if np.isnan(x) else format(x + 0.0, form) for x in row] for row in array]
     width = max(len(cell) for row in cells for cell in row)
@@ -54,26 +55,7 @@ def _matrix(
     return [Text(f"{name} {array.shape[0]}x{array.shape[1]}", "bold"), *rows]
 
 
-def _blocks(blocks: Sequence[list[Text]], canvas: Canvas) -> list[Text]:
-    """Matrices next to each other, in as many rows as they need."""
-    lines: list[Text] = []
-    begin = 0
-    while begin < len(blocks):
-        end = begin + 1
-        while end < len(blocks) and _width(blocks[begin : end + 1]) <= canvas.width:
-            end += 1
-        lines += side_by_side(blocks[begin:end], gap=4)
-        begin = end
-    for line in lines:
-        line.rstrip()
-    return lines
-
-
-def _width(blocks: Sequence[list[Text]]) -> int:
-    return sum(max(line.cell_len for line in block) + 4 for block in blocks) - 4
-
-
-def _steps(unmasked: Walk, canvas: Canvas) -> list[Text]:
+def _stages(unmasked: Walk, canvas: Canvas) -> list[Text]:
     blocks = [
         _matrix(unmasked.q, "Q"),
         _matrix(unmasked.k, "K"),
@@ -85,8 +67,8 @@ def _steps(unmasked: Walk, canvas: Canvas) -> list[Text]:
     ]
     sums = ", ".join(f"{total:.3f}" for total in unmasked.weights.sum(axis=1))
     return [
-        Text("The four steps, T = 3, d_k = 4, d_v = 5: values may have another size", "bold"),
-        *_blocks(blocks, canvas),
+        Text("The four stages, T = 3, d_k = 4, d_v = 5: values may have another size", "bold"),
+        *in_bands(blocks, canvas.width, gap=4),
         Text(f"each row of weights sums to 1: {sums}"),
     ]
 
@@ -95,8 +77,8 @@ def _similarity() -> list[RenderableType]:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("key", "vector", "q·k", "|k|", "cos", "distance"):
         table.add_column(name, justify="left" if name in ("key", "vector") else "right")
-    found = likenesses()
-    for one in found:
+    keys = likenesses()
+    for one in keys:
         table.add_row(
             one.word,
             str(list(one.vector)),
@@ -105,7 +87,7 @@ def _similarity() -> list[RenderableType]:
             f"{one.cosine:+.3f}",
             f"{one.distance:.3f}",
         )
-    crown = found[-1]
+    crown = keys[-1]
     return [
         Text(f"Similarity: king q = {list(KING)}, |q| = {np.linalg.norm(KING):.3f}", "bold"),
         table,
@@ -133,11 +115,11 @@ def _order(canvas: Canvas) -> list[Text]:
             "May QK^T be swapped for KQ^T? Then keys look for queries",
             "bold",
         ),
-        *_blocks(blocks, canvas),
+        *in_bands(blocks, canvas.width, gap=4),
         Text(f"the outputs differ by up to {difference:.3f}: rows of one are columns of the other"),
         Text(
-            f"only where Q = K the scores are symmetric (here |S - S^T| = {symmetric:g}) and both "
-            "orders are equal"
+            "where QK^T is symmetric both orders are equal: for example where Q = K (here "
+            f"|S - S^T| = {symmetric:g})"
         ),
     ]
 
@@ -150,7 +132,7 @@ def _mask(masked: Walk, unmasked: Walk, canvas: Canvas) -> list[Text]:
     ]
     return [
         Text("With the causal mask row t is a sum to t, without it a sum to T", "bold"),
-        *_blocks(blocks, canvas),
+        *in_bands(blocks, canvas.width, gap=4),
         Text(
             "row t needs one q, its own, and every k and v up to t; the next row needs all those "
             "again, and a new q: K and V are cached, Q is not"

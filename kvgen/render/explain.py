@@ -1,20 +1,28 @@
-"""One query's walk through the formula, with the numbers of every step."""
+"""One query's walk through the formula, with the numbers of every stage."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-from rich.cells import cell_len
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from kvgen.attention.steps import RowExplanation
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import AttentionTrace
 from kvgen.render.canvas import TOKEN_CELLS, Canvas, token_label
+from kvgen.render.layout import flow, stacked_tables
 
+_TERMS = (
+    "1) dot product of query and key",
+    "cos: the same without their lengths",
+    "2) times the scale",
+    "3) e to the score minus the greatest score",
+    "4) divided by their sum: the weight w_j",
+    "5) signed part of o that w_j v_j makes",
+    "kv head: the head of K and V that this query head reads",
+)
 _CHOSEN = "the head that writes most for this query, |sum over j >= 1 of w_j v_j W_O|"
 
 
@@ -29,7 +37,10 @@ def explanation(
     canvas: Canvas,
     chosen: bool = False,
 ) -> RenderableType:
-    """One query's walk through the formula, a line per key; `chosen` says who named the head."""
+    """One query's walk through the formula, a line per key.
+
+    `chosen`: the head was found, not named. Where not all columns fit, there are several tables.
+    """
     layer_trace = trace.layer(layer)
     S, D = query + 1, layer_trace.q.shape[2]
     d_v = layer_trace.v.shape[2]
@@ -37,7 +48,7 @@ def explanation(
     others = [j for j in range(S) if j not in shown]
 
     def column(values: FloatArray, form: str, *, adds_up: bool = False) -> list[str]:
-        """The shown keys' cells, then the others' sum and the whole sum where adding means much."""
+        """The shown keys' cells, then the others' sum and the whole sum where a sum means much."""
         sums = [values[others].sum(), values.sum()] if adds_up else []
         return [format(value, form) for value in (*values[shown], *sums)] + [""] * (2 - len(sums))
 
@@ -55,17 +66,16 @@ def explanation(
         "w·|v|": column(explained.weights * explained.value_lengths, ".3f"),
         "5) share": column(explained.shares, "+.3f", adds_up=True),
     }
-    for name in ("w·|v|", "|k_j|", "|v_j|", "cos", "3) exp(s-max)", "2) scaled"):
-        widths = [max(map(cell_len, (heading, *cells))) for heading, cells in columns.items()]
-        if sum(widths) + len(widths) + 1 > canvas.width:
-            del columns[name]
-    table = Table(box=None, padding=(0, 1), collapse_padding=True)
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    *keys, rest, total = zip(*columns.values(), strict=True)
-    for cells in (*keys, rest) if others else keys:
-        table.add_row(*map(Text, cells))
-    table.add_row(*total, style="bold")
+    cells = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    *keys, rest, total = cells
+    tables = stacked_tables(
+        {name: name for name in columns},
+        [*keys, *([rest] if others else []), total],
+        width=canvas.width,
+        keys=("j", "key"),
+        padding=1,
+        bold_last=True,
+    )
     if query < trace.n_prompt:
         origin = f"prefill: k_0..{query} v_0..{query} are computed and kept"
     else:
@@ -74,17 +84,30 @@ def explanation(
         )
     label = token_label(tokens[query], canvas, TOKEN_CELLS).strip()
     return Group(
-        Text(
-            f"layer {layer} head {head} (kv head {layer_trace.kv_head(head)}) · "
-            f"query {query} {label} · d_k = {D}, d_v = {d_v}, scale = {layer_trace.scale:.4g} · "
-            f"|q| = {explained.query_length:.2f}"
+        flow(
+            [
+                f"layer {layer} head {head} (kv head {layer_trace.kv_head(head)})",
+                f"query {query} {label}",
+                f"d_k = {D}, d_v = {d_v}, scale = {layer_trace.scale:.4g}",
+                f"|q| = {explained.query_length:.2f}",
+            ],
+            canvas.width,
+            between=" · ",
         ),
         *([Text(_CHOSEN, "dim")] if chosen else []),
         Text(f"o_{query} = sum over j <= {query} of softmax_j(q_{query}·k_j * scale) v_j"),
-        table,
-        Text(
-            f"shapes  q ({D},)  K ({S}, {D})  scores ({S},)  weights ({S},)  V ({S}, {d_v})  "
-            f"o ({d_v},)"
+        *tables,
+        flow([Text(term, "dim") for term in _TERMS], canvas.width, between=" · "),
+        flow(
+            [
+                f"shapes  q ({D},)",
+                f"K ({S}, {D})",
+                f"scores ({S},)",
+                f"weights ({S},)",
+                f"V ({S}, {d_v})",
+                f"o ({d_v},)",
+            ],
+            canvas.width,
         ),
         Text(f"{origin} · q_{query} is not kept: no later step reads it"),
         *_remark(explained, tokens, canvas),
@@ -92,7 +115,7 @@ def explanation(
 
 
 def _remark(explained: RowExplanation, tokens: Sequence[bytes], canvas: Canvas) -> list[Text]:
-    """A word where the key with most of the weight is not what most of the output is made of."""
+    """A remark where the key with the greatest weight adds little to the output."""
     read, makes = int(explained.weights.argmax()), int(explained.shares.argmax())
     weight, share = float(explained.weights[read]), float(explained.shares[read])
     if read == makes or weight < 0.3 or share > weight / 2:

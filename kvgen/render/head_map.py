@@ -12,7 +12,7 @@ import numpy.typing as npt
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from kvgen.attention.diagnostics import row_entropy
+from kvgen.attention.diagnostics import MEANINGS, row_entropy
 from kvgen.attention.measures import MEASURES, SIGNED, Measure, measured, rollout
 from kvgen.attention.record import Recording
 from kvgen.attention.steps import attention_weights
@@ -21,9 +21,7 @@ from kvgen.engine.trace import AttentionTrace
 from kvgen.render.canvas import (
     TOKEN_CELLS,
     Canvas,
-    Ink,
     Pool,
-    Scale,
     causal,
     draw_bar,
     draw_map,
@@ -31,12 +29,15 @@ from kvgen.render.canvas import (
     pool_factor,
     token_label,
 )
+from kvgen.render.ink import Ink, Scale
+from kvgen.render.layout import flow
 
 Sink = Literal["split", "keep", "drop"]
 Span = tuple[int | None, int | None]  # as in a slice
-_PINNED = 8  # last queries that a pooled map shows one by one: in decode they are looked at
-_SUM_TO_ONE = frozenset({"weights", "rollout"})  # rows of parts of a whole
+_PINNED = 8  # last queries, which a pooled map shows one by one: decoding is about them
+_SUM_TO_ONE = frozenset({"weights", "rollout"})  # each row sums to 1
 _WITHIN_ONE = _SUM_TO_ONE | {"share", "cos"}  # the others have no bound of their own
+_WIDE = 80  # columns from which the strongest key stands beside the map, else below it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,7 @@ class MapView:
 
     show: Measure | Literal["rollout"] = "weights"  # rollout: of all layers up to this one
     scale: Scale = "sqrt"
-    most: float | None = None  # what is as bright as can be; None: 1, or the greatest shown
+    most: float | None = None  # value drawn at full brightness; None: 1, or the greatest shown
     sink: Sink = "split"  # the first key apart, as any other, or left out and the rest renormalised
     pool: Pool = "max"
     queries: Span = (None, None)
@@ -63,15 +64,15 @@ class Cells(NamedTuple):
 
 
 def rows_of(trace: AttentionTrace) -> str:
-    """How many rows a recording has, and where from."""
+    """How many rows a recording has, of the prompt and of decode steps."""
     n_decode = trace.length - trace.n_prompt
     return f"{trace.length} tokens ({trace.n_prompt} prompt + {n_decode} decode)"
 
 
 def chosen_cells(recording: Recording, view: MapView, *, layer: int, head: int) -> Cells:
-    """What a view shows of one head, or of the rollout up to its layer.
+    """The part of one head's map, or of the rollout up to its layer, that a view shows.
 
-    Raises UsageError for what was not recorded.
+    Raises UsageError where that was not recorded.
     """
     trace = recording.trace
     if view.show == "rollout":
@@ -99,8 +100,8 @@ def chosen_cells(recording: Recording, view: MapView, *, layer: int, head: int) 
     return Cells(numbers, queries, keys, first, ink)
 
 
-def notes_of(view: MapView, cells: Cells) -> str:
-    """What a reader must know of a view that is not the whole map as it is."""
+def notes_of(view: MapView, cells: Cells) -> list[str]:
+    """How a view differs from the whole map as it is."""
     notes = []
     if view.sink == "drop":
         kept = "renormalised without" if view.show in _SUM_TO_ONE else "without"
@@ -109,7 +110,7 @@ def notes_of(view: MapView, cells: Cells) -> str:
         notes.append(f"queries {_ends(cells.queries)}")
     if view.keys != (None, None):
         notes.append(f"keys {_ends(cells.keys)}")
-    return "".join(f" · {note}" for note in notes)
+    return notes
 
 
 def _ends(places: range) -> str:
@@ -125,69 +126,109 @@ def head_map(
     canvas: Canvas,
     view: MapView,
 ) -> RenderableType:
-    """One head's map: each query's row, the first key apart, the strongest other key beside it."""
+    """One head's map: each query's row, the first key apart, and the strongest other key.
+
+    The strongest key and the entropy stand beside the map, on a narrow canvas below it.
+    """
     trace = recording.trace
     one = trace.layer(layer)
     cells = chosen_cells(recording, view, layer=layer, head=head)
     digits = max(3, len(str(trace.length - 1)))
     of_first = 13 if cells.first is not None else 0
-    beside = canvas.width >= 80
-    room = canvas.width - (digits + 1 + TOKEN_CELLS + 2 + of_first + 1) - (26 if beside else 2)
+    beside = canvas.width >= _WIDE
+    label_width = digits + 1 + TOKEN_CELLS + 2
+    room = canvas.width - (label_width + of_first + 1) - (26 if beside else 2)
     line_starts = _starts(len(cells.queries), room, alone=_PINNED)
     key_starts = _starts(len(cells.keys), room)
     pooled = pool(pool(cells.numbers, key_starts, 1, view.pool), line_starts, 0, view.pool)
     cell = max(1, min(3, room // max(len(key_starts), 1)))
     edge = "|" if canvas.mode == "ascii" else "│"
     first_title = "key 0".ljust(of_first) if of_first else ""
-    heading = f"{'q':>{digits}} {'token':<{TOKEN_CELLS}}  {first_title}"
+    left = f"{'q':>{digits}} {'token':<{TOKEN_CELLS}}  "
+    heading = f"{left}{first_title}"
     heading += f"{edge}{_key_numbers([cells.keys[start] for start in key_starts], cell)}{edge}"
-    if beside:
-        top = "top other key" if view.sink != "keep" else "top key"
-        heading += f" {top:<16}" + ("" if view.show == "rollout" else " H/nats")
-    lines = [Text(heading, "dim")]
-    entropies = row_entropy(attention_weights(one.only(head))[0])[slice(*view.queries)]
+    entropies = None
+    if view.show != "rollout":
+        entropies = row_entropy(attention_weights(one.only(head))[0])[slice(*view.queries)]
+    top = "top other key" if view.sink != "keep" else "top key"
+    aside = f" {top:<16}" + ("" if entropies is None else " H/nats")
+    lines = [Text(heading + aside * beside, "dim")]
+    below = [] if beside else [Text(left + aside.lstrip(), "dim")]
     drawn = draw_map(pooled, canvas, cells.ink, cell_width=cell)
     ends = [*line_starts[1:].tolist(), len(cells.queries)]
-    for start, stop, row in zip(line_starts.tolist(), ends, drawn, strict=True):
+    for row, start, stop in zip(drawn, line_starts.tolist(), ends, strict=True):
         query = cells.queries[start]
-        line = Text(f"{query:>{digits}} {token_label(tokens[query], canvas, TOKEN_CELLS)}  ")
+        name = f"{query:>{digits}} {token_label(tokens[query], canvas, TOKEN_CELLS)}  "
+        line = Text(name)
         if cells.first is not None:
             line += Text(_first_key(_greatest(cells.first[start:stop]), view, canvas))
         line += Text(edge) + row + Text(edge)
+        words = _beside(cells, start, stop, tokens, canvas)
+        if entropies is not None:
+            words += f" {entropies[start:stop].mean():4.2f}"
+        mark = Text()
+        if cells.queries[stop - 1] >= trace.n_prompt:
+            mark = Text(" <" if canvas.mode == "ascii" else " ◂", "bold")
         if beside:
-            line += Text(_beside(cells, start, stop, tokens, canvas))
-            line += Text("" if view.show == "rollout" else f" {entropies[start:stop].mean():4.2f}")
-            if cells.queries[stop - 1] >= trace.n_prompt:
-                line += Text(" <" if canvas.mode == "ascii" else " ◂", "bold")
-        lines.append(line)
-    title = f"{_name(recording, view, layer, head)}{notes_of(view, cells)}"
+            lines.append(line + Text(words) + mark)
+        else:
+            lines.append(line)
+            below.append(Text(name + words.removeprefix(" ")) + mark)
+    title = [*_name(recording, view, layer, head), *notes_of(view, cells)]
     factors = [pool_factor(len(places), room) for places in (cells.queries, cells.keys)]
     if max(factors) > 1:
-        title += f" · {factors[0]}x{factors[1]} {view.pool}-pooled"
-        title += f", the last {_PINNED} queries alone" if factors[0] > 1 else ""
-    footer = canvas.legend(cells.ink)
-    if view.show != "rollout" and (
-        label := recording.found.label(trace.row_of(layer), trace.column_of(head))
-    ):
-        footer += f" · {label}"
-    if beside and trace.n_prompt < trace.length:
-        footer += " · < decode step" if canvas.mode == "ascii" else " · ◂ decode step"
-    return Group(Text(title), *lines, Text(footer, "dim"))
-
-
-def _name(recording: Recording, view: MapView, layer: int, head: int) -> str:
-    """What a map is of."""
-    rows = rows_of(recording.trace)
-    if view.show == "rollout":
-        return f"rollout through layers 0..{layer} · {rows}"
-    one = recording.trace.layer(layer)
-    return (
-        f"layer {layer} head {head} (kv head {one.kv_head(head)}) · {rows} · scale {one.scale:.4g}"
+        pooled_by = f"{factors[0]}x{factors[1]} {view.pool}-pooled"
+        title.append(pooled_by + (f", the last {_PINNED} queries alone" if factors[0] > 1 else ""))
+    return Group(
+        flow(title, canvas.width, between=" · "),
+        *lines,
+        *below,
+        *_legend(recording, view, layer, head, cells, canvas),
     )
 
 
+def _legend(
+    recording: Recording, view: MapView, layer: int, head: int, cells: Cells, canvas: Canvas
+) -> list[Text]:
+    """The cells' numbers, and the words that a map uses."""
+    trace = recording.trace
+    more, terms = [], []
+    if trace.n_prompt < trace.length:
+        more.append("< decode step" if canvas.mode == "ascii" else "◂ decode step")
+    if view.show == "rollout":
+        terms.append("rollout: the part of each token that reaches a position through all layers")
+    else:
+        terms.append("kv head: the head of K and V that this query head reads")
+        terms.append("H: entropy of the row's weights; 0 = one key has all")
+    if cells.first is not None:
+        sink = " (the sink): a head that finds nothing puts its weight there"
+        terms.append("key 0 stands apart" + (sink if view.show == "weights" else ""))
+    if view.show == "weights":  # a name is given by the weights
+        place = trace.row_of(layer), trace.column_of(head)
+        metric = recording.found.labelled_by(*place)
+        if metric is not None:
+            terms.append(f"{recording.found.label(*place)}: {MEANINGS[metric]}")
+    return [
+        canvas.legend(cells.ink, *more),
+        flow([Text(term, "dim") for term in terms], canvas.width, between=" · "),
+    ]
+
+
+def _name(recording: Recording, view: MapView, layer: int, head: int) -> list[str]:
+    """Which layer and head a map belongs to."""
+    rows = rows_of(recording.trace)
+    if view.show == "rollout":
+        return [f"rollout through layers 0..{layer}", rows]
+    one = recording.trace.layer(layer)
+    return [
+        f"layer {layer} head {head} (kv head {one.kv_head(head)})",
+        rows,
+        f"scale {one.scale:.4g}",
+    ]
+
+
 def _starts(count: int, room: int, *, alone: int = 0) -> npt.NDArray[np.int64]:
-    """Where each line or column begins: with each one, or pooled but for the last few."""
+    """The first row of each line, or column of each cell; the last few are not pooled."""
     factor = pool_factor(count, room)
     pooled = count - alone if factor > 1 else 0
     return np.array([*range(0, pooled, factor), *range(pooled, count)], np.int64)

@@ -20,8 +20,8 @@ from kvgen.attention.record import Recording
 from kvgen.bench.report import BenchReport, Run
 from kvgen.errors import KvgenError, UsageError
 from kvgen.render.bench_files import predicted_step
-from kvgen.render.canvas import Ink
 from kvgen.render.head_map import MapView, chosen_cells
+from kvgen.render.ink import Ink
 from kvgen.visible import one_line
 
 _MOST_MAPS, _MOST_LABELS = 64, 40

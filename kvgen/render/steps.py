@@ -12,18 +12,24 @@ from kvgen.attention.steps import attention_weights
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import AttentionTrace
 from kvgen.render.canvas import TOKEN_CELLS, Canvas, draw_map, pool, pool_factor, token_label
+from kvgen.render.ink import WEIGHT_INK
 
 
 def decode_steps(
     trace: AttentionTrace, tokens: Sequence[bytes], *, layer: int, head: int, canvas: Canvas
 ) -> RenderableType:
-    """One head's decode rows, a step each: where its query reads, and what is kept."""
+    """One head's decode rows, a step each: where its query reads, and which rows are kept.
+
+    The strongest keys stand beside each row, on a narrow canvas below it.
+    """
     weights = attention_weights(trace.layer(layer).only(head))[0]
     P, T = trace.n_prompt, trace.length
     digits = len(str(T))
-    n_strongest = 2 if canvas.width >= 90 else 1 if canvas.width >= 70 else 0
+    below = canvas.width < 70
+    n_strongest = 2 if below or canvas.width >= 90 else 1
     aside = digits + TOKEN_CELLS + digits + 19  # the words before the row
-    room = max(10, canvas.width - aside - n_strongest * (digits + TOKEN_CELLS + 7))
+    beside = 0 if below else n_strongest * (digits + TOKEN_CELLS + 7)
+    room = max(10, canvas.width - aside - beside)
     factor = pool_factor(T, room)
     starts = np.arange(0, T, factor)
     edge = "|" if canvas.mode == "ascii" else "│"
@@ -46,14 +52,17 @@ def decode_steps(
         line.append(f" reads 0..{query - 1:<{digits}} +1 ")
         line += Text(edge) + draw_map(pool(shown, starts, 1), canvas)[0]
         line.append(edge)
-        for key in np.argsort(-row, kind="stable")[:n_strongest]:
-            label = token_label(tokens[key], canvas, TOKEN_CELLS)
-            line.append(f" {key:>{digits}} {label} {row[key]:.2f}")
         lines.append(line)
+        if below:
+            lines.append(Text(" " * (digits + 2)))
+        for key in np.argsort(-row[: query + 1], kind="stable")[:n_strongest]:
+            label = token_label(tokens[key], canvas, TOKEN_CELLS)
+            lines[-1].append(f" {key:>{digits}} {label} {row[key]:.2f}")
+    lines.append(canvas.legend(WEIGHT_INK, "after the row: its strongest keys"))
     lines.append(
         Text(
             "+1: the step's own k and v are appended to the cache and read at every later step; "
-            "its q lives in this step only",
+            "its q is used in this step only",
             "dim",
         )
     )
@@ -69,7 +78,7 @@ def live_row(
     n_prompt: int,
     canvas: Canvas,
 ) -> RenderableType:
-    """The row of the query that is live, over S positions, and the cache that it reads."""
+    """The row of the newest query, over S positions, and the cache that it reads."""
     S = len(weights)
     factor = pool_factor(S, max(10, canvas.width - 4))
     edge = "|" if canvas.mode == "ascii" else "│"
@@ -91,6 +100,7 @@ def live_row(
         Text(f"layer {layer} head {head} · q_{S - 1} is live · reads {strongest}"),
         row,
         cache,
+        canvas.legend(WEIGHT_INK, masked=False),
         Text(
             f"K and V: {appended} rows from the cache, {S - appended} new · Q: q_{S - 1} only, "
             "and it is not kept",

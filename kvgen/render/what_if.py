@@ -1,4 +1,4 @@
-"""What an edit of attention does: maps, next token, loss, and what it teaches."""
+"""The effect of an edit of attention: maps, next token, loss, and a lesson from it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,26 @@ from kvgen.attention.steps import attention_weights
 from kvgen.attention.what_if import WhatIf, local_weights
 from kvgen.engine.edits import Edit
 from kvgen.engine.tensors import FloatArray
-from kvgen.render.attention import thumbnail_lines
-from kvgen.render.canvas import WEIGHT_INK, Canvas, Ink, causal, draw_map, side_by_side
+from kvgen.render.canvas import Canvas, causal, draw_map
+from kvgen.render.ink import WEIGHT_INK, Ink
+from kvgen.render.layout import beside_or_below, flow, in_bands
+from kvgen.render.thumbnail import Thumbnail, thumbnail
 
 _TOP, _WORST = 5, 5
+_TERMS = (
+    "loss: -ln of the probability of the text's next token, in nats",
+    "KL: how far the probabilities of the next token moved, 0 = not at all",
+    "worst positions: where the loss grows most",
+)
 _SIDE = 16
 _LESSONS = {
     "kq": "keys look for queries: one would have to cache Q (after RoPE, of every query head) and "
     "V, and not K",
     "unscaled": "without 1/sqrt(d_k) large products saturate the softmax: fewer keys get all",
-    "unmasked": "old rows see what comes later, so that each new token changes them: what a cache "
-    "has kept is no longer true. The loss below is no language model's: the target is visible",
-    "drop-sink": "weight that a head leaves on the first token has to go somewhere else",
-    "ablate": "what this head wrote is gone; many heads matter little (arXiv:1905.10650)",
+    "unmasked": "old rows see later tokens, so that each new token changes them: rows kept in a "
+    "cache are no longer right. The loss below is not a language model's: the target is visible",
+    "drop-sink": "weight that a head puts on the first token has to go to other keys",
+    "ablate": "this head writes nothing; many heads matter little (arXiv:1905.10650)",
 }
 
 
@@ -40,7 +47,7 @@ def describe(edit: Edit) -> str:
 
 
 def what_if_view(
-    found: WhatIf,
+    result: WhatIf,
     token_text: Callable[[int], str],
     ids: list[int],
     canvas: Canvas,
@@ -48,8 +55,8 @@ def what_if_view(
     map_of: tuple[int, int] | None,
 ) -> RenderableType:
     """The report of one edit; with a layer and head its map before, after and the difference."""
-    before, after = found.base_losses.mean(), found.edited_losses.mean()
-    distances = found.distances
+    before, after = result.base_losses.mean(), result.edited_losses.mean()
+    distances = result.distances
     row, head = np.unravel_index(int(distances.argmax()), distances.shape)
     untouched = int(np.argmax((distances > 1e-6).any(axis=1))) if (distances > 1e-6).any() else None
     maps = (
@@ -60,84 +67,103 @@ def what_if_view(
         + (f"; unchanged before layer {untouched}" if untouched else "")
     )
     parts: list[RenderableType] = [
-        Text(f"what if: {describe(found.edit)} (propagated: all later layers run with it)", "bold"),
-        Text(_LESSONS[found.edit.kind]),
+        Text(
+            f"what if: {describe(result.edit)} (propagated: all later layers run with it)", "bold"
+        ),
+        Text(_LESSONS[result.edit.kind]),
         Text(
             f"loss on the prompt {before:.3f} -> {after:.3f} nats a token ({after - before:+.3f}, "
-            f"{len(found.base_losses)} targets) · next token KL {found.divergence:.3f} nats"
+            f"{len(result.base_losses)} targets) · next token KL {result.divergence:.3f} nats"
         ),
         Text(maps),
     ]
-    if found.kept_rows_change is not None:
+    if result.kept_rows_change is not None:
         parts.append(
             Text(
                 f"rows of K and V kept before the last token differ from those it would need by up "
-                f"to {found.kept_rows_change:.2g}: the cache is not valid"
+                f"to {result.kept_rows_change:.2g}: the cache is not valid"
             )
         )
-    both = Table.grid(padding=(0, 4))
-    both.add_row(_next_tokens(found, token_text), _losses(found, token_text, ids))
-    parts += [Text(), both]
+    next_tokens, losses = _next_tokens(result, token_text), _losses(result, token_text, ids)
+    parts += [Text(), beside_or_below(next_tokens, losses, canvas.width)]
+    parts.append(flow([Text(term, "dim") for term in _TERMS], canvas.width, between=" · "))
     if map_of is not None:
-        parts += [Text(), *_maps(found, map_of, canvas)]
+        parts += [Text(), *_maps(result, map_of, canvas)]
     return Group(*parts)
 
 
-def _next_tokens(found: WhatIf, token_text: Callable[[int], str]) -> Table:
+def _next_tokens(result: WhatIf, token_text: Callable[[int], str]) -> Table:
     """The most probable next tokens before and after."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("next token", "before", "after", "change"):
         table.add_column(name, justify="left" if name == "next token" else "right", no_wrap=True)
-    best = np.argsort(-found.base_next, kind="stable")[:_TOP].tolist()
+    best = np.argsort(-result.base_next, kind="stable")[:_TOP].tolist()
     best += [
         token
-        for token in np.argsort(-found.edited_next, kind="stable")[:_TOP].tolist()
+        for token in np.argsort(-result.edited_next, kind="stable")[:_TOP].tolist()
         if token not in best
     ]
     for token in best[: _TOP + 3]:
-        before, after = float(found.base_next[token]), float(found.edited_next[token])
+        before, after = float(result.base_next[token]), float(result.edited_next[token])
         table.add_row(
             Text(token_text(token)), f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}"
         )
     return table
 
 
-def _losses(found: WhatIf, token_text: Callable[[int], str], ids: list[int]) -> Table:
+def _losses(result: WhatIf, token_text: Callable[[int], str], ids: list[int]) -> Table:
     """The positions whose loss grows most."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("worst positions", "before", "after"):
         table.add_column(name, justify="left" if name[0] == "w" else "right", no_wrap=True)
-    change = found.edited_losses - found.base_losses
+    change = result.edited_losses - result.base_losses
     for place in np.argsort(-change, kind="stable")[:_WORST].tolist():
         pair = f"{place} {token_text(ids[place])} -> {token_text(ids[place + 1])}"
         table.add_row(
-            Text(pair), f"{found.base_losses[place]:.2f}", f"{found.edited_losses[place]:.2f}"
+            Text(pair), f"{result.base_losses[place]:.2f}", f"{result.edited_losses[place]:.2f}"
         )
     return table
 
 
-def _maps(found: WhatIf, place: tuple[int, int], canvas: Canvas) -> list[Text]:
+def _maps(result: WhatIf, place: tuple[int, int], canvas: Canvas) -> list[Text]:
     """One head's map as it is, with the edit in this map only, and in all before it too."""
     layer, head = place
-    base, edited = found.base[layer], found.edited[layer]
-    whole = found.edit.kind == "unmasked"  # whose map is no triangle
-
-    def drawn(title: str, numbers: FloatArray, ink: Ink = WEIGHT_INK) -> list[Text]:
-        shown = numbers[head] if whole else causal(numbers[head])
-        return [Text(title.ljust(_SIDE + 8)), *thumbnail_lines(shown, canvas, _SIDE, ink)]
+    base, edited = result.base[layer], result.edited[layer]
+    whole = result.edit.kind == "unmasked"  # whose map is no triangle
 
     before = attention_weights(base)
-    local, propagated = local_weights(base, found.edit), local_weights(edited, found.edit)
+    local, propagated = local_weights(base, result.edit), local_weights(edited, result.edit)
     distance = np.abs(local - before)[head].sum(axis=1).mean() / 2
+    change = Ink(name="change", signed=True)
+
+    def drawn(numbers: FloatArray, ink: Ink = WEIGHT_INK) -> Thumbnail:
+        shown = numbers[head] if whole else causal(numbers[head])
+        return thumbnail(shown, canvas, _SIDE, ink)
+
+    maps = {
+        "as it is": drawn(before),
+        "local": drawn(local),
+        "propagated": drawn(propagated),
+        "local - as it is": drawn(local - before, change),
+    }
+    blocks = [[Text(title.ljust(_SIDE + 4)), *small.lines] for title, small in maps.items()]
+    note = maps["local"].note()
     return [
-        Text(f"layer {layer} head {head}: local distance of rows {distance:.3f}"),
-        *side_by_side(
+        Text(
+            f"layer {layer} head {head}: local distance of rows {distance:.3f}"
+            + (f" · {note}" if note else "")
+        ),
+        *in_bands(blocks, canvas.width),
+        canvas.legend(WEIGHT_INK, masked=not whole),
+        canvas.legend(change, masked=False),
+        flow(
             [
-                drawn("as it is", before),
-                drawn("local", local),
-                drawn("propagated", propagated),
-                drawn("local - as it is", local - before, Ink(name="change", signed=True)),
-            ][: 4 if canvas.width >= 100 else 3]
+                Text("rows are queries, columns are keys", "dim"),
+                Text("local: edited in this map only", "dim"),
+                Text("propagated: in all layers before it too", "dim"),
+            ],
+            canvas.width,
+            between=" · ",
         ),
     ]
 
@@ -151,11 +177,11 @@ def ablation_view(
     n_targets: int,
     canvas: Canvas,
 ) -> RenderableType:
-    """What the loss becomes without each head: a cell for each, and the extremes by name."""
+    """The loss without each head: a cell for each, and the extremes by name."""
     change = without - base
     ink = Ink(name="change of loss, nats", signed=True, most=float(np.abs(change).max()) or 1.0)
-    step = 2 if 2 * len(heads) + 6 <= canvas.width else 1
-    per_row = (canvas.width - 6) // step
+    cell = 2 if 2 * len(heads) + 6 <= canvas.width else 1
+    per_row = (canvas.width - 6) // cell
     lines = [
         Text(
             f"loss on the prompt {base:.3f} nats a token ({n_targets} targets); without one head, "
@@ -164,9 +190,9 @@ def ablation_view(
     ]
     for begin in range(0, len(heads), per_row):
         shown = heads[begin : begin + per_row]
-        numbers = "".join(f"{head % 10}".ljust(step) for head in shown)
+        numbers = "".join(f"{head % 10}".ljust(cell) for head in shown)
         lines.append(Text("layer " + numbers, "dim"))
-        drawn = draw_map(change[:, begin : begin + per_row], canvas, ink, cell_width=step)
+        drawn = draw_map(change[:, begin : begin + per_row], canvas, ink, cell_width=cell)
         lines += [Text(f"{layer:>4}  ") + cells for layer, cells in zip(layers, drawn, strict=True)]
     order = np.argsort(-change, axis=None, kind="stable")
 
@@ -178,7 +204,7 @@ def ablation_view(
 
     return Group(
         *lines,
-        Text(canvas.legend(ink), "dim"),
+        canvas.legend(ink, masked=False),
         Text(f"missed most (layer.head): {named(order[:_TOP])}"),
         Text(f"missed least:             {named(order[::-1][:_TOP])}"),
     )

@@ -1,0 +1,130 @@
+"""Blocks, words and tables fitted into a width: nothing is cut off, it is stacked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal
+
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+_UNBOUNDED = 10_000  # columns: wider than any table
+
+
+def side_by_side(blocks: Sequence[Sequence[Text]], *, gap: int = 2) -> list[Text]:
+    """Blocks of lines next to each other, each padded to its widest line."""
+    lines: list[Text] = [Text() for _ in range(max(map(len, blocks), default=0))]
+    for number, block in enumerate(blocks):
+        width = max((line.cell_len for line in block), default=0)
+        last = number == len(blocks) - 1
+        for row, line in enumerate(lines):
+            cells = block[row] if row < len(block) else Text()
+            line.append_text(cells)
+            line.append(" " * (0 if last else width - cells.cell_len + gap))
+    return lines
+
+
+def in_bands(blocks: Sequence[list[Text]], width: int, *, gap: int = 2) -> list[Text]:
+    """Blocks of lines next to each other, in as many bands as their width needs."""
+    lines: list[Text] = []
+    begin = 0
+    while begin < len(blocks):
+        end = begin + 1
+        while end < len(blocks) and _width_of(blocks[begin : end + 1], gap) <= width:
+            end += 1
+        lines += side_by_side(blocks[begin:end], gap=gap)
+        begin = end
+    for line in lines:
+        line.rstrip()
+    return lines
+
+
+def _width_of(blocks: Sequence[list[Text]], gap: int) -> int:
+    return sum(max(line.cell_len for line in block) + gap for block in blocks) - gap
+
+
+def flow(parts: Sequence[Text | str], width: int, *, between: str = "  ") -> Text:
+    """Parts one after another, with line ends where the next one does not fit.
+
+    A part is broken only where it is longer than a line, between words.
+    """
+    text, used = Text(), 0
+    for part in (Text(part) if isinstance(part, str) else part for part in parts):
+        if used and used + len(between) + part.cell_len <= width:
+            text.append(between)
+            used += len(between)
+        elif used:
+            text.append("\n")
+            used = 0
+        words = list(part.split(" "))
+        whole = (
+            part if part.cell_len <= width or len(words) == 1 else flow(words, width, between=" ")
+        )
+        text.append_text(whole)
+        used += cell_len(whole.plain.rpartition("\n")[2])
+    return text
+
+
+def stacked_tables(
+    headings: dict[str, str],
+    rows: Sequence[Mapping[str, str | Text]],
+    *,
+    width: int,
+    keys: Collection[str] = (),
+    words: Collection[str] = (),
+    padding: int = 2,
+    title: str | None = None,
+    bold_last: bool = False,
+) -> list[Table]:
+    """A plain table of rows by column; where it is too wide, several below each other.
+
+    Each of them begins with the columns named in `keys`. Columns in `words` stand left, the others
+    right.
+    """
+    remaining = [name for name in headings if name not in keys]
+    first = [name for name in headings if name in keys]
+
+    def table(names: Sequence[str], pad: int, heading: str | None) -> Table:
+        drawn = Table(
+            box=None, padding=(0, pad, 0, 0), pad_edge=False, title=heading, title_justify="left"
+        )
+        for name in names:
+            justify: Literal["left", "right"] = "left" if name in words else "right"
+            drawn.add_column(Text(headings[name]), justify=justify, no_wrap=True)
+        for number, row in enumerate(rows):
+            bold = "bold" if bold_last and number == len(rows) - 1 else None
+            # Text, not str: a cell may hold a token, and [/] would be read as markup.
+            cells = [Text.assemble(row.get(name, "")) for name in names]
+            drawn.add_row(*cells, style=bold)
+        return drawn
+
+    tables: list[Table] = []
+    while remaining or not tables:
+        for pad, n_columns in [
+            (padding, len(remaining)),
+            *((1, count) for count in range(len(remaining), 0, -1)),
+        ]:
+            shown = table([*first, *remaining[:n_columns]], pad, title if not tables else None)
+            if width_of(shown) <= width or n_columns == 1:
+                break
+        tables.append(shown)
+        remaining = remaining[max(n_columns, 1) :]
+    return tables
+
+
+def width_of(view: RenderableType) -> int:
+    """The columns that a table or a text takes where nothing bounds it."""
+    return Console(width=_UNBOUNDED).measure(view).maximum
+
+
+def beside_or_below(
+    left: RenderableType, right: RenderableType, width: int, *, gap: int = 4
+) -> RenderableType:
+    """Two views next to each other where both fit, else the second below the first."""
+    if width_of(left) + gap + width_of(right) > width:
+        return Group(left, Text(), right)
+    both = Table.grid(padding=(0, gap, 0, 0), pad_edge=False)
+    both.add_row(left, right)
+    return both
