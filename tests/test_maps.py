@@ -277,7 +277,7 @@ def test_the_sink_is_measured_without_the_first_row(tiny_model: Loader) -> None:
     lines = lines_of(summary(recording, Canvas(100, "glyphs")), Canvas(100, "glyphs"))
     best = float(np.nanmax(recording.found.scores["sink-later"]))
     assert any(line.rstrip().endswith(f" {best:.2f}") for line in lines if "strongest" in line)
-    legend = "sink mass: weight on token 0; without row 0, which is always 1"
+    legend = "sink mass: weight on token 0, without row 0"
     assert any(line.startswith(legend) for line in lines)
 
 

@@ -294,8 +294,8 @@ def test_no_table_of_a_benchmark_loses_a_column(width: int) -> None:
     for heading in ("cache", "step", "computed", "again", "kept", "K, V read", "old Q read"):
         assert heading in text
     assert text.count("pred.") == 3 + 1  # a column for each arm, and the legend
-    assert "tg3 @ d2000: 3 tokens decoded, one a step, after 2,000" in text
-    assert "pp2000: prefill, 2,000 tokens of a prompt at once" in text
+    assert "tg3 @ d2000: 3 decode steps after 2,000 tokens" in text
+    assert "pp2000: prefill, 2,000 tokens at once" in text
     assert "tokens a row, " in text and "weight: blank <.01" in text
 
 
@@ -338,10 +338,10 @@ layer 1 head 2 (kv head 1) · 5 tokens (3 prompt + 2 decode) · scale 0.4
   3 ␣sat        ████     52% │▒▒▒░░░▒▒▒   │   1 The     0.20  1.21 ◂
   4 .           █        14% │░░░▓▓▓▒▒▒░░░│   2 ␣cat    0.41  1.48 ◂
 weight: blank <.01  · <.05  ░ <.15  ▒ <.35  ▓ <.65  █ more  ◂ decode step
-kv head: the head of K and V that this query head reads
-H: entropy of the row's weights; 0 = one key has all
-key 0 stands apart (the sink): a head that finds nothing puts its weight there
-sink 0.43: weight on token 0; without row 0, which is always 1"""
+kv head: whose K and V the head reads
+H: entropy of the row, 0 = all on one key
+key 0 (the sink): where a head rests that finds nothing
+sink 0.43: weight on token 0, without row 0"""
 
 
 NARROW_MAP = """\

@@ -31,15 +31,15 @@ METRICS = {
 }
 # The same in words for a legend.
 MEANINGS = {
-    "sink": "weight on token 0, over all rows; row 0 is always 1",
-    "previous": "weight on the token just before",
-    "induction": "weight on tokens that followed an earlier copy of the query's token",
-    "duplicate": "weight on earlier copies of the query's token",
-    "entropy": "0 = one key has all weight, 1 = all visible keys have the same",
-    "distance": "how many tokens back a head reads, token 0 left out",
-    "sink-later": "weight on token 0; without row 0, which is always 1",
-    "entropy-rest": "entropy over all keys but token 0",
-    "distance-all": "how many tokens back a head reads, token 0 included",
+    "sink": "weight on token 0, all rows (1 in row 0)",
+    "previous": "weight on the token before",
+    "induction": "weight on what followed earlier copies of the token",
+    "duplicate": "weight on earlier copies of the token",
+    "entropy": "0 = all on one key, 1 = spread evenly",
+    "distance": "tokens between query and key, without token 0",
+    "sink-later": "weight on token 0, without row 0",
+    "entropy-rest": "entropy without token 0",
+    "distance-all": "tokens between query and key",
 }
 # The name of a head whose score is above a threshold: the first three as in ARENA's exercises,
 # sinks as in arXiv:2410.10781 section 3.2 (but without row 0), broad by our own judgement.

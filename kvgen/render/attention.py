@@ -14,7 +14,7 @@ from kvgen.attention.record import Recording
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import AttentionTrace
 from kvgen.render.canvas import TOKEN_CELLS, Canvas, bare, draw_level, token_label
-from kvgen.render.head_map import Cells, MapView, chosen_cells, notes_of, rows_of
+from kvgen.render.head_map import KV_HEAD, Cells, MapView, chosen_cells, notes_of, rows_of
 from kvgen.render.layout import flow, side_by_side
 from kvgen.render.thumbnail import Thumbnail, thumbnail
 
@@ -166,14 +166,7 @@ def layer_grid(
         flow(heading, canvas.width, between=" · "),
         *(line for band in bands for line in band),
         canvas.legend(ink),
-        flow(
-            [
-                Text("rows are queries, columns are keys", "dim"),
-                Text("kv head: the head of K and V that a query head reads", "dim"),
-            ],
-            canvas.width,
-            between=" · ",
-        ),
+        Text(f"rows are queries, columns are keys · {KV_HEAD}", "dim"),
     )
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from kvgen.bench.cost import first_length_above
@@ -83,7 +82,7 @@ def bench_view(
     return Group(*parts)
 
 
-def _beside(tables: list[Table], report: BenchReport, canvas: Canvas) -> RenderableType:
+def _beside(tables: list[RenderableType], report: BenchReport, canvas: Canvas) -> RenderableType:
     """The maps beside the table where there is room, else below it."""
     maps = _maps(report, canvas, side=12)
     if len(tables) == 1 and width_of(tables[0]) + _GAP + width_of(maps) <= canvas.width:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
 from kvgen.bench.ledger import Ledger, StepCount
@@ -34,7 +34,7 @@ def varying(report: BenchReport) -> list[str]:
     return [name for name in of_runs[0] if len({one[name] for one in of_runs}) > 1]
 
 
-def rates(report: BenchReport, width: int) -> list[Table]:
+def rates(report: BenchReport, width: int) -> list[RenderableType]:
     """Tokens per second of every test, and how the prediction compares."""
     differing = varying(report)
     rows = []
@@ -67,19 +67,19 @@ def rates_legend(report: BenchReport, width: int) -> Text:
     for row in rows_of(report):
         work = row.run.workload
         if row.is_prefill:
-            after = f" after {work.depth:,} others" if work.depth else ""
-            terms[row.title] = f"prefill, {work.n_prompt:,} tokens of a prompt at once{after}"
+            after = f" after {work.depth:,}" if work.depth else ""
+            terms[row.title] = f"prefill, {work.n_prompt:,} tokens at once{after}"
         else:
-            terms[row.title] = f"{work.n_gen:,} tokens decoded, one a step, after {work.length:,}"
+            terms[row.title] = f"{work.n_gen:,} decode steps after {work.length:,} tokens"
     if len(terms) > 2:
         terms = {
-            "ppN": "prefill, N tokens of a prompt at once",
-            "tgN": "N tokens decoded, one a step",
-            "@ dM": "after M others",
+            "ppN": "prefill, N tokens at once",
+            "tgN": "N decode steps",
+            "@ dM": "after M tokens",
         }
     terms |= {
-        "predicted, pred.": "computed from bytes, operations and this machine's speed",
-        "positions run": "rows that went through the model",
+        "predicted, pred.": "by bytes, operations and machine",
+        "positions run": "tokens fed",
     }
     parts = [Text(f"{name}: {meaning}", "dim") for name, meaning in terms.items()]
     return flow(parts, width, between=" · ")
@@ -93,7 +93,7 @@ def _predicted_rate(run: Run, arm: Arm, *, prefill: bool) -> float:
     return work.n_gen / sum(predicted_step(run, arm.cache, step) for step in steps)
 
 
-def by_position(run: Run, width: int) -> list[Table]:
+def by_position(run: Run, width: int) -> list[RenderableType]:
     """Milliseconds per token at some positions, measured and predicted, in every arm."""
     on, off = run.arm("on"), run.arm("off")
     headings = {"position": "position"}
@@ -141,7 +141,7 @@ def ledger_picture(ledger: Ledger, canvas: Canvas, *, shown: bool) -> list[Text]
     return lines
 
 
-def ledger_table(ledger: Ledger, width: int, *, shown: bool) -> list[Table]:
+def ledger_table(ledger: Ledger, width: int, *, shown: bool) -> list[RenderableType]:
     """Rows that the counted steps computed, kept and read, with and without the cache."""
     rows = []
     arms: list[tuple[str, tuple[StepCount, ...]]] = [("on", ledger.on)]

@@ -12,16 +12,17 @@ from kvgen.attention.steps import RowExplanation
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import AttentionTrace
 from kvgen.render.canvas import TOKEN_CELLS, Canvas, token_label
+from kvgen.render.head_map import KV_HEAD
 from kvgen.render.layout import flow, stacked_tables
 
 _TERMS = (
-    "1) dot product of query and key",
-    "cos: the same without their lengths",
+    "1) dot product",
+    "cos: without the lengths",
     "2) times the scale",
-    "3) e to the score minus the greatest score",
-    "4) divided by their sum: the weight w_j",
-    "5) signed part of o that w_j v_j makes",
-    "kv head: the head of K and V that this query head reads",
+    "3) e^(score - the greatest)",
+    "4) divided by their sum: the weight",
+    "5) part of o, signed",
+    KV_HEAD,
 )
 _CHOSEN = "the head that writes most for this query, |sum over j >= 1 of w_j v_j W_O|"
 

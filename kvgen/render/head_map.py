@@ -37,6 +37,7 @@ Span = tuple[int | None, int | None]  # as in a slice
 _PINNED = 8  # last queries, which a pooled map shows one by one: decoding is about them
 _SUM_TO_ONE = frozenset({"weights", "rollout"})  # each row sums to 1
 _WITHIN_ONE = _SUM_TO_ONE | {"share", "cos"}  # the others have no bound of their own
+KV_HEAD = "kv head: whose K and V the head reads"
 _WIDE = 80  # columns from which the strongest key stands beside the map, else below it
 
 
@@ -198,11 +199,11 @@ def _legend(
     if view.show == "rollout":
         terms.append("rollout: the part of each token that reaches a position through all layers")
     else:
-        terms.append("kv head: the head of K and V that this query head reads")
-        terms.append("H: entropy of the row's weights; 0 = one key has all")
+        terms.append(KV_HEAD)
+        terms.append("H: entropy of the row, 0 = all on one key")
     if cells.first is not None:
-        sink = " (the sink): a head that finds nothing puts its weight there"
-        terms.append("key 0 stands apart" + (sink if view.show == "weights" else ""))
+        sink = " (the sink): where a head rests that finds nothing"
+        terms.append("key 0" + (sink if view.show == "weights" else " stands apart"))
     if view.show == "weights":  # a name is given by the weights
         place = trace.row_of(layer), trace.column_of(head)
         metric = recording.found.labelled_by(*place)

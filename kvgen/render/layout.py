@@ -77,19 +77,17 @@ def stacked_tables(
     padding: int = 2,
     title: str | None = None,
     bold_last: bool = False,
-) -> list[Table]:
+) -> list[RenderableType]:
     """A plain table of rows by column; where it is too wide, several below each other.
 
-    Each of them begins with the columns named in `keys`. Columns in `words` stand left, the others
-    right.
+    The title belongs to the first. Each begins with the columns named in `keys`. Columns named in
+    `words` stand left, the others right.
     """
     remaining = [name for name in headings if name not in keys]
     first = [name for name in headings if name in keys]
 
-    def table(names: Sequence[str], pad: int, heading: str | None) -> Table:
-        drawn = Table(
-            box=None, padding=(0, pad, 0, 0), pad_edge=False, title=heading, title_justify="left"
-        )
+    def table(names: Sequence[str], pad: int) -> Table:
+        drawn = Table(box=None, padding=(0, pad, 0, 0), pad_edge=False)
         for name in names:
             justify: Literal["left", "right"] = "left" if name in words else "right"
             drawn.add_column(Text(headings[name]), justify=justify, no_wrap=True)
@@ -100,16 +98,17 @@ def stacked_tables(
             drawn.add_row(*cells, style=bold)
         return drawn
 
-    tables: list[Table] = []
+    tables: list[RenderableType] = []
     while remaining or not tables:
         for pad, n_columns in [
             (padding, len(remaining)),
             *((1, count) for count in range(len(remaining), 0, -1)),
         ]:
-            shown = table([*first, *remaining[:n_columns]], pad, title if not tables else None)
+            shown = table([*first, *remaining[:n_columns]], pad)
             if width_of(shown) <= width or n_columns == 1:
                 break
-        tables.append(shown)
+        # Not the table's own title, which would be broken at the width of the table.
+        tables.append(Group(Text(title), shown) if title and not tables else shown)
         remaining = remaining[max(n_columns, 1) :]
     return tables
 
