@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -325,6 +326,19 @@ def test_decode_steps_name_their_strongest_keys_at_every_width(width: str) -> No
     text = run.stdout.decode()
     assert run.returncode == 0 and len(re.findall(r" \d+ \S+ +\d\.\d\d", text)) == 6
     assert "weight: blank <.01" in text
+
+
+def test_a_comparison_keeps_its_columns_at_60(tmp_path: Path) -> None:
+    rates = dict.fromkeys(("median", "mean", "stdev", "min", "max"), 11_247.7)
+    key = {"depth": 128, "cache": "on", "dtype": "bf16", "cache_dtype": "f16", "backend": "numba"}
+    test = key | {"test": "tg16", "threads": 2, "tokens_per_second": rates}
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps({"results": [test], "model": "m", "environment": {}}))
+    run = inside("bench", "--compare", str(file), str(file), "--width", "60")
+    text = run.stdout.decode()
+    assert run.returncode == 0 and "…" not in text
+    for words in ("tg16 @ d128", "bf16+f16", "11,247.7", "1.000", "B/A", "spread", "within"):
+        assert words in text
 
 
 def test_the_example_does_not_say_that_only_q_equal_k_is_symmetric() -> None:

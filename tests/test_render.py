@@ -548,6 +548,7 @@ def test_a_table_that_is_too_wide_is_cut_into_several() -> None:
 
     assert drawn(40) == ["name  first  second  third", "[/]       1      22    333"]
     assert drawn(23) == ["name first second third", "[/]      1     22   333"]
+    assert "".join(drawn(6)).replace(" ", "").count("333") == 1  # folded, not cut
     assert drawn(18) == ["name first second", "[/]      1     22", "name  third", "[/]     333"]
 
 

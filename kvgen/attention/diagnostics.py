@@ -172,7 +172,7 @@ def probed_induction(weights: FloatArray, n_tokens: int) -> FloatArray:
 
 
 def duplicate_token(weights: FloatArray, token_ids: Sequence[int]) -> FloatArray:
-    """Mean weight on earlier tokens that are the same, over rows that have such.
+    """Mean weight on earlier copies of the token, over rows that have one.
 
     As TransformerLens' detector of duplicate-token heads, without its division by T.
     """

@@ -104,7 +104,7 @@ def likenesses() -> tuple[Likeness, ...]:
 
 
 def cat_reads(*, causal: bool) -> RowExplanation:
-    """What "cat" reads in "The cat sat on the mat", as a query among meanings made up for it."""
+    """The row of "cat" as a query in "The cat sat on the mat", with made-up meanings."""
     cat = SENTENCE.index("cat")
     n_keys = cat + 1 if causal else len(SENTENCE)
     return explain_row(MEANINGS[cat], MEANINGS[:n_keys], MEANINGS[:n_keys])

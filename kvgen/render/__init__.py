@@ -1,1 +1,1 @@
-"""Showing results: pure functions of what was measured, tested at a fixed width."""
+"""Showing results: pure functions of measurements, tested at a fixed width."""

@@ -126,7 +126,7 @@ def layer_grid(
     canvas: Canvas,
     view: MapView,
 ) -> RenderableType:
-    """A layer's heads as thumbnails, named by what each one does where that is clear.
+    """A layer's heads as thumbnails, named by their diagnostics where these are clear.
 
     Rows are labelled with their tokens where these are given. All heads are on one scale, up to
     the greatest of them where the shown numbers have no bound.

@@ -83,7 +83,7 @@ def bench_view(
 
 
 def _beside(tables: list[RenderableType], report: BenchReport, canvas: Canvas) -> RenderableType:
-    """The maps beside the table where there is room, else below it."""
+    """The table with the maps beside it, or below it where they do not fit."""
     maps = _maps(report, canvas, side=12)
     if len(tables) == 1 and width_of(tables[0]) + _GAP + width_of(maps) <= canvas.width:
         return beside_or_below(tables[0], maps, canvas.width, gap=_GAP)
@@ -170,7 +170,7 @@ def _verdict(run: Run, *, name: str) -> list[str]:
 
 
 def _cost(run: Run, over_seconds: float) -> list[str]:
-    """Bytes, operations, this machine's speed, and what follows."""
+    """Bytes and operations of a step, this machine's speed, and the length that passes a limit."""
     work, cost, measured = run.workload, run.cost, run.calibration
     lines = [
         f"this machine: reads {measured.read_bytes_per_second / 1e9:.1f} GB/s, multiplies "
@@ -196,7 +196,7 @@ def _cost(run: Run, over_seconds: float) -> list[str]:
             f"last step, cache off: {_bytes(cost.bytes_read(0, end))} read, "
             f"{_flops(cost.flops(0, end))}"
         )
-        # The prediction, put right by what was measured at the last step.
+        # The prediction, corrected by the measurement of the last step.
         factor = off.median_step(work.n_gen - 1) / predicted_step(run, "off", work.n_gen - 1)
         passed = first_length_above(
             over_seconds,
@@ -224,14 +224,13 @@ def _lesson(report: BenchReport) -> list[str]:
     lines = [
         f"with the cache, {first_reads:,} queries have read K and V of position 0, {last_reads:,} "
         f"those of position {last:,}; a q is read by its own step only: K and V are kept, Q is not",
-        "without it, old rows of Q are made again too: not for the new output, but to build the "
-        "hidden states that the next layer's K and V come from (rebuilt rows differ by at most "
+        "without it, old rows of Q are computed again too: not for the new output, but to build "
+        "the hidden states that the next layer's K and V come from (rebuilt rows differ by at most "
         f"{change:.0e}{turned})",
     ]
-    state = "agree" if ledger.agrees else f"DIFFER in {ledger.n_different} places"
+    state = "match" if ledger.agrees else f"DIFFER in {ledger.n_different} places from"
     lines.append(
-        f"counts of the engine that was timed and of the reference {state}: "
-        f"{ledger.n_compared:,} totals by layer and step"
+        f"row counts {state} the reference engine ({ledger.n_compared:,} layer x step totals)"
     )
     if "on+q" in report.plan.caches:
         lines.append(_kept_queries(report.runs[0]))
@@ -239,7 +238,7 @@ def _lesson(report: BenchReport) -> list[str]:
 
 
 def _kept_queries(run: Run) -> str:
-    """What keeping Q as well has cost and brought."""
+    """The memory and the time that keeping Q as well takes."""
     on, with_q = run.arm("on"), run.arm("on+q")
     config, work = run.cost.config, run.workload
     positions = work.length + work.n_gen

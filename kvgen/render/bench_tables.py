@@ -62,7 +62,7 @@ def rates(report: BenchReport, width: int) -> list[RenderableType]:
 
 
 def rates_legend(report: BenchReport, width: int) -> Text:
-    """What the names of the tests and the columns mean."""
+    """The meaning of the names of tests and columns."""
     terms: dict[str, str] = {}
     for row in rows_of(report):
         work = row.run.workload

@@ -175,8 +175,8 @@ def _visible(character: str, canvas: Canvas) -> str:
         return picture(character)
     if character in " \n\t":
         return {" ": "␣", "\n": "⏎", "\t": "⇥"}[character]
-    # Beyond what acts on a terminal: in a cell of its own a joiner joins nothing, a space is not
-    # seen, and a mark that combines would hang on the cell before.
+    # More than `visible` writes out: in a cell of its own a joiner joins nothing, a space cannot be
+    # seen, and a combining mark would hang on the cell before.
     if unicodedata.category(character)[0] in "CZM" or unicodedata.combining(character):
         return picture(character)
     return character

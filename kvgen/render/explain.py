@@ -40,7 +40,8 @@ def explanation(
 ) -> RenderableType:
     """One query's walk through the formula, a line per key.
 
-    `chosen`: the head was found, not named. Where not all columns fit, there are several tables.
+    `chosen`: no head was named, and this one writes most. Where not all columns fit, there are
+    several tables.
     """
     layer_trace = trace.layer(layer)
     S, D = query + 1, layer_trace.q.shape[2]
@@ -118,15 +119,15 @@ def explanation(
 def _remark(explained: RowExplanation, tokens: Sequence[bytes], canvas: Canvas) -> list[Text]:
     """A remark where the key with the greatest weight adds little to the output."""
     read, makes = int(explained.weights.argmax()), int(explained.shares.argmax())
-    weight, share = float(explained.weights[read]), float(explained.shares[read])
-    if read == makes or weight < 0.3 or share > weight / 2:
+    weight, part = float(explained.weights[read]), float(explained.shares[read])
+    if read == makes or weight < 0.3 or part > weight / 2:
         return []
     names = [token_label(tokens[j], canvas, TOKEN_CELLS).strip() for j in (read, makes)]
     short = explained.value_lengths[read] < explained.value_lengths[makes] / 2
     why = "its v is short" if short else "its v points elsewhere"
     return [
         Text(
-            f"! {weight:.2f} of the weight goes to {names[0]}, but {why}: it makes {share:.0%} of "
+            f"! {weight:.2f} of the weight goes to {names[0]}, but {why}: it makes {part:.0%} of "
             f"the output; {names[1]} makes {explained.shares[makes]:.0%}",
             "bold",
         )

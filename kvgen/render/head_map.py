@@ -1,4 +1,4 @@
-"""One head's map in the terminal, and which part of a map is shown, of what, and how."""
+"""One head's map in the terminal, and the choice of its measure, window and scale."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _WIDE = 80  # columns from which the strongest key stands beside the map, else b
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapView:
-    """What is shown of a map, and how."""
+    """The measure and the window of a map, and how it is drawn."""
 
     show: Measure | Literal["rollout"] = "weights"  # rollout: of all layers up to this one
     scale: Scale = "sqrt"

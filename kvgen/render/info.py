@@ -94,7 +94,7 @@ def facts_view(facts: ModelFacts, canvas: Canvas) -> Text:
 
 
 def _answers(facts: ModelFacts, canvas: Canvas) -> list[tuple[str, list[str]]]:
-    """What is asked of every model, and the parts of each answer; an empty part is left out."""
+    """Questions about a model, with the parts of each answer; an empty part is left out."""
     config = facts.config
     return [
         ("model", [facts.name, facts.family, f"{facts.n_parameters:,} parameters"]),
@@ -124,7 +124,7 @@ def _answers(facts: ModelFacts, canvas: Canvas) -> list[tuple[str, list[str]]]:
 
 
 def _fill(parts: list[str], width: int) -> list[str]:
-    """Parts on lines, a dot between those of one line; what no line can hold is cut at spaces."""
+    """Parts on lines, a dot between those of one line; a longer part is broken at spaces."""
     lines: list[str] = []
     for part in map(one_line, filter(None, parts)):  # names of files and folders are among them
         if lines and cell_len(lines[-1]) + 3 + cell_len(part) <= width:
@@ -178,7 +178,7 @@ def _rope(rope: RopeConfig | None, head_dim: int) -> str:
 
 
 def _change(rope: RopeConfig) -> str:
-    """What happens where the frequencies depend on the length."""
+    """The effect of frequencies that depend on the length."""
     context = f"{rope.original_context:,}"
     if rope.kind == "longrope":
         return f"other frequencies beyond {context} positions: kept ids run again once"

@@ -81,16 +81,18 @@ def stacked_tables(
     """A plain table of rows by column; where it is too wide, several below each other.
 
     The title belongs to the first. Each begins with the columns named in `keys`. Columns named in
-    `words` stand left, the others right.
+    `words` stand left, the others right. Cells are folded where the keys alone are too wide.
     """
     remaining = [name for name in headings if name not in keys]
     first = [name for name in headings if name in keys]
 
-    def table(names: Sequence[str], pad: int) -> Table:
+    def table(names: Sequence[str], pad: int, *, fold: bool = False) -> Table:
         drawn = Table(box=None, padding=(0, pad, 0, 0), pad_edge=False)
         for name in names:
             justify: Literal["left", "right"] = "left" if name in words else "right"
-            drawn.add_column(Text(headings[name]), justify=justify, no_wrap=True)
+            drawn.add_column(
+                Text(headings[name]), justify=justify, no_wrap=not fold, overflow="fold"
+            )
         for number, row in enumerate(rows):
             bold = "bold" if bold_last and number == len(rows) - 1 else None
             # Text, not str: a cell may hold a token, and [/] would be read as markup.
@@ -98,18 +100,23 @@ def stacked_tables(
             drawn.add_row(*cells, style=bold)
         return drawn
 
+    def fitting() -> tuple[Table, int]:
+        """A table of the key columns and as many others as fit, and the number of these."""
+        shown = table([*first, *remaining], padding)
+        if width_of(shown) <= width:
+            return shown, len(remaining)
+        for count in range(len(remaining), 0, -1):
+            shown = table([*first, *remaining[:count]], 1)
+            if width_of(shown) <= width:
+                return shown, count
+        return table([*first, *remaining[:1]], 1, fold=True), 1
+
     tables: list[RenderableType] = []
     while remaining or not tables:
-        for pad, n_columns in [
-            (padding, len(remaining)),
-            *((1, count) for count in range(len(remaining), 0, -1)),
-        ]:
-            shown = table([*first, *remaining[:n_columns]], pad)
-            if width_of(shown) <= width or n_columns == 1:
-                break
+        shown, count = fitting()
         # Not the table's own title, which would be broken at the width of the table.
         tables.append(Group(Text(title), shown) if title and not tables else shown)
-        remaining = remaining[max(n_columns, 1) :]
+        remaining = remaining[count:]
     return tables
 
 

@@ -23,7 +23,7 @@ class Thumbnail(NamedTuple):
     in_halves: bool  # two rows in a line, each in its own half: nothing is pooled
 
     def note(self) -> str:
-        """What a line and a cell hold, where that is more than one token."""
+        """The tokens of a line and of a cell, where there is more than one."""
         counts = [f"{self.n_rows} tokens a row"] if self.n_rows > 1 else []
         counts += [f"{self.n_columns} a column"] if self.n_columns > 1 else []
         if not counts:

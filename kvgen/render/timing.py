@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunTimings:
-    """What one generation took.
+    """Times and sizes of one generation.
 
     The first new token comes out of the prefill, so N new tokens take N - 1 decode steps.
     """
@@ -19,14 +19,14 @@ class RunTimings:
     prefill_seconds: float
     decode_seconds: tuple[float, ...]  # one per decode step
     cache_on: bool
-    positions: int  # positions that the sequence holds in the end
+    positions: int  # length of the sequence in the end
     cache_bytes: int
     cache_dtype: str
     peak_rss_bytes: int | None
     prefill: str = "exact"
-    bytes_per_step: float = 0  # of weights and cache that a decode step reads, the mean
-    bandwidth: float | None = None  # bytes per second that the machine reads; None: not asked
-    # Cached steps that changed the rotary frequencies: the position fed, and how many ran again.
+    bytes_per_step: float = 0  # weights and cache read by a decode step, on average
+    bandwidth: float | None = None  # bytes per second that the machine reads; None: not measured
+    # Cached steps that changed the rotary frequencies: the position fed, and positions run again.
     changes: tuple[tuple[int, int], ...] = ()
 
 
@@ -65,7 +65,7 @@ def timing_block(run: RunTimings) -> str:
 
 
 def _changed(changes: Sequence[tuple[int, int]]) -> str:
-    """What new rotary frequencies have cost, if there were any."""
+    """The positions run again because rotary frequencies changed, if any."""
     if not changes:
         return ""
     first, times = changes[0][0], f" ({len(changes)} changes)" if len(changes) > 1 else ""

@@ -129,7 +129,7 @@ def _maps(result: WhatIf, place: tuple[int, int], canvas: Canvas) -> list[Text]:
     """One head's map as it is, with the edit in this map only, and in all before it too."""
     layer, head = place
     base, edited = result.base[layer], result.edited[layer]
-    whole = result.edit.kind == "unmasked"  # whose map is no triangle
+    whole = result.edit.kind == "unmasked"  # its map is not a triangle
 
     before = attention_weights(base)
     local, propagated = local_weights(base, result.edit), local_weights(edited, result.edit)
