@@ -41,7 +41,7 @@ def check_figures(*, n_maps: int = 1) -> None:
 
 
 def check_latency_figure(facts: dict[str, Any], *, kind: str) -> None:
-    """Raise what `latency_figure` would, by drawing its words without the curves."""
+    """Raise the errors of `latency_figure`, by drawing its words without the curves."""
     with _matplotlib() as figure_class:
         figure, axes = _latency_axes(figure_class, facts)
         axes.plot([1, 2], [1, 2], label="cache on")
@@ -78,7 +78,7 @@ def _latency_axes(figure_class: Any, facts: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _draw_run(axes: Any, run: Run, *, alone: bool) -> None:
-    """The curves of a run's arms, named by what it is where there are others."""
+    """The curves of a run's arms, named by the run's settings where there are several runs."""
     places = [run.workload.length + step for step in range(run.workload.n_gen)]
     name = "" if alone else f"{run.dtype} {run.backend} t{run.threads}, "
     for arm in run.arms:
@@ -111,7 +111,7 @@ def _matplotlib() -> Iterator[Any]:
                 from matplotlib.figure import Figure
             except ImportError:
                 raise UsageError("figures need matplotlib: pip install 'kvgen[plot]'") from None
-            except Exception as error:  # MPLBACKEND, or its file of settings, may say anything
+            except Exception as error:  # MPLBACKEND or matplotlibrc may hold any text
                 raise UsageError(f"matplotlib cannot be loaded: {error}") from None
             with rc_context({"text.usetex": False, "text.parse_math": True}):  # for 10^-1
                 yield Figure
@@ -128,7 +128,7 @@ def _file_of(figure: Any, kind: str) -> bytes:
         figure.savefig(content, format=kind, dpi=150, metadata=unsaid or None)
     except MemoryError:
         raise
-    except Exception as error:  # fonts, settings, styles: many things may be wrong with them
+    except Exception as error:  # fonts, settings or styles may be broken
         raise KvgenError(f"matplotlib cannot draw the figure: {error}") from None
     return content.getvalue()
 
