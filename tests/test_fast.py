@@ -36,6 +36,7 @@ from kvgen.engine.fast.layout import (
     Range,
     Rows,
 )
+from kvgen.engine.fast.tables import KERNEL_TYPES
 from kvgen.engine.reference import ops
 from kvgen.engine.tensors import BFloat16, Dense, DTypeName, Int8, Tensor, quantize
 from kvgen.errors import NonFiniteError, UsageError
@@ -43,7 +44,6 @@ from tests import tiny
 from tests.conftest import Loader
 
 IDS = tiny.make_ids(65, seed=1)
-SEEN_AS = {"f32": np.float32, "bf16": np.uint16, "f16": np.int16, "int8": np.int8}
 # Row lengths: less than a vector, whole vectors, tails, several steps of every unrolled loop.
 LENGTHS = [4, 16, 20, 54, 64, 127, 128, 331, 576]
 DTYPES: tuple[DTypeName, ...] = ("f32", "bf16", "f16", "int8")
@@ -89,7 +89,7 @@ def run_packed(matrix, rows, x, panel, packed, out):  # type: ignore[no-untyped-
 
 def matrix_of(tensor: Tensor, *, bias: np.ndarray, streamed: bool = False) -> Matrix:
     scales = tensor.scales.ctypes.data if isinstance(tensor, Int8) else 0
-    like = np.empty(0, SEEN_AS[tensor.dtype])
+    like = np.empty(0, KERNEL_TYPES[tensor.dtype])
     return Matrix(tensor.stored.ctypes.data, scales, like, tensor.shape[1], bias, streamed)
 
 
@@ -451,7 +451,7 @@ def test_fast_prefill_is_close_and_decoding_exact(
 
 
 def test_fast_prefill_is_refused_where_there_is_none(tiny_model: Loader) -> None:
-    with pytest.raises(UsageError, match="for bf16 and int8 weights, and these are f32"):
+    with pytest.raises(UsageError, match="needs bf16 or int8 weights, and these are f32"):
         tiny_model("gpt2", backend="numba", prefill="fast")
     with pytest.raises(UsageError, match="numpy backend knows no fast prefill"):
         tiny_model("gpt2", kind="BF16", backend="numpy", prefill="fast")

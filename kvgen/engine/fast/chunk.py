@@ -37,6 +37,7 @@ from kvgen.engine.fast.layout import (
     CAPTURED_Z,
     DOWN,
     EACH_HEAD,
+    FIRST_POSITION,
     GATE,
     LANES,
     LAST,
@@ -49,7 +50,6 @@ from kvgen.engine.fast.layout import (
     POST_ATTN_NORM,
     POST_MLP_NORM,
     ROWS,
-    START,
     UP,
     WHICH_LOGITS,
     WHOLE,
@@ -68,11 +68,11 @@ from kvgen.engine.fast.team import barrier, own_memory
 
 
 @kernel
-def prepare_head(number, layer, qkv, turns, shape, weights, request):
+def prepare_head(number, layer, qkv, cos_sin, shape, weights, request):
     """Finish one head of q or k of all tokens: norm, RoPE, capture; k and v go into the cache."""
     noinline()
     H, G, D = shape.n_heads, shape.n_kv_heads, shape.head_dim
-    T, start = request.numbers[N_TOKENS], request.numbers[START]
+    T, start = request.numbers[N_TOKENS], request.numbers[FIRST_POSITION]
     x, table = rows_from(qkv, number * D), weights.tables[layer]
     is_query = number < H
     head = number if is_query else number - H
@@ -80,7 +80,7 @@ def prepare_head(number, layer, qkv, turns, shape, weights, request):
         norm = head_norm(weights.head_norms[layer, 0 if is_query else 1], head, shape)
         normalise_tokens(x, D, norm, Range(0, x.pitch), x)
     if table >= 0:
-        rotate_tokens(x, table, request.sequence[N_ANGLES], turns)
+        rotate_tokens(x, table, request.sequence[N_ANGLES], cos_sin)
     if is_query:
         row = weights.captured[layer, head]
         if row >= 0:
@@ -101,7 +101,7 @@ def attend_tile(tile, qkv, hidden, shape, weights, request, own):
     noinline()
     H, G, D = shape.n_heads, shape.n_kv_heads, shape.head_dim
     layer, head, first, n_rows = tile.layer, tile.head, tile.first, tile.n_rows
-    pitch, start = qkv.pitch, request.numbers[START]
+    pitch, start = qkv.pitch, request.numbers[FIRST_POSITION]
     queries = own.queries
     q, out, totals = queries.q, queries.out, queries.totals
     firsts, ends = queries.firsts, queries.ends
@@ -176,11 +176,11 @@ def chunk(worker, shape, weights, request, work):
 
     for t in range(tokens.begin, tokens.end):
         if t < T:
-            embed(request.tokens[t], request.numbers[START] + t, shape, weights, own.x)
+            embed(request.tokens[t], request.numbers[FIRST_POSITION] + t, shape, weights, own.x)
         for i in range(C):
             work.x[i * pitch + t] = own.x[i] if t < T else np.float32(0)
 
-    lay_out_angles(tokens, pitch, request, work.turns)
+    lay_out_angles(tokens, pitch, request, work.cos_sin)
 
     for layer in range(shape.n_layers):
         norms = weights.norms[N_NORMS * layer : N_NORMS * (layer + 1)]
@@ -203,7 +203,7 @@ def chunk(worker, shape, weights, request, work):
             normalise_tokens(k, G_D, norm, tokens, k)
             barrier(worker)
         for number in range(thread, H + G, n_threads):
-            prepare_head(number, layer, qkv, work.turns, shape, weights, request)
+            prepare_head(number, layer, qkv, work.cos_sin, shape, weights, request)
         barrier(worker)
 
         for item in range(thread, H * n_tiles, n_threads):  # the longest rows first
@@ -214,8 +214,8 @@ def chunk(worker, shape, weights, request, work):
 
         if pack_tokens(hidden, H_D, tokens, like, packed):
             barrier(worker)
-        aside = shape.parallel or shape.post_attn_norm  # not added to x at once
-        use, target = (Use.SET, branch) if aside else (Use.ADD, x)
+        apart = shape.parallel or shape.post_attn_norm  # not added to x at once
+        use, target = (Use.SET, branch) if apart else (Use.ADD, x)
         matrix = layer_matrix(weights, shape, layer, O, H_D)
         multiply(matrix, hidden, model_rows, use, target, epilogue, packed, own)
         barrier(worker)
@@ -223,7 +223,7 @@ def chunk(worker, shape, weights, request, work):
         if shape.parallel:  # the MLP reads what attention has read
             norm = as_norm(norms[MLP_NORM if shape.mlp_norm else ATTN_NORM], shape)
             norm_or_copy_tokens(x, C, norm, shape.mlp_norm or shape.pre_norm, tokens, hidden)
-        if aside:
+        if apart:
             norm = as_norm(norms[POST_ATTN_NORM], shape)
             norm_or_copy_tokens(branch, C, norm, shape.post_attn_norm, tokens, branch)
             add_tokens(x, branch, C, shape.residual_scale, tokens)

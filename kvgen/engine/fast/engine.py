@@ -1,4 +1,4 @@
-"""FastEngine: sends a team of threads into the compiled functions, request after request."""
+"""FastEngine: a team of threads runs the compiled functions, request after request."""
 
 from __future__ import annotations
 
@@ -99,12 +99,12 @@ class FastEngine:
             self._point_to(cache, capture)
             for begin in range(0, len(again), layout.CHUNK):
                 part = np.asarray(again[begin : begin + layout.CHUNK], np.int64)
-                self._run(part, begin, layout.NO_LOGITS, logits)
+                self._run(part, begin, layout.NONE, logits)
             cache.extend(again)
             for begin in range(0, T, layout.CHUNK):
                 part = tokens[begin : begin + layout.CHUNK]
                 last = begin + len(part) == T
-                which = layout.ALL if all_logits else layout.LAST if last else layout.NO_LOGITS
+                which = layout.ALL if all_logits else layout.LAST if last else layout.NONE
                 rows = logits[begin if all_logits else 0 :]
                 self._run(part, cache.length + begin, which, rows)
                 if on_progress is not None:
@@ -115,7 +115,7 @@ class FastEngine:
 
     def calibrate(self) -> Calibration:
         """See `kvgen.engine.fast.probe.calibrate`."""
-        from kvgen.engine.fast.probe import calibrate  # its kernels are compiled for those who ask
+        from kvgen.engine.fast.probe import calibrate  # compiles its kernels only when asked
 
         return calibrate(
             self.config,
@@ -126,7 +126,7 @@ class FastEngine:
         )
 
     def _point_to(self, cache: KeyValueCache, capture: Capture | None) -> None:
-        """Tell the kernels where this cache and this capture lie."""
+        """Give the kernels the addresses of this cache and this capture."""
         row = self._request.sequence
         row[layout.KEYS] = cache.k.ctypes.data
         row[layout.VALUES] = cache.v.ctypes.data
@@ -152,7 +152,7 @@ class FastEngine:
         numbers = request.numbers
         numbers[:] = 0
         numbers[layout.N_TOKENS] = T
-        numbers[layout.START] = start
+        numbers[layout.FIRST_POSITION] = start
         numbers[layout.WHICH_LOGITS] = which
         numbers[layout.LOGITS] = logits.ctypes.data
         request.tokens[:T] = tokens
@@ -164,7 +164,7 @@ class FastEngine:
             )
 
     def _compile(self) -> float:
-        """Run no tokens at all, which compiles or loads everything; the seconds that it took."""
+        """Run a request of no tokens, which compiles or loads all kernels; returns the seconds."""
         if numba.config.DISABLE_JIT:
             raise KvgenError("NUMBA_DISABLE_JIT turns the compiler off: use --backend numpy")
         began = time.perf_counter()
@@ -173,8 +173,8 @@ class FastEngine:
                 self._team.prepare()
                 break
             except Exception as error:
-                # A kernel file cut short by a full disk or a killed process: start that folder
-                # afresh, and once more where another process has just done the same.
+                # A full disk or a killed process can leave a broken kernel file: begin with an
+                # empty folder, and once more if another process has just emptied it too.
                 if compiler.FOLDER is None or not (tries_left == 2 or isinstance(error, OSError)):
                     raise
                 if isinstance(error, OSError) and not tries_left:
@@ -189,8 +189,8 @@ class FastEngine:
 
 def _check_fast_prefill(dtype: DTypeName) -> None:
     if dtype not in ("bf16", "int8"):
-        raise UsageError(f"fast prefill is for bf16 and int8 weights, and these are {dtype}")
+        raise UsageError(f"--prefill fast needs bf16 or int8 weights, and these are {dtype}")
     if not (
         x86_intrinsics.MULTIPLIES_PAIRS if dtype == "bf16" else x86_intrinsics.MULTIPLIES_BYTES
     ):
-        raise UsageError(f"this CPU has no instruction for a fast prefill of {dtype} weights")
+        raise UsageError(f"this CPU has no instruction for --prefill fast with {dtype} weights")

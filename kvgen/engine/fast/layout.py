@@ -1,8 +1,8 @@
-"""The ground floor of the compiled engine: its sizes, its numbered choices and its records.
+"""The sizes, the numbered choices and the records of the compiled engine.
 
-Nothing of ours is imported here. A record is a NamedTuple of arrays and numbers, which compiled
-functions take as one argument. Arrays are flat unless a shape is given, and where it matters they
-end in a whole vector that nothing else uses.
+This file imports no other file of ours. A record is a NamedTuple of arrays and numbers, which
+compiled functions take as one argument. Kernels read and write whole vectors, so arrays of float32
+end with one vector more than they need.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ IntArray = npt.NDArray[np.int64]
 # --- Sizes ------------------------------------------------------------------------------------
 
 LANES = 16  # numbers of a vector register
-LINE_BYTES = 64  # a cache line, and the int8 numbers that one instruction multiplies
-ROWS = 6  # rows of a tile: 6 x 4 sums, 4 loads and a spread number fill 32 registers
+LINE_BYTES = 64  # int8 numbers that one instruction multiplies: a line of the CPU's cache
+ROWS = 6  # rows of a tile: 6 x 4 sums, 4 loads and a repeated number fill 32 registers
 CHUNK = 192  # tokens that go through the layers together: constant memory, and the best speed
 BLOCK = 64  # positions of a block of keys
 SEGMENT = 256  # positions whose scores are held at once
@@ -34,11 +34,11 @@ F16_LARGEST = np.float32(65504)
 Q, K, V, O, GATE, UP, DOWN, N_MATRICES = range(8)  # noqa: E741
 # The norms of a layer.
 ATTN_NORM, POST_ATTN_NORM, MLP_NORM, POST_MLP_NORM, N_NORMS = range(5)
-NO_QK_NORM, EACH_HEAD, WHOLE = range(3)  # what the norm of queries and keys is taken over
+NO_QK_NORM, EACH_HEAD, WHOLE = range(3)  # the numbers that a norm of q and k covers
 # Numbers of a request.
-N_TOKENS, START, WHICH_LOGITS, LOGITS, OVERFLOW, N_NUMBERS = range(6)
-NO_LOGITS, LAST, ALL = range(3)  # which logits a request wants
-# What kernels know of a sequence: addresses and sizes of its keys and values, of its table of
+N_TOKENS, FIRST_POSITION, WHICH_LOGITS, LOGITS, OVERFLOW, N_NUMBERS = range(6)
+NONE, LAST, ALL = range(3)  # which logits a request wants
+# What kernels know of a sequence: addresses and sizes of its keys and values, of its tables of
 # angles, and of the captured q and z.
 (
     KEYS, VALUES, CAPACITY, COS, SIN, N_TABLES, N_POSITIONS, N_ANGLES, CAPTURED_Q, CAPTURED_Z,
@@ -46,8 +46,8 @@ NO_LOGITS, LAST, ALL = range(3)  # which logits a request wants
 ) = range(12)  # fmt: skip
 
 
-# Choices that travel as arguments, next to offsets and counts. As enums they have types of their
-# own, and compiling a call that passes a number in their place fails.
+# Choices that are passed next to offsets and counts. Each enum is a type of its own, so that a call
+# with a number instead of a choice does not compile.
 class Activation(Enum):
     """The function between the two products of an MLP."""
 
@@ -58,12 +58,12 @@ class Activation(Enum):
 
 
 class Use(Enum):
-    """What becomes of a product of a matrix and the tokens of a chunk."""
+    """How a product of a matrix and the tokens of a chunk is stored in its target."""
 
     SET = 0
-    ADD = 1  # times the residual scale, to what is there
+    ADD = 1  # times the residual scale, added to the target
     ACTIVATE = 2
-    TIMES = 3  # what is there
+    TIMES = 3  # multiplied with the target
 
 
 # --- Records of the model and of a request ----------------------------------------------------
@@ -95,11 +95,11 @@ class Shape(NamedTuple):
     embed_scale: np.float32
     residual_scale: np.float32
     logit_scale: np.float32
-    streamed: bool  # the weights come from main memory: they do not fit into the CPU's own
+    streamed: bool  # weights are too large for the CPU's own memory and come from main memory
 
 
 class Weights(NamedTuple):
-    """What is learned. Large tensors by address, the small ones widened and stacked."""
+    """What is learned: large tensors by address, small ones widened to float32 and stacked."""
 
     like: npt.NDArray[Any]  # an empty array of the stored type: tells the compiler the width
     embed: IntArray  # [2]: addresses of [V, C], and of its rows' scales
@@ -112,15 +112,16 @@ class Weights(NamedTuple):
     head_bias: FloatArray  # [V]
     scales: FloatArray  # [L] factor of the scores
     windows: IntArray  # [L] keys that a query sees
-    tables: IntArray  # [L] a layer's table of angles, -1 where nothing is turned
+    tables: IntArray  # [L] a layer's table of RoPE angles, -1 for none
     captured: IntArray  # [L, H] which head's q and z to write, -1 for none
 
 
 class Request(NamedTuple):
-    """What to run: neighbouring tokens of one sequence, the first at position numbers[START].
+    """Neighbouring tokens of one sequence to run, the first at position numbers[FIRST_POSITION].
 
-    A request is of one sequence on purpose. Several sequences in one chunk would need a row of
-    `sequence` for each token, logits of the last token of each, and tiles that end with a sequence.
+    All tokens of a request belong to one sequence, on purpose. Several sequences in a chunk would
+    need a row of `sequence` for each token, logits for the last token of each sequence, and query
+    tiles that end where a sequence ends.
     """
 
     numbers: IntArray  # [N_NUMBERS]
@@ -185,7 +186,7 @@ class HeadCache(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """Up to ROWS query rows of one head's cache, room to attend, and what comes out."""
+    """Up to ROWS query rows that attend to one head's cache, with working memory and results."""
 
     q: FloatArray  # [ROWS, D], with the factor of the scores
     firsts: IntArray  # [ROWS] first position that a row sees
@@ -215,7 +216,7 @@ class QueryTile(NamedTuple):
 
 
 class Epilogue(NamedTuple):
-    """What follows a product of many tokens, before it is stored."""
+    """The numbers of `Use`: what may be done to a product before it is stored."""
 
     residual_scale: np.float32
     activation: Activation
@@ -256,7 +257,7 @@ class Workspace(NamedTuple):
     x: FloatArray  # [C, CHUNK] the residual stream
     hidden: FloatArray  # [max(C, H D), CHUNK] a block's input
     qkv: FloatArray  # [(H + 2G) D, CHUNK]
-    turns: FloatArray  # [tables, 2, half, CHUNK] cos and sin
+    cos_sin: FloatArray  # [tables, 2, half, CHUNK] cos and sin
     branch: FloatArray  # [C, CHUNK] what a block adds
     inner: FloatArray  # [F, CHUNK]
     pieces: Pieces

@@ -27,7 +27,7 @@ from kvgen.engine.fast.layout import (
     Rows,
     Worker,
 )
-from kvgen.engine.fast.tables import SEEN_AS, STREAMED_BYTES, own_of
+from kvgen.engine.fast.tables import KERNEL_TYPES, STREAMED_BYTES, own_of
 from kvgen.engine.fast.team import Team, await_ticket, barrier, open_request, own_memory
 from kvgen.engine.tensors import CacheDTypeName, DTypeName
 
@@ -101,7 +101,7 @@ def calibrate(
 ) -> Calibration:
     """Measure with `n_bytes` of weights in rows as wide as the model; see `Engine.calibrate`."""
     width = config.d_model
-    stored = np.dtype(SEEN_AS[dtype])
+    stored = np.dtype(KERNEL_TYPES[dtype])
     row_bytes = width * stored.itemsize
     n_rows = max(_MULTIPLIED_ROWS, min(n_bytes, _LARGEST_BYTES) // row_bytes)
     numbers = np.ones(n_rows * width + LINE_BYTES, stored)
@@ -116,8 +116,8 @@ def calibrate(
     )
     pitch = row_pitch(config.head_dim)
     head = HeadCache(
-        keys=np.zeros(_KEYS * config.head_dim, SEEN_AS[cache_dtype]),
-        values=np.zeros(_KEYS * pitch, SEEN_AS[cache_dtype]),
+        keys=np.zeros(_KEYS * config.head_dim, KERNEL_TYPES[cache_dtype]),
+        values=np.zeros(_KEYS * pitch, KERNEL_TYPES[cache_dtype]),
         head_dim=config.head_dim,
         pitch=pitch,
     )

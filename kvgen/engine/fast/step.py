@@ -47,6 +47,7 @@ from kvgen.engine.fast.layout import (
     CAPTURED_Z,
     DOWN,
     EACH_HEAD,
+    FIRST_POSITION,
     GATE,
     LANES,
     LOGITS,
@@ -59,7 +60,6 @@ from kvgen.engine.fast.layout import (
     POST_MLP_NORM,
     ROWS,
     SEGMENT,
-    START,
     UP,
     WHOLE,
     K,
@@ -85,7 +85,7 @@ def norm_or_copy(x, n, norm, wanted, y):
 
 @kernel
 def normalise_head(x, start, head, pair, shape):
-    """Normalise one head of queries or keys at x[start:] in place, if the model does so by head."""
+    """Normalise one head of q or k at x[start:] in place, where the norm is of each head."""
     noinline()
     if shape.qk_norm == EACH_HEAD:
         own = x[start : start + shape.head_dim]
@@ -111,7 +111,7 @@ def attend_to_piece(piece, head, qkv, pieces, shape, weights, request, own):
     """Let the query heads of one key/value head attend to a piece of the context."""
     noinline()
     H, G, D, pitch = shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.pitch
-    layer, position, sequence = piece.layer, request.numbers[START], request.sequence
+    layer, position, sequence = piece.layer, request.numbers[FIRST_POSITION], request.sequence
     queries = own.queries
     q, out = queries.q, queries.out
     table, scale = weights.tables[layer], weights.scales[layer]
@@ -148,7 +148,7 @@ def attend_to_piece(piece, head, qkv, pieces, shape, weights, request, own):
 def capture_outputs(hidden, layer, shape, weights, request):
     """Write the captured heads' outputs of this position."""
     noinline()
-    D, position = shape.head_dim, request.numbers[START]
+    D, position = shape.head_dim, request.numbers[FIRST_POSITION]
     for head in range(shape.n_heads):
         row = weights.captured[layer, head]
         if row >= 0:
@@ -197,7 +197,7 @@ def step(worker, shape, weights, request, work):
     noinline()
     H, G, D, C, F = shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.d_model, shape.d_ff
     H_D, G_D, thread = H * D, G * D, worker.thread
-    position, sequence = request.numbers[START], request.sequence
+    position, sequence = request.numbers[FIRST_POSITION], request.sequence
     own = own_memory(work.own, thread)
     x, added, hidden, digits = own.x, own.added, own.hidden, own.digits
     qkv, inner, branch, pieces = work.qkv, work.inner, work.branch, work.pieces

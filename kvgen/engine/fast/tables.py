@@ -1,4 +1,4 @@
-"""From configuration and weights to the tables and the memory of the compiled functions."""
+"""Builds the records of layout.py from a configuration and its weights."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _ACTIVATIONS: dict[Activation, layout.Activation] = {
     "gelu": layout.Activation.GELU,
     "gelu_tanh": layout.Activation.GELU_TANH,
 }
-# How the compiled code sees each width; 16-bit floats travel as integers of their own kind.
-SEEN_AS: dict[str, type] = {
+# The type of a stored number in compiled code: 16-bit floats are integers of different kinds.
+KERNEL_TYPES: dict[str, type] = {
     "f32": np.float32,
     "bf16": np.uint16,
     "f16": np.int16,
     "int8": np.int8,
 }
-STREAMED_BYTES = 12 * 2**20  # more no longer stays in the CPU from token to token
+STREAMED_BYTES = 12 * 2**20  # more weights than this do not stay in the CPU between tokens
 
 
 def shape_of(params: Params) -> layout.Shape:
@@ -83,7 +83,7 @@ def weights_of(params: Params) -> layout.Weights:
     positions = params.positions
     windows = [config.window(layer) or config.max_context for layer in range(L)]
     return layout.Weights(
-        like=np.empty(0, SEEN_AS[params.dtype]),
+        like=np.empty(0, KERNEL_TYPES[params.dtype]),
         embed=np.array(_addresses(params.embed), np.int64),
         positions=_own(None if positions is None else positions.dequantize(), 0, 0),
         head=np.array(_addresses(params.head.weight), np.int64),
@@ -137,7 +137,7 @@ def request_of(cache_dtype: CacheDTypeName) -> layout.Request:
         numbers=np.zeros(layout.N_NUMBERS, np.int64),
         tokens=np.zeros(CHUNK, np.int64),
         sequence=np.zeros(layout.N_SEQUENCE, np.int64),
-        like=np.empty(0, SEEN_AS[cache_dtype]),
+        like=np.empty(0, KERNEL_TYPES[cache_dtype]),
     )
 
 
@@ -160,7 +160,7 @@ def workspace_of(config: ModelConfig, threads: int, *, packed: bool) -> layout.W
         x=_zeros(C * CHUNK),
         hidden=_zeros(widest * CHUNK),
         qkv=_zeros((H + 2 * G) * D * CHUNK),
-        turns=_zeros(len(set(config.rope)) * D * CHUNK),
+        cos_sin=_zeros(len(set(config.rope)) * D * CHUNK),
         branch=_zeros(C * CHUNK),
         inner=_zeros(max(F * CHUNK, 2 * F + 2 * LANES)),
         pieces=pieces,

@@ -97,9 +97,9 @@ def weigh(scores, row, n, seen, cap, highest, total):
         store(scores, start + i, score)
         peak = maximum(peak, score)
     new = max(highest, greatest_of(peak))
-    away, sums = splat(new), zeros()
+    everywhere, sums = splat(new), zeros()
     for i in range(0, n, LANES):
-        weight = exp(sub(load(scores, start + i), away))
+        weight = exp(sub(load(scores, start + i), everywhere))
         if i < low or i + LANES > high:
             column = add(iota(), splat(np.float32(i)))
             weight = where_less(column, splat(np.float32(low)), zeros(), weight)

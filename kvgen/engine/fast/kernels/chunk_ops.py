@@ -43,14 +43,14 @@ def normalise_tokens(x, n, norm, tokens, y):
             mean = mul(mean, one_part)
         square = zeros()
         for i in range(n):
-            away = sub(load(x.numbers, x_start + i * pitch + t), mean)
-            square = fma(away, away, square)
+            centred = sub(load(x.numbers, x_start + i * pitch + t), mean)
+            square = fma(centred, centred, square)
         deviation = square_root(fma(square, one_part, splat(norm.eps)))
         factor = div(splat(np.float32(1)), deviation)
         for i in range(n):
-            away = mul(sub(load(x.numbers, x_start + i * pitch + t), mean), factor)
+            centred = mul(sub(load(x.numbers, x_start + i * pitch + t), mean), factor)
             scale, shift = splat(norm.scale[i]), splat(norm.shift[i])
-            store(y.numbers, y_start + i * pitch + t, fma(away, scale, shift))
+            store(y.numbers, y_start + i * pitch + t, fma(centred, scale, shift))
 
 
 @kernel
@@ -122,7 +122,7 @@ def multiply(matrix, x, rows, use, target, epilogue, packed, own):
 
 
 @kernel
-def rotate_tokens(x, table, half, turns):
+def rotate_tokens(x, table, half, cos_sin):
     """RoPE in place on one head of all tokens, each by the angles of its position."""
     noinline()
     pitch = x.pitch
@@ -131,6 +131,6 @@ def rotate_tokens(x, table, half, turns):
         one, other = x.start + i * pitch, x.start + (i + half) * pitch
         for t in range(0, pitch, LANES):
             first, second = load(x.numbers, one + t), load(x.numbers, other + t)
-            cos, sin = load(turns, cosine + t), load(turns, sine + t)
+            cos, sin = load(cos_sin, cosine + t), load(cos_sin, sine + t)
             store(x.numbers, one + t, sub(mul(first, cos), mul(second, sin)))
             store(x.numbers, other + t, fma(second, cos, mul(first, sin)))

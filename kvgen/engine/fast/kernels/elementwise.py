@@ -154,16 +154,16 @@ def normalise(x, n, norm, y):
         mean /= np.float32(n)
     centre, total = splat(mean), zeros()
     for i in range(0, whole, LANES):
-        away = sub(load(x, i), centre)
-        total = fma(away, away, total)
+        centred = sub(load(x, i), centre)
+        total = fma(centred, centred, total)
     square = sum_of(total)
     for i in range(whole, n):
         square += (x[i] - mean) * (x[i] - mean)
     factor = np.float32(1) / np.sqrt(square / np.float32(n) + norm.eps)
     spread = splat(factor)
     for i in range(0, whole, LANES):
-        away = mul(sub(load(x, i), centre), spread)
-        store(y, i, fma(away, load(scale, i), load(shift, i)))
+        centred = mul(sub(load(x, i), centre), spread)
+        store(y, i, fma(centred, load(scale, i), load(shift, i)))
     for i in range(whole, n):
         y[i] = (x[i] - mean) * factor * scale[i] + shift[i]
 

@@ -30,7 +30,7 @@ def to_halves(builder: Any, floats: Any) -> Any:
     bits = builder.bitcast(floats, WORDS)
     sign = builder.lshr(builder.and_(bits, all_words(0x80000000)), all_words(16))
     size = builder.and_(bits, all_words(0x7FFFFFFF))
-    # Subnormal results: adding 2^-1 * 2^-13 * 2^0 lets the addition round at the right place.
+    # Subnormal results: the sum with 0.5 is rounded at the last bit that float16 can hold.
     magic = all_floats(0.5)
     small = builder.bitcast(builder.fadd(builder.bitcast(size, FLOATS), magic), WORDS)
     small = builder.sub(small, builder.bitcast(magic, WORDS))

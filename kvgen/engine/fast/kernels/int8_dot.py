@@ -128,14 +128,14 @@ def split_into_digits(x, n, digits):
     noinline()
     pitch = (n + LINE_BYTES - 1) // LINE_BYTES * LINE_BYTES
     whole = n // LANES * LANES
-    peak, broken = zeros(), zeros()
+    peak, zero_or_nan = zeros(), zeros()
     for i in range(0, whole, LANES):
         peak = maximum(peak, magnitude(load(x, i)))
-        broken = add(broken, mul(load(x, i), zeros()))
-    largest, nothing = greatest_of(peak), sum_of(broken)
+        zero_or_nan = add(zero_or_nan, mul(load(x, i), zeros()))
+    largest, not_finite = greatest_of(peak), sum_of(zero_or_nan)
     for i in range(whole, n):
         largest = max(largest, abs(x[i]))
-        nothing += x[i] * np.float32(0)
+        not_finite += x[i] * np.float32(0)
     scale = largest / np.float32(HALF_RANGE - 2**16)  # so that the greatest has three digits
     inverse = np.float32(1) / scale if scale > 0 else np.float32(0)
     factor = splat(inverse)
@@ -146,7 +146,7 @@ def split_into_digits(x, n, digits):
         for digit in range(3):
             digits[digit * pitch + i] = ((rest + 128) & 255) - 128
             rest = (rest + 128) >> 8
-    return scale + nothing  # NaN where x is not finite
+    return scale + not_finite  # NaN where x is not finite
 
 
 @kernel

@@ -1,6 +1,6 @@
-"""What belongs to one sequence, as kernels find it: its cache, its angles, its captured q and z.
+"""Access to one sequence by address: its cache, its angles, its captured q and z.
 
-`Request.sequence` says where all of it lies.
+`Request.sequence` holds the addresses.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from kvgen.engine.fast.layout import (
     CAPTURE_CAPACITY,
     COS,
     F16_LARGEST,
+    FIRST_POSITION,
     KEYS,
     LANES,
     N_ANGLES,
@@ -24,7 +25,6 @@ from kvgen.engine.fast.layout import (
     N_TABLES,
     N_TOKENS,
     SIN,
-    START,
     VALUES,
     HeadCache,
 )
@@ -49,7 +49,7 @@ def head_cache(request, shape, layer, group):
 
 @kernel
 def angles(sequence, table, position):
-    """cos and sin of one table, and where a position's angles begin."""
+    """cos and sin of one table, and the offset of a position's angles."""
     half, n_positions = sequence[N_ANGLES], sequence[N_POSITIONS]
     size = (table + 1) * n_positions * half
     cos = carray(as_pointer(sequence[COS]), (size,), np.float32)
@@ -58,18 +58,18 @@ def angles(sequence, table, position):
 
 
 @kernel
-def lay_out_angles(tokens, pitch, request, turns):
-    """Write cos and sin of some tokens, one in each lane, into turns [tables, 2, half, pitch]."""
+def lay_out_angles(tokens, pitch, request, cos_sin):
+    """Write cos and sin of some tokens, one in each lane, into cos_sin [tables, 2, half, pitch]."""
     noinline()
     half, n_tables = request.sequence[N_ANGLES], request.sequence[N_TABLES]
     for t in range(tokens.begin, tokens.end):
-        position = request.numbers[START] + min(t, request.numbers[N_TOKENS] - 1)
+        position = request.numbers[FIRST_POSITION] + min(t, request.numbers[N_TOKENS] - 1)
         for table in range(n_tables):
             cos, sin, angle = angles(request.sequence, table, position)
             start = 2 * table * half
             for i in range(half):
-                turns[(start + i) * pitch + t] = cos[angle + i]
-                turns[(start + half + i) * pitch + t] = sin[angle + i]
+                cos_sin[(start + i) * pitch + t] = cos[angle + i]
+                cos_sin[(start + half + i) * pitch + t] = sin[angle + i]
 
 
 @kernel

@@ -4,7 +4,7 @@ With bf16 weights an activation becomes bfloat16, and a word holds two features 
 int8 weights it becomes a byte, with a scale of each token's greatest activation / 127, and a word
 holds four. The CPU multiplies all numbers of a word with those of a weight's word at once.
 
-An engine without this has None in the place of `Packed`, and none of it is compiled.
+An engine without this passes None instead of `Packed`, and none of it is compiled.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def store_pair(_: Any, words: Any, offset: Any, low: Any, high: Any) -> Any:
 
 @intrinsic
 def store_quad(_: Any, words: Any, offset: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    """Store sixteen words, each of four whole numbers from -128 to 127."""
+    """Store sixteen words, each of four integers from -128 to 127."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         at = pointer_to(context, builder, signature.args[0], *arguments[:2])
@@ -90,14 +90,14 @@ def pack_quads(x, n, tokens, packed):
     """Write some tokens of x [n, pitch] as bytes, four features of a token in a word."""
     noinline()
     for t in range(tokens.begin, tokens.end, LANES):
-        peak, broken = zeros(), zeros()
+        peak, zero_or_nan = zeros(), zeros()
         for i in range(n):
             number = load_or_zeros(x, i, n, t)
             peak = maximum(peak, magnitude(number))
-            broken = add(broken, mul(number, zeros()))
+            zero_or_nan = add(zero_or_nan, mul(number, zeros()))
         scale = mul(peak, splat(np.float32(1 / 127)))
         inverse = where_less(zeros(), peak, div(splat(np.float32(1)), scale), zeros())
-        store(packed.scales, t, add(scale, broken))  # NaN where x is not finite
+        store(packed.scales, t, add(scale, zero_or_nan))  # NaN where x is not finite
         total = zeros()
         for i in range(0, n, 4):
             a = rounded(mul(load_or_zeros(x, i, n, t), inverse))
@@ -191,8 +191,8 @@ def multiply_pairs(matrix, rows, packed, panel, product):
 def multiply_quads(matrix, rows, packed, panel, product):
     """Up to six rows of W x, W int8 [.., n] with a scale for each row.
 
-    One side of a product of bytes is without signs: the weights are read as w + 128, and 128 times
-    the other side's sum is taken away.
+    The instruction takes one side without signs: weights are read as w + 128, and 128 times the sum
+    of the other side is subtracted.
     """
     noinline()
     copy_rows(matrix, rows, panel.view(np.int8), 4, np.int8(-128))

@@ -1,9 +1,9 @@
 """Matrix products: `dot_rows` for one token, `tile` for many.
 
-One token reads each weight once, so `dot_rows` reads a matrix as the memory likes it, row after
+One token needs each weight once, so `dot_rows` reads a matrix in the order of memory, row after
 row, and the lanes of a vector are columns. With many tokens each weight is used for all of them:
 `tile` keeps its sums in registers, the lanes are tokens (or the features of a head), and one number
-of the other matrix at a time is spread over all lanes.
+of the other matrix at a time is copied to all lanes.
 """
 
 from __future__ import annotations

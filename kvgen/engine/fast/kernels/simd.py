@@ -181,7 +181,7 @@ def magnitude(_: Any, vector: Any) -> Any:
 
 @intrinsic
 def rounded(_: Any, vector: Any) -> Any:
-    """Each lane as the nearest whole number, halves to the even one."""
+    """Each lane rounded to the nearest integer, halves to the even one."""
     return FLOAT_VECTOR(FLOAT_VECTOR), lambda _, builder, __, arguments: _call(
         builder, "llvm.rint", *arguments
     )
@@ -238,7 +238,7 @@ def greatest_of(_: Any, vector: Any) -> Any:
 
 @intrinsic
 def exp(_: Any, vector: Any) -> Any:
-    """e to the power of each lane, to about 1e-7 of it; what lies below -87 gives 1e-38 or less.
+    """e to the power of each lane, to about 1e-7 of it; below -87 it is 1e-38 or less.
 
     x = n ln 2 + r, e^x = 2^n e^r with a polynomial for e^r (Cephes, expf.c); NaN stays NaN.
     """

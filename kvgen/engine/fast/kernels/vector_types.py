@@ -1,4 +1,4 @@
-"""The vector types of compiled code: as LLVM knows them, and the two that Numba passes around."""
+"""The vector types of compiled code: for LLVM, and the two that Numba passes to functions."""
 
 from __future__ import annotations
 
