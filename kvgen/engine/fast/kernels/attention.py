@@ -114,8 +114,8 @@ def weigh(scores, row, n, seen, cap, highest, total):
 def attend(n_rows, queries, head, positions, cap):
     """Unnormalised attention of n_rows <= 6 query rows over some positions of a head's cache.
 
-    Row r sees of them firsts[r]:ends[r]. Writes out[r] = sum_j e_j v_j and totals[r] = sum_j e_j
-    with e_j = exp(score_j - peaks[r]).
+    Row r sees the positions firsts[r]:ends[r]. With e_j = exp(score_j - peaks[r]), it writes
+    out[r] = sum_j e_j v_j and totals[r] = sum_j e_j.
     """
     noinline()
     scores, out, peaks, totals = queries.scores, queries.out, queries.peaks, queries.totals
