@@ -368,7 +368,7 @@ def test_attention_is_inspected_in_a_chat(folder: Path, model: Model) -> None:
     text = run.stdout.decode()
     assert f"· {len(ids)} tokens" in text and "⏎" in text
     assert NOTE in inside(*base).stderr
-    assert_fails(inside(*base, "--raw", "--system", "x"), 2, "--system is for a chat")
+    assert_fails(inside(*base, "--raw", "--system", "x"), 2, "--system needs the chat template")
 
 
 @pytest.mark.parametrize("command", ["generate", "inspect-attention"])
@@ -376,7 +376,7 @@ def test_a_system_message_without_a_chat_is_refused_before_a_model_is_looked_for
     command: str,
 ) -> None:
     run = inside(command, "Hi", "--raw", "--system", "x", "-m", "no/such/model")
-    assert_fails(run, 2, "--system is for a chat: leave out --raw")
+    assert_fails(run, 2, "--system needs the chat template: leave out --raw")
 
 
 def test_a_system_message_that_is_not_utf8_is_refused(folder: Path) -> None:

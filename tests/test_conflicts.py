@@ -65,8 +65,8 @@ def test_each_pair_of_a_conflict_is_refused_and_each_exception_taken(conflict: C
 
 def test_options_that_go_together_are_taken() -> None:
     for given in (
-        {"-l", "-H", "--show", "--sink"},
-        {"-l", "-H", "--steps", "-n"},
+        {"-l", "-H", "a layer", "a head", "--show", "--sink"},
+        {"--at", "a layer", "a head", "--steps", "-n"},
         {"--what-if", "--at", "-l", "-H"},
         {"--show", "--show rollout", "--scale"},
         {"-H", "-o", "a .json file"},
@@ -75,3 +75,32 @@ def test_options_that_go_together_are_taken() -> None:
         {"--metric", "-n"},
     ):
         check_conflicts(given)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--at", "2.3", "--show", "share"], b"share of o"),
+        (["--at", "2.3", "--steps", "-n", "3"], b"q_4"),
+        (["--at", "L2", "--sink", "keep"], b"layer 2"),
+        (["--at", "3", "--show", "rollout"], b"rollout through layers 0..3"),
+        (["--at", "2.3", "--ablate-all"], b"missed"),
+    ],
+)
+def test_an_address_names_a_layer_and_a_head_as_l_and_h_do(
+    arguments: list[str], expected: bytes
+) -> None:
+    run = inside("inspect-attention", "The cat sat", *arguments, "--backend", "numpy")
+    assert run.returncode == 0 and expected in run.stdout, run.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--at", "2", "--steps", "-n", "3"], "add -H HEAD"),
+        (["--at", "2.3", "--show", "rollout"], "it cannot be used with a head"),
+        (["--at", "2", "--metric", "sink"], "leave out --at"),
+    ],
+)
+def test_an_address_runs_into_the_same_conflicts(arguments: list[str], message: str) -> None:
+    assert_fails(inside("inspect-attention", "The cat", *arguments), 2, message)

@@ -338,7 +338,10 @@ def test_where_the_hub_does_not_answer_a_cached_model_is_taken(
             soon["HF_ENDPOINT"] = f"http://127.0.0.1:{unused.getsockname()[1]}"
     else:
         hub.troubles["api"] = repeat(trouble)
-    assert_fails(client.info(**soon), 3, f"{NAME}: {UNREACHED}")
+    run = client.info(**soon)
+    assert_fails(run, 3, f"{NAME}: {UNREACHED}")
+    assert "[Errno" not in run.stderr
+    assert run.stderr.endswith("): check the name and the connection\n")
     run = again.run("info", NAME, "--json", **soon)
     assert (run.returncode, run.stderr) == (0, FROM_CACHE)
     assert Path(json.loads(run.stdout)["folder"]).is_relative_to(again.home)

@@ -13,6 +13,7 @@ PROMPTS = ("PROMPT", "-p", "-f", "--chat", "--system")
 # Names for values of an option, beside the names of options themselves.
 ROLLOUT = "--show rollout"
 FIGURE, ARRAY_FILE, JSON_FILE, TEXT = "a figure", "a file of arrays", "a .json file", "a text"
+LAYER, HEAD = "a layer", "a head"  # named by -l and -H, or by --at
 RECORDING = "a saved recording"
 FAST_PREFILL = "--prefill fast"
 _FILES = (FIGURE, ARRAY_FILE, JSON_FILE)
@@ -63,27 +64,27 @@ CONFLICTS = (
     Conflict(
         (ROLLOUT,),
         "--show rollout combines all heads and layers; it cannot be used with {other}",
-        others=("-H", "--explain", "--steps"),
+        others=("-H", HEAD, "--explain", "--steps"),
     ),
     Conflict(
         ("--metric",),
         "--metric applies to the summary of all layers: leave out {other}",
-        others=("-l", "--explain"),
+        others=("-l", "--at", "--explain"),
     ),
     Conflict(
         MAP_OPTIONS,
         "{this} applies to a map: add -l LAYER",
-        unless=("-l", ROLLOUT, *_NOT_DRAWN),
+        unless=(LAYER, ROLLOUT, *_NOT_DRAWN),
     ),
     Conflict(
         ("--steps",),
         "--steps shows the decode steps of one head: add -l LAYER",
-        unless=("-l",),
+        unless=(LAYER,),
     ),
     Conflict(
         ("--steps",),
         "--steps shows the decode steps of one head: add -H HEAD",
-        unless=("-H",),
+        unless=(HEAD,),
     ),
     Conflict(
         ("--steps",),

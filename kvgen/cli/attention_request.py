@@ -9,11 +9,13 @@ from kvgen.cli.attention_conflicts import (
     ARRAY_FILE,
     FAST_PREFILL,
     FIGURE,
+    HEAD,
     JSON_FILE,
+    LAYER,
     RECORDING,
     TEXT,
 )
-from kvgen.cli.attention_options import EditFlags, MapFlags, PlaceFlags
+from kvgen.cli.attention_options import EditFlags, MapFlags, PlaceFlags, place_of
 from kvgen.cli.attention_views import ARRAYS, FILES, FORMATS
 from kvgen.cli.options import DisplayFlags, ModelFlags
 from kvgen.cli.output import Destination, destination
@@ -59,6 +61,7 @@ def given_options(request: Request, output: Destination, *, saved: bool) -> set[
     if request.example:
         return {"--example", *(["--json"] if request.as_json else [])}
     prompt, place, edits = request.prompt_flags, request.place, request.edits
+    named = place_of(place, edits)
     kinds = dict.fromkeys(FIGURES, FIGURE) | dict.fromkeys(ARRAYS, ARRAY_FILE)
     kinds |= {".json": JSON_FILE, ".txt": TEXT}
     facts = {
@@ -69,6 +72,8 @@ def given_options(request: Request, output: Destination, *, saved: bool) -> set[
         "--system": prompt.system,
         "-l": place.layers is not None,
         "-H": place.heads is not None,
+        LAYER: named.layers is not None,
+        HEAD: named.heads is not None,
         "--at": place.at != "all",
         "--explain": place.query is not None,
         "-n": request.max_new_tokens,
