@@ -43,6 +43,13 @@ class Views:
     steps: bool
     display: DisplayFlags
 
+    @property
+    def layers(self) -> list[int]:
+        """The layers to draw; a rollout, which goes through all of them, has one map: the last."""
+        layers = list(self.selection.layers)
+        of_last = self.map_flags.show == "rollout" and self.selection.all_layers
+        return layers[-1:] if of_last else layers
+
 
 def saved_file(flags: PromptFlags) -> Path | None:
     """The saved recording that PROMPT names, if there is such a file."""
@@ -71,7 +78,7 @@ def deliver(seen: Inspection, views: Views, output: Destination) -> None:
         write_text(content.decode())
     else:
         write_file(output.path, content)
-        _tell(seen, views.selection, output.path)
+        _tell(seen, views, output.path)
 
 
 def _check_ranges(seen: Inspection, views: Views) -> None:
@@ -109,10 +116,11 @@ def _content(seen: Inspection, views: Views, canvas: Canvas, *, kind: str) -> by
     return export(seen.recording, seen.tokens, facts=seen.facts, kind=kind)
 
 
-def _tell(seen: Inspection, selection: Selection, path: str) -> None:
+def _tell(seen: Inspection, views: Views, path: str) -> None:
+    """Say on stderr what a file holds, and how exact it is."""
     from kvgen.render.attention import verify_line
 
-    n_layers, n_heads = len(selection.layers), len(selection.heads)
+    n_layers, n_heads = len(views.layers), len(views.selection.heads)
     note(f"{path}: {n_layers} layers x {n_heads} heads x {len(seen.tokens)} tokens")
     note(verify_line(seen.recording))
 
@@ -121,15 +129,12 @@ def _figure(seen: Inspection, views: Views, canvas: Canvas, *, kind: str) -> byt
     from kvgen.render.canvas import token_label
     from kvgen.render.plot import attention_figure
 
-    view, layers = views.map_flags.view(), list(views.selection.layers)
-    if view.show == "rollout" and views.selection.all_layers:
-        layers = layers[-1:]
     return attention_figure(
         seen.recording,
         [token_label(token, canvas, 10).strip() for token in seen.tokens],
-        layers=layers,
+        layers=views.layers,
         heads=list(views.selection.heads),
-        view=view,
+        view=views.map_flags.view(),
         kind=kind,
     )
 
@@ -144,7 +149,7 @@ def _drawn(seen: Inspection, views: Views, canvas: Canvas) -> list[RenderableTyp
     if selection.query is not None:
         drawn = _explanations(seen, selection, selection.query, canvas)
     elif view.show == "rollout":
-        drawn = _rollouts(seen, selection, view, canvas)
+        drawn = _rollouts(seen, views, canvas)
     elif selection.all_layers:
         drawn = _summary(seen, views.map_flags, canvas)
     elif selection.all_heads:
@@ -189,17 +194,17 @@ def _head_maps(
     ]
 
 
-def _rollouts(
-    seen: Inspection, selection: Selection, view: MapView, canvas: Canvas
-) -> list[RenderableType]:
+def _rollouts(seen: Inspection, views: Views, canvas: Canvas) -> list[RenderableType]:
     """For each selected layer, else the last: how much of each token arrives through all layers."""
     from kvgen.render.head_map import head_map
 
-    layers = selection.layers[-1:] if selection.all_layers else selection.layers
-    head = selection.heads[0]  # any of them, since all are combined
+    head, view = (
+        views.selection.heads[0],
+        views.map_flags.view(),
+    )  # any of them, since all are combined
     return [
         head_map(seen.recording, seen.tokens, layer=layer, head=head, canvas=canvas, view=view)
-        for layer in layers
+        for layer in views.layers
     ]
 
 

@@ -129,9 +129,9 @@ def destination(value: str, *, formats: Sequence[str], endings: Sequence[str]) -
             f"-o {value} is neither a format ({', '.join(formats)}) nor a file that ends in "
             f"{', '.join(endings)}{near}"
         )
+    check_writable(value)
     if ending not in endings:
         raise UsageError(f"{value}: the file's name must end in {', '.join(endings)}")
-    check_writable(value)
     return Destination(ending[1:], value)
 
 
