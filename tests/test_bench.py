@@ -344,7 +344,7 @@ def test_reports_are_compared_by_ratio_and_spread(low: float, high: float, beyon
 
 @pytest.mark.parametrize("other", [{}, [], {"results": 3}, {"results": [{"test": 1}]}, None])
 def test_what_is_no_report_is_not_compared(other: Any) -> None:
-    with pytest.raises(UsageError, match="wants two reports"):
+    with pytest.raises(UsageError, match="needs two reports"):
         compare_reports(saved(1, low=1, high=1), other)
 
 

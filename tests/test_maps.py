@@ -108,12 +108,12 @@ def test_a_head_writes_what_its_slice_of_the_output_matrix_makes(tiny_model: Loa
 
 def test_what_was_not_recorded_is_not_made_up(tiny_model: Loader) -> None:
     _, recording = recorded(tiny_model, "llama_gqa", layers=[0, 2])
-    with pytest.raises(UsageError, match="rollout needs every layer up to 2; 1 was not recorded"):
+    with pytest.raises(UsageError, match="rollout needs every layer up to 2: record layer 1 too"):
         rollout(recording.trace, 2)
     one = replace(recording.trace.layers[0].only(1), layer=0)
     with pytest.raises(UsageError, match="rollout needs every head"):
         rollout(replace(recording.trace, layers=(one,)), 0)
-    with pytest.raises(UsageError, match="does not hold what heads write: leave out norm"):
+    with pytest.raises(UsageError, match="holds no lengths of v W_O: leave out --show norm"):
         measured(recording.trace, "norm", layer=0, head=0, written=None)
     with pytest.raises(UsageError, match="name a head with -l and -H"):
         strongest_head(recording.trace, None, 3)

@@ -30,7 +30,7 @@ def measured(
 
     `norm` is |w_ij v_j W_O| (Kobayashi et al., arXiv:2004.10102), `share` the signed part
     w_ij <v_j, z_i> / |z_i|^2 of the head's output, which sums to 1 in every row; NaN where z is 0.
-    Raises UsageError for `norm` where the recording does not hold what heads write.
+    Raises UsageError for `norm` where no lengths of v W_O were recorded.
     """
     one = trace.layer(layer).only(head)
     scaled = scaled_scores(one)[0]
@@ -47,7 +47,7 @@ def measured(
         numbers = softmax(scaled)
         if measure == "norm":
             if written is None:
-                raise UsageError("this recording does not hold what heads write: leave out norm")
+                raise UsageError("this recording holds no lengths of v W_O: leave out --show norm")
             numbers = numbers * written.values[trace.row_of(layer), :, trace.column_of(head)]
         elif measure == "share":
             z = one.z[:, 0]
@@ -66,10 +66,10 @@ def rollout(trace: AttentionTrace, layer: int) -> FloatArray:
     """
     first = trace.layers[0]
     if len(first.heads) < first.share * first.k.shape[1]:
-        raise UsageError("rollout needs every head, and some were not recorded")
+        raise UsageError("rollout needs every head: record without -H")
     there = [one.layer for one in trace.layers]
     if missing := sorted(set(range(layer + 1)) - set(there)):
-        raise UsageError(f"rollout needs every layer up to {layer}; {missing[0]} was not recorded")
+        raise UsageError(f"rollout needs every layer up to {layer}: record layer {missing[0]} too")
     identity = np.eye(trace.length, dtype=np.float32)
     flow = identity
     for number in range(layer + 1):

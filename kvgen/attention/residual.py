@@ -50,9 +50,7 @@ def strongest_head(
     Of one layer where that is given. Raises UsageError where it was not recorded.
     """
     if written is None:
-        raise UsageError(
-            "this recording does not hold what heads write: name a head with -l and -H"
-        )
+        raise UsageError("this recording holds no lengths of v W_O: name a head with -l and -H")
     outputs = written.outputs[:, query]
     rows = range(len(outputs)) if layer is None else [trace.row_of(layer)]
     row = max(rows, key=lambda row: float(outputs[row].max()))

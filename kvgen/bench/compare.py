@@ -57,7 +57,9 @@ def compare_reports(one: Any, other: Any) -> ReportComparison:
         )
         facts = [{"model": side["model"], **side["environment"]} for side in (one, other)]
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise UsageError("--compare wants two reports as `kvgen bench --out` writes them") from None
+        raise UsageError(
+            "--compare needs two reports written by `kvgen bench -o FILE.json`"
+        ) from None
     if not tests:
         raise UsageError("the reports share no test: same test, depth, cache, dtype and threads")
     names = dict.fromkeys([*facts[0], *facts[1]])

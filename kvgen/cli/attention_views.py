@@ -198,10 +198,8 @@ def _rollouts(seen: Inspection, views: Views, canvas: Canvas) -> list[Renderable
     """For each selected layer, else the last: how much of each token arrives through all layers."""
     from kvgen.render.head_map import head_map
 
-    head, view = (
-        views.selection.heads[0],
-        views.map_flags.view(),
-    )  # any of them, since all are combined
+    view = views.map_flags.view()
+    head = views.selection.heads[0]  # any of them, since all are combined
     return [
         head_map(seen.recording, seen.tokens, layer=layer, head=head, canvas=canvas, view=view)
         for layer in views.layers
