@@ -378,7 +378,7 @@ def test_a_layers_maps_have_labels_at_their_edges() -> None:
     labels = [line[:13].rstrip() for line in lines[2:12]]
     assert labels == ["0 <s>", "", "1 The", "", "2 ␣cat", "", "3 ␣sat", "", "4 .", ""]
     assert lines[12] == "key           0                  4      0                  4"
-    assert lines[13] == "              kv head 0                 kv head 1"
+    assert lines[13] == "              kv 0                      kv 1"
     without = layer_grid(recording, layer=1, heads=[0], canvas=canvas, view=MapView())
     assert lines_of(without, canvas)[2].startswith("0      ████")
 

@@ -14,7 +14,7 @@ from kvgen.attention.record import Recording
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import AttentionTrace
 from kvgen.render.canvas import TOKEN_CELLS, Canvas, bare, draw_level, token_label
-from kvgen.render.head_map import KV_HEAD, Cells, MapView, chosen_cells, notes_of, rows_of
+from kvgen.render.head_map import Cells, MapView, chosen_cells, notes_of, rows_of
 from kvgen.render.layout import flow, side_by_side
 from kvgen.render.thumbnail import Thumbnail, thumbnail
 
@@ -146,7 +146,7 @@ def layer_grid(
             label = recording.found.label(trace.row_of(layer), trace.column_of(head))
         title = Text(f"{layer}.{head} {label}".ljust(side))
         edge = Text(_edge(cells.keys, small), "dim")
-        kv = Text(f"kv head {layer_trace.kv_head(head)}", "dim")
+        kv = Text(f"kv {layer_trace.kv_head(head)}", "dim")
         blocks.append([title, *small.lines, edge, kv, Text()])
     gutter = _row_labels(chosen[0], drawn[0], tokens, canvas)
     room = canvas.width - max(line.cell_len for line in gutter) - 2
@@ -166,7 +166,7 @@ def layer_grid(
         flow(heading, canvas.width, between=" · "),
         *(line for band in bands for line in band),
         canvas.legend(ink),
-        Text(f"rows are queries, columns are keys · {KV_HEAD}", "dim"),
+        Text("rows are queries, columns are keys · kv: whose K and V the head reads", "dim"),
     )
 
 

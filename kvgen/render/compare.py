@@ -32,7 +32,7 @@ def comparison_view(comparison: ReportComparison, *, names: tuple[str, str]) -> 
                 "A tok/s": f"{row.one['median']:,.1f}",
                 "B tok/s": f"{row.other['median']:,.1f}",
                 "B/A": f"{row.ratio:.3f}",
-                "spread": "beyond" if row.beyond_spread else "within",
+                "spread": "beyond the spread" if row.beyond_spread else "within the spread",
             }
         )
     lines = [f"A: {names[0]}", f"B: {names[1]}"]
@@ -53,7 +53,7 @@ class _Tables:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """One table, or several below each other where its columns do not fit."""
         yield from stacked_tables(
-            {name: name for name in (*_COLUMNS, "spread")},
+            {name: name for name in _COLUMNS} | {"spread": ""},
             self.rows,
             width=options.max_width,
             keys=_COLUMNS[:5],
