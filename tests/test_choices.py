@@ -14,7 +14,6 @@ from kvgen.choices import LoadOptions, names
 from kvgen.cli import cli
 from kvgen.cli.options import Several
 from kvgen.errors import UsageError
-from kvgen.render import canvas, head_map
 
 KINDS = {
     "backend": choices.BackendChoice,
@@ -62,9 +61,3 @@ def test_options_outside_the_choices_are_refused(wrong: dict[str, Any], message:
         LoadOptions(**wrong)
     with pytest.raises(UsageError, match=message):
         kvgen.load(**wrong)
-
-
-def test_what_draws_maps_knows_the_same_names() -> None:
-    for name in ("Scale", "Pool"):
-        assert names(getattr(choices, name)) == names(getattr(canvas, name))
-    assert names(choices.Sink) == names(head_map.Sink)

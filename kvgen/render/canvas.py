@@ -13,13 +13,13 @@ from rich.cells import cell_len, set_cell_size
 from rich.style import Style
 from rich.text import Text
 
+from kvgen.choices import Pool as Pool
 from kvgen.engine.tensors import FloatArray
 from kvgen.render.ink import BOUNDS, FRACTION_INK, WEIGHT_INK, Colors, Ink
 from kvgen.render.layout import flow
 from kvgen.visible import picture
 
 Mode = Literal["color", "glyphs", "ascii"]
-Pool = Literal["max", "mean"]
 TOKEN_CELLS = 10  # room for a token where it names a row
 
 _GLYPHS, _ASCII = " ·░▒▓█", " .:+#@"

@@ -16,6 +16,7 @@ from kvgen.attention.diagnostics import MEANINGS, row_entropy
 from kvgen.attention.measures import MEASURES, SIGNED, Measure, measured, rollout
 from kvgen.attention.record import Recording
 from kvgen.attention.steps import attention_weights
+from kvgen.choices import Sink as Sink
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import AttentionTrace
 from kvgen.render.canvas import (
@@ -32,7 +33,6 @@ from kvgen.render.canvas import (
 from kvgen.render.ink import Ink, Scale
 from kvgen.render.layout import flow
 
-Sink = Literal["split", "keep", "drop"]
 Span = tuple[int | None, int | None]  # as in a slice
 _PINNED = 8  # last queries, which a pooled map shows one by one: decoding is about them
 _SUM_TO_ONE = frozenset({"weights", "rollout"})  # each row sums to 1

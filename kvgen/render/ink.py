@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from rich.color import Color
 
-Scale = Literal["sqrt", "linear", "log"]
+from kvgen.choices import Scale as Scale
+
 Colors = Literal["truecolor", "256"]
 
 # A glyph stands for numbers below its bound, as a fraction of the greatest.
