@@ -136,6 +136,15 @@ def test_a_watched_head_shows_hostile_text_written_out(hostile_model: Path) -> N
     assert TITLE not in shown and CLIPBOARD not in shown and "\u202e" not in shown
 
 
+def test_generated_text_on_a_terminal_is_broken_between_words() -> None:
+    prompt = "Once upon a time there was a very small mouse in a very large house of stone"
+    flags = ["-", "--echo", "-n", "0", "-q", "--backend", "numpy"]
+    run = on_terminal("generate", *flags, stdin=prompt.encode(), COLUMNS="30")
+    lines = run.stdout.decode().splitlines()
+    assert run.returncode == 0 and max(map(len, lines)) <= 30
+    assert " ".join(lines) == prompt
+
+
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp437", "shift_jis"])
 def test_a_terminal_that_is_not_utf8_gets_nothing_that_acts(encoding: str) -> None:
     run = on_terminal(

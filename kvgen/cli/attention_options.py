@@ -231,7 +231,7 @@ map_options = bundle(
         type=Several(OneOf(names(MetricName))),
         metavar="NAME[,...]",
         help=f"Panels of the summary: {', '.join(names(MetricName))}. [default: "
-        "sink,previous,induction,entropy]",
+        "sink-later,previous,induction,entropy]",
     ),
 )
 

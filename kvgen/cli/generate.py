@@ -13,7 +13,7 @@ import click
 
 from kvgen.cli.command import PromptCommand
 from kvgen.cli.options import ModelFlags, load_model, model_options
-from kvgen.cli.output import counting, note, write_text
+from kvgen.cli.output import Prose, counting, note, write_text
 from kvgen.cli.prompt import PromptFlags, encode_prompt, prompt_options, read_prompt
 from kvgen.cli.sampling_options import SamplingFlags, choose_sampling, sampling_options
 from kvgen.cli.watch import Watch
@@ -110,7 +110,7 @@ def generate(
         watched = Watch(model, watch, n_positions=n_positions)
     session = Session(model.engine, n_positions) if watched is None else watched.session
     if echo and not as_json:
-        write_text(prompt.text)
+        run.prose.write(prompt.text)
     began = time.perf_counter()
     try:
         with counting("prefill", len(prompt.ids), quiet=quiet) as session.on_progress:
@@ -131,7 +131,7 @@ def generate(
         for piece in pieces:
             run.pieces.append(piece)
             if not as_json:
-                write_text(piece.text)
+                run.prose.write(piece.text)
         run.finish_reason = run.pieces[-1].finish_reason if run.pieces else "length"
     except (KeyboardInterrupt, TerminatedError) as stopped:
         run.finish_reason = "interrupted"
@@ -139,6 +139,8 @@ def generate(
         raise click.exceptions.Exit(
             stopped.exit_code if isinstance(stopped, TerminatedError) else 130
         ) from None
+    finally:
+        run.prose.end()
     _report(run, sampler, as_json=as_json, quiet=quiet, verbose=verbose)
 
 
@@ -149,6 +151,7 @@ class _Run:
         self.model = model
         self.prompt_ids = prompt_ids
         self.use_cache = use_cache
+        self.prose = Prose()
         self.pieces: list[Piece] = []
         self.finish_reason: str | None = None
         self.empty_seconds = 0.0  # of the prefill where -n is 0
@@ -160,7 +163,7 @@ def _collect(run: _Run, pieces: Iterator[Piece]) -> None:
         for piece in pieces:
             run.pieces.append(piece)
     finally:
-        write_text("".join(piece.text for piece in run.pieces))
+        run.prose.write("".join(piece.text for piece in run.pieces))
 
 
 def _report(run: _Run, sampler: Sampler, *, as_json: bool, quiet: bool, verbose: bool) -> None:
@@ -200,6 +203,7 @@ def _report(run: _Run, sampler: Sampler, *, as_json: bool, quiet: bool, verbose:
     if as_json:
         write_text(json.dumps(_as_json(run, sampler, timings)) + "\n")
         return
+    run.prose.end()
     if sys.stdout is not None and sys.stdout.isatty():
         write_text("\n")
     if quiet:
