@@ -176,9 +176,7 @@ def _layer_grids(
 
     heads = list(selection.heads)
     return [
-        layer_grid(
-            seen.recording, seen.tokens, layer=layer, heads=heads, canvas=canvas, view=view
-        )
+        layer_grid(seen.recording, seen.tokens, layer=layer, heads=heads, canvas=canvas, view=view)
         for layer in selection.layers
     ]
 
