@@ -401,7 +401,7 @@ def test_a_model_is_named_once(
 ) -> None:
     one, other = str(tiny_folder("gpt2")), str(tiny_folder("opt"))
     assert_fails(inside("info", one, "-m", other), 2, "name the model once")
-    assert_fails(inside("info", "--revision", "main"), 2, "--revision is of a model on the Hub")
+    assert_fails(inside("info", "--revision", "main"), 2, "--revision needs a Hub model")
     expected = inside("info", one).stdout
     assert inside("info", "-m", one).stdout == expected
     monkeypatch.setenv("KVGEN_MODEL", other)

@@ -174,7 +174,7 @@ def test_a_probe_takes_the_place_of_a_prompt() -> None:
     run = command("inspect-attention", "--probe", "--backend", "numpy", "--width", "100")
     text = run.stdout.decode()
     assert run.returncode == 0 and "101 tokens (101 prompt + 0 decode)" in text
-    assert_fails(inside("inspect-attention", "a text", "--probe"), 2, "leave the text out")
+    assert_fails(inside("inspect-attention", "a text", "--probe"), 2, "leave out PROMPT")
 
 
 # --- The worked examples ----------------------------------------------------------------------

@@ -147,5 +147,5 @@ def encode_prompt(model: Model, text: str, flags: PromptFlags, *, quiet: bool = 
         text = model.render_chat([*system, {"role": "user", "content": text}])
         return Prompt(text, model.encode(text, special_tokens=False))
     if flags.chat is None and model.has_chat_template and not quiet:
-        note("this model has a chat template: --chat uses it, --raw silences this note")
+        note("this model has a chat template: --chat uses it, --raw ends this note")
     return Prompt(text, model.encode(text))
