@@ -36,6 +36,7 @@ from kvgen.engine.fast.layout import (
     Range,
     Rows,
 )
+from kvgen.engine.fast.probe import stored_ones
 from kvgen.engine.fast.tables import KERNEL_TYPES
 from kvgen.engine.reference import ops
 from kvgen.engine.tensors import BFloat16, Dense, DTypeName, Int8, Tensor, quantize
@@ -286,6 +287,17 @@ def test_a_cpu_without_wide_vectors_gives_the_same(
         check=True,
         timeout=300,
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_weights_of_a_calibration_are_ordinary_numbers(dtype: DTypeName) -> None:
+    ones, panel = stored_ones(20, dtype), np.zeros(ROWS * 20, np.float32)
+    scales, out = np.ones(1, np.float32), np.zeros(ROWS * 16, np.float32)
+    like, bias = np.empty(0, KERNEL_TYPES[dtype]), np.zeros(1, np.float32)
+    matrix = Matrix(ones.ctypes.data, scales.ctypes.data, like, 20, bias, False)
+    x = np.zeros(20 * 16, np.float32)
+    run_tile(matrix, Range(0, 1), Rows(x, 0, 16), panel, Rows(out, 0, 16))
+    np.testing.assert_array_equal(panel[:20], 1)
 
 
 # --- The team ---------------------------------------------------------------------------------

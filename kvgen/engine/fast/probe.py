@@ -29,7 +29,7 @@ from kvgen.engine.fast.layout import (
 )
 from kvgen.engine.fast.tables import KERNEL_TYPES, STREAMED_BYTES, own_of
 from kvgen.engine.fast.team import Team, await_ticket, barrier, open_request, own_memory
-from kvgen.engine.tensors import CacheDTypeName, DTypeName
+from kvgen.engine.tensors import Array, CacheDTypeName, DTypeName
 
 NOTHING, READ, MULTIPLY, ATTEND = range(4)
 _LARGEST_BYTES = 128 * 2**20  # far beyond the CPU's own memory
@@ -104,7 +104,7 @@ def calibrate(
     stored = np.dtype(KERNEL_TYPES[dtype])
     row_bytes = width * stored.itemsize
     n_rows = max(_MULTIPLIED_ROWS, min(n_bytes, _LARGEST_BYTES) // row_bytes)
-    numbers = np.ones(n_rows * width + LINE_BYTES, stored)
+    numbers = stored_ones(n_rows * width + LINE_BYTES, dtype)
     scales = np.ones(n_rows, np.float32)
     matrix = Matrix(
         address=numbers.ctypes.data,
@@ -145,3 +145,9 @@ def calibrate(
         flops_per_second=2 * _MULTIPLIED_ROWS * width * CHUNK / multiply_seconds,
         attention_flops_per_second=4 * config.head_dim * ROWS * _KEYS * _TILES / attend_seconds,
     )
+
+
+def stored_ones(n: int, dtype: DTypeName) -> Array:
+    """n weights of 1.0 as they are stored: the bits 1 are a subnormal bfloat16, which is slow."""
+    one = {"f32": 1, "bf16": 0x3F80, "f16": 0x3C00, "int8": 1}[dtype]
+    return np.full(n, one, KERNEL_TYPES[dtype])
