@@ -32,9 +32,9 @@ from kvgen.errors import UsageError
 from kvgen.model import Model
 from kvgen.render.bench_files import bench_csv, bench_json, bench_lines, bench_markdown
 from tests import tiny
+from tests.command import inside
 from tests.conftest import BACKENDS, Loader
 from tests.sequences import recorded
-from tests.test_cli import inside
 
 PROMPT = tuple(tiny.make_ids(9))
 WORK = Workload(ids=PROMPT, n_prompt=9, n_gen=5)

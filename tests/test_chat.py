@@ -18,7 +18,7 @@ from kvgen.text import chat
 from kvgen.text.chat import find_template, has_template, render
 from tests import tiny
 from tests.chats import CONVERSATIONS, FEATURES, TEMPLATES, TOKENS, July26, Messages, said
-from tests.test_cli import assert_fails, inside
+from tests.command import assert_fails, inside
 from tests.token_files import tokenizer_json
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "chats.json").read_text("utf-8"))

@@ -9,7 +9,7 @@ import pytest
 
 from kvgen.cli.attention_conflicts import CONFLICTS, Conflict, check_conflicts
 from kvgen.errors import UsageError
-from tests.test_cli import assert_fails, inside
+from tests.command import assert_fails, inside
 
 # A command line for each row, in the order of the table, and what it is told.
 LINES = (

@@ -21,8 +21,8 @@ from kvgen.model import default_model
 from kvgen.render.canvas import Canvas, Mode
 from kvgen.render.info import facts_json, facts_view
 from tests import tiny
+from tests.command import assert_fails, inside
 from tests.configs import CONFIGS
-from tests.test_cli import assert_fails, inside
 from tests.test_render import lines_of
 
 QUESTIONS = [

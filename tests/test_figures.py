@@ -13,7 +13,7 @@ import pytest
 
 from kvgen.errors import KvgenError
 from kvgen.model import default_model
-from tests.test_cli import KVGEN, assert_fails, inside
+from tests.command import KVGEN, assert_fails, inside
 
 matplotlib = pytest.importorskip("matplotlib")
 

@@ -28,9 +28,9 @@ from kvgen.render.head_map import MapView, chosen_cells, head_map
 from kvgen.render.ink import Ink
 from kvgen.sampling import Sampler, SamplingOptions
 from tests import tiny
+from tests.command import LAST_LAYER, inside, kvgen
 from tests.configs import CONFIGS
 from tests.conftest import Loader
-from tests.test_cli import LAST_LAYER, inside, kvgen
 from tests.test_render import lines_of, make_recording, make_trace, without_colors
 
 NAN = np.float32(np.nan)

@@ -13,7 +13,7 @@ from kvgen.cli import cli
 from kvgen.cli.command import closest
 from kvgen.cli.output import Destination, destination
 from kvgen.errors import UsageError
-from tests.test_cli import assert_fails, inside
+from tests.command import assert_fails, inside
 
 BENCH = ["bench", "-p", "5", "-n", "2", "-r", "1", "--backend", "numpy", "-q"]
 LOOK = ["inspect-attention", "The cat sat", "--backend", "numpy", "-q"]

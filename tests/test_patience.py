@@ -16,7 +16,7 @@ from kvgen.errors import CheckpointError
 from kvgen.text.patience import PanicError, panics_muted, within
 from kvgen.text.tokenizer import Tokenizer, open_tokenizer
 from tests import tiny
-from tests.test_cli import assert_fails, kvgen
+from tests.command import assert_fails, kvgen
 from tests.token_files import tokenizer_json
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from kvgen.cli.prompt import PromptFlags, read_prompt
 from kvgen.errors import UsageError
-from tests.test_cli import assert_fails, inside
+from tests.command import assert_fails, inside
 
 BOM = b"\xef\xbb\xbf"
 FILES = {

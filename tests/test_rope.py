@@ -29,10 +29,10 @@ from kvgen.model import Model, default_model
 from kvgen.sampling import Sampler
 from kvgen.session import Session
 from tests import tiny
+from tests.command import inside
 from tests.configs import CONFIGS, CROSSING_LENGTHS, LENGTH_DEPENDENT
 from tests.conftest import BACKENDS, Loader
 from tests.sequences import GREEDY, fed, steps_of
-from tests.test_cli import inside
 from tests.test_golden import GOLDEN, TOLERANCE
 
 ROUNDING = 5e-5  # float32 sums in another order, on logits of order one to ten

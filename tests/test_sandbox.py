@@ -17,7 +17,7 @@ from kvgen.model import default_model
 from kvgen.text import chat, sandbox
 from kvgen.text.chat import render
 from tests.chats import CONVERSATIONS, said
-from tests.test_cli import KVGEN
+from tests.command import KVGEN
 
 HELLO = CONVERSATIONS["one message"]
 ENDLESS = "{% for a in range(99999) %}" * 4 + "{% endfor %}" * 4

@@ -21,7 +21,7 @@ from kvgen.cli.output import draw
 from kvgen.model import default_model
 from kvgen.render.canvas import Canvas, token_label
 from kvgen.visible import one_line, visible
-from tests.test_cli import KVGEN, Run, assert_fails, inside
+from tests.command import KVGEN, Run, assert_fails, inside
 
 TITLE, CLIPBOARD = "\x1b]0;owned\x07", "\x1b]52;c;b3duZWQ=\x07"
 HOSTILE = f"a{TITLE}b{CLIPBOARD}c\r\x08\x7f\x9b2J\u202ed\u2066e\u200ff\u061cg"

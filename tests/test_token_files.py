@@ -13,7 +13,7 @@ from kvgen.errors import CheckpointError
 from kvgen.sampling import SamplingOptions
 from kvgen.text.tokenizer import Tokenizer, find_tokenizer
 from tests import tiny
-from tests.test_cli import assert_fails, inside
+from tests.command import assert_fails, inside
 from tests.token_files import CASES, TEXTS, Files, token, tokenizer_json, write_files
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "token_files.json").read_text("utf-8"))

@@ -16,7 +16,7 @@ from kvgen.model import default_model
 from kvgen.sampling import SamplingOptions
 from kvgen.text.tokenizer import Tokenizer, open_tokenizer
 from tests import tiny
-from tests.test_cli import assert_fails, inside
+from tests.command import assert_fails, inside
 from tests.vocabularies import KINDS, MERGES, write_merges
 from tests.vocabularies import TEXTS as AWKWARD
 

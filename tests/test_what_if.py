@@ -17,9 +17,9 @@ from kvgen.engine.edits import Edit, edited_output, edited_weights, parse_edit
 from kvgen.engine.reference.decoder import ReferenceEngine
 from kvgen.errors import UsageError
 from tests import tiny
+from tests.command import assert_fails, inside
+from tests.command import kvgen as command
 from tests.conftest import Loader
-from tests.test_cli import assert_fails, inside
-from tests.test_cli import kvgen as command
 
 IDS = tiny.make_ids(30, seed=2)
 NOTHING = Edit(kind="unscaled", layer=99)
