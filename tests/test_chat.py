@@ -337,7 +337,7 @@ def test_echo_prints_the_text_that_the_template_made(folder: Path) -> None:
     assert run.stdout.startswith(b"<|endoftext|>system: Be brief.\nuser: Hi\nassistant:")
 
 
-NOTE = b"this model has a chat template: --chat uses it, --raw silences this note\n"
+NOTE = b"this model has a chat template: --chat uses it, --raw ends this note\n"
 
 
 @pytest.mark.parametrize(

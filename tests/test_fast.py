@@ -16,6 +16,7 @@ import pytest
 from numba.core.errors import TypingError
 
 import kvgen
+from kvgen.engine import formula
 from kvgen.engine.cache import KeyValueCache
 from kvgen.engine.fast import layout
 from kvgen.engine.fast.compiler import jit_entry
@@ -179,7 +180,7 @@ def test_attention_by_segments_is_attention(
     run_attend(n_rows, queries, head, positions, 0.0)
     for row in range(n_rows):
         seen = slice(firsts[row], ends[row])
-        weights = ops.softmax(q[row] @ keys[seen].astype(np.float32).T)
+        weights = formula.softmax(q[row] @ keys[seen].astype(np.float32).T)
         expected = weights @ values[seen].astype(np.float32)
         got = queries.out.reshape(6, pitch)[row, :D] / queries.totals[row]
         np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5)
@@ -465,7 +466,7 @@ def test_fast_prefill_is_close_and_decoding_exact(
 def test_fast_prefill_is_refused_where_there_is_none(tiny_model: Loader) -> None:
     with pytest.raises(UsageError, match="needs bf16 or int8 weights, and these are f32"):
         tiny_model("gpt2", backend="numba", prefill="fast")
-    with pytest.raises(UsageError, match="numpy backend knows no fast prefill"):
+    with pytest.raises(UsageError, match="numpy backend has no fast prefill"):
         tiny_model("gpt2", kind="BF16", backend="numpy", prefill="fast")
 
 
@@ -513,7 +514,7 @@ def test_what_does_not_fit_into_float16_is_named(n_ids: int, tmp_path: Path) -> 
 
 
 def test_the_reference_keeps_float32(tiny_model: Loader) -> None:
-    with pytest.raises(UsageError, match="numpy backend keeps its cache in f32"):
+    with pytest.raises(UsageError, match="numpy backend keeps its KV cache in f32"):
         tiny_model("llama_gqa", backend="numpy", cache_dtype="f16")
 
 
