@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 README = Path(__file__).parents[1] / "README.md"
+QUESTIONS = README.parent / "kvgen" / "attention" / "README.md"
 _BLOCK = re.compile(r"^```console\n\$ (?P<command>kvgen .*)\n(?P<output>(?:.*\n)*?)```$", re.M)
 
 
@@ -25,8 +26,13 @@ class Block(NamedTuple):
 
 
 def blocks() -> list[Block]:
-    """Every block of the README, in order."""
-    return [Block(match["command"], match["output"]) for match in _BLOCK.finditer(_text())]
+    """Every block of the README and of the eight questions, in order."""
+    texts = (file.read_text(encoding="utf-8") for file in (README, QUESTIONS))
+    return [
+        Block(match["command"], match["output"])
+        for text in texts
+        for match in _BLOCK.finditer(text)
+    ]
 
 
 def run(command: str) -> str:
@@ -70,16 +76,13 @@ def masked(output: str, command: str) -> str:
 
 
 def update() -> None:
-    """Write into the README what its commands print now."""
+    """Write into both files what their commands print now."""
 
     def renewed(match: re.Match[str]) -> str:
         return f"```console\n$ {match['command']}\n{run(match['command'])}```"
 
-    README.write_text(_BLOCK.sub(renewed, _text()), encoding="utf-8")
-
-
-def _text() -> str:
-    return README.read_text(encoding="utf-8")
+    for file in (README, QUESTIONS):
+        file.write_text(_BLOCK.sub(renewed, file.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

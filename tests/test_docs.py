@@ -15,6 +15,7 @@ import kvgen
 from kvgen.checkpoint.families import FAMILIES
 from kvgen.cli import cli
 from tests import readme
+from tests.command import inside
 
 ROOT = Path(__file__).parents[1]
 TEXT = readme.README.read_text(encoding="utf-8")
@@ -27,20 +28,25 @@ def test_the_readme_shows_what_its_commands_print(block: readme.Block) -> None:
 
 
 def test_there_are_eight_questions_each_with_one_answer() -> None:
-    section = TEXT.split("## Eight questions")[1].split("\n## ")[0]
-    questions = section.split("\n### ")[1:]
+    questions = readme.QUESTIONS.read_text(encoding="utf-8").split("\n## ")[1:]
     assert len(questions) == 8
     for question in questions:
         assert question.count("\n$ kvgen ") == 1, question.splitlines()[0]
 
 
 @pytest.mark.parametrize("name", cli.commands)
-def test_every_command_and_option_is_in_the_readme(name: str) -> None:
-    assert f"kvgen {name}" in TEXT
+def test_every_command_is_in_the_readme_and_every_option_in_its_help(name: str) -> None:
+    assert f"`kvgen {name}`" in TEXT
+    shown = inside(name, "--help").stdout.decode()
     for parameter in cli.commands[name].params:
         if isinstance(parameter, click.Option):
-            longest = max(parameter.opts + parameter.secondary_opts, key=len)
-            assert f"`{longest}" in TEXT or f"{longest}`" in TEXT, f"{longest} of {name}"
+            assert parameter.help, parameter.name
+            for option in parameter.opts + parameter.secondary_opts:
+                assert option.strip() in shown, f"{option} of {name}"
+
+
+def test_the_readme_can_be_read_to_the_end() -> None:
+    assert len(TEXT.splitlines()) <= 300
 
 
 def test_every_family_is_in_the_readme() -> None:
