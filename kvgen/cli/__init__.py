@@ -22,6 +22,7 @@ from kvgen.cli.inspect_attention import inspect_attention
 from kvgen.cli.output import note
 from kvgen.cli.verify import verify
 from kvgen.errors import KvgenError, TerminatedError
+from kvgen.text.patience import is_panic
 from kvgen.visible import one_line
 
 _INTERRUPTED = 130
@@ -112,7 +113,7 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(f"{place}: {error.strerror or error}", 1)
     except BaseException as error:
         # A panic of a library written in Rust (pyo3_runtime) does not derive from Exception.
-        failed = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        failed = isinstance(error, Exception) or is_panic(error)
         if not failed or os.environ.get("KVGEN_DEBUG"):
             raise
         return _fail(

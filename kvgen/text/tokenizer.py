@@ -182,13 +182,13 @@ def open_tokenizer(
     kind = str(settings.get("tokenizer_class") or usual_class).removesuffix("Fast")
     settings = merge_settings(folder, settings)
     try:
-        if (folder / FILE).exists():
-            content = read_file(folder / FILE)
-            with panics_muted():
-                return _finish(tokenizers.Tokenizer.from_buffer(content), settings, kind)
-        if kind in _FROM_MERGES and all((folder / name).exists() for name in _MERGES):
-            where = f"{folder}: {' with '.join(_MERGES)}"
-            return _open_merges(folder, settings, kind)
+        with panics_muted():
+            if (folder / FILE).exists():
+                tokenizer = tokenizers.Tokenizer.from_buffer(read_file(folder / FILE))
+                return _finish(tokenizer, settings, kind)
+            if kind in _FROM_MERGES and all((folder / name).exists() for name in _MERGES):
+                where = f"{folder}: {' with '.join(_MERGES)}"
+                return _open_merges(folder, settings, kind)
     except CheckpointError:
         raise
     except BaseException as error:  # the library raises nothing narrower
