@@ -69,11 +69,11 @@ class Recommendation:
 
 
 def read_recommendation(folder: Path) -> Recommendation:
-    """Read generation_config.json; one that is broken is told of and counts as absent."""
+    """Read generation_config.json; a broken file is named in a note and counts as absent."""
     try:
         content = read_json(folder / _FILE, required=False)
     except CheckpointError as error:
-        return Recommendation({}, (f"{error}; it is left aside",))
+        return Recommendation({}, (f"{error}; it is ignored",))
     active = [
         f"{name} = {content[name]!r}"
         for name, neutral in _NOT_APPLIED.items()
