@@ -14,8 +14,9 @@ from functools import partial
 
 from kvgen.engine.calibration import Calibration, median_seconds
 from kvgen.engine.config import ModelConfig
-from kvgen.engine.contract import Engine, KVCache
+from kvgen.engine.contract import Engine
 from kvgen.engine.tensors import CACHE_ITEM_BYTES
+from kvgen.session import Session
 
 _SHORT_PREFILL = 96
 
@@ -103,16 +104,16 @@ def calibrate(engine: Engine) -> Calibration:
     several = max(2, min(_SHORT_PREFILL, engine.config.max_context - 1))
     besides = []
     for n_positions in (1, several):
-        cache = engine.new_cache(n_positions)
-        took = median_seconds(partial(_from_the_beginning, engine, cache, [0] * n_positions))
+        session = Session(engine, n_positions)
+        took = median_seconds(partial(_from_the_beginning, session, [0] * n_positions))
         known = cost.seconds(0, n_positions, measured)
         besides.append(max(0.0, took - known) / n_positions)
     return replace(measured, seconds_per_step=besides[0], seconds_per_position=besides[1])
 
 
-def _from_the_beginning(engine: Engine, cache: KVCache, ids: list[int]) -> None:
-    cache.clear()
-    engine.forward(ids, cache)
+def _from_the_beginning(session: Session, ids: list[int]) -> None:
+    session.rewind()
+    session.feed(ids)
 
 
 def first_length_above(
