@@ -8,8 +8,8 @@ from pathlib import Path
 from kvgen.checkpoint.bind import bind
 from kvgen.checkpoint.families import find
 from kvgen.checkpoint.folder import open_checkpoint
+from kvgen.choices import DTypeName
 from kvgen.engine.config import ModelConfig, RopeConfig
-from kvgen.engine.tensors import DTypeName
 from kvgen.errors import CheckpointError
 from kvgen.model import stop_ids
 from kvgen.recommendation import read_recommendation

@@ -16,6 +16,7 @@ import pytest
 from numba.core.errors import TypingError
 
 import kvgen
+from kvgen.choices import DTypeName
 from kvgen.engine import formula
 from kvgen.engine.cache import KeyValueCache
 from kvgen.engine.fast import layout
@@ -40,7 +41,7 @@ from kvgen.engine.fast.layout import (
 from kvgen.engine.fast.probe import stored_ones
 from kvgen.engine.fast.tables import KERNEL_TYPES
 from kvgen.engine.reference import ops
-from kvgen.engine.tensors import BFloat16, Dense, DTypeName, Int8, Tensor, quantize
+from kvgen.engine.tensors import BFloat16, Dense, Int8, Tensor, quantize
 from kvgen.errors import NonFiniteError, UsageError
 from tests import tiny
 from tests.conftest import Loader

@@ -19,10 +19,10 @@ from kvgen.bench.cost import ModelCost
 from kvgen.bench.ledger import Ledger, StepCount
 from kvgen.bench.plan import BenchPlan, Workload
 from kvgen.bench.report import Arm, BenchReport, Run, StepMaps, Verification
+from kvgen.choices import DTypeName
 from kvgen.cli.output import Prose, draw, make_canvas, write_line
 from kvgen.engine.calibration import Calibration
 from kvgen.engine.config import ModelConfig
-from kvgen.engine.tensors import DTypeName
 from kvgen.engine.trace import AttentionTrace, LayerTrace
 from kvgen.render.attention import layer_grid, summary
 from kvgen.render.bench import bench_view

@@ -7,8 +7,9 @@ import numba
 import numpy as np
 import pytest
 
+from kvgen.choices import DTypeName
 from kvgen.engine.fast.kernels.weight_access import widen
-from kvgen.engine.tensors import BFloat16, Dense, DTypeName, convert, quantize
+from kvgen.engine.tensors import BFloat16, Dense, convert, quantize
 
 EVERY_PATTERN = np.arange(2**16, dtype=np.uint16)
 SAMPLES = np.concatenate(

@@ -6,7 +6,7 @@ import numpy as np
 
 from kvgen.attention.residual import Written
 from kvgen.attention.steps import attention_weights, products, scaled_scores
-from kvgen.choices import Measure as Measure
+from kvgen.choices import Measure
 from kvgen.engine.formula import softmax
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import AttentionTrace

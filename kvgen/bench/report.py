@@ -9,9 +9,9 @@ from statistics import fmean, median, stdev
 from kvgen.bench.cost import ModelCost
 from kvgen.bench.ledger import Ledger
 from kvgen.bench.plan import BenchPlan, Cache, Workload
+from kvgen.choices import Backend, CacheDTypeName, DTypeName, PrefillName
 from kvgen.engine.calibration import Calibration
-from kvgen.engine.contract import Backend
-from kvgen.engine.tensors import CacheDTypeName, DTypeName, FloatArray, PrefillName
+from kvgen.engine.tensors import FloatArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

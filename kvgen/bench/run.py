@@ -13,10 +13,11 @@ from kvgen.bench.cost import cost_of
 from kvgen.bench.ledger import Counts, count_rows
 from kvgen.bench.plan import BenchPlan, Cache, Workload
 from kvgen.bench.report import Arm, BenchReport, Run, StepMaps, Verification
+from kvgen.choices import CacheDTypeName
 from kvgen.engine.calibration import Calibration
 from kvgen.engine.contract import Engine
 from kvgen.engine.params import Params
-from kvgen.engine.tensors import CacheDTypeName, FloatArray
+from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import Capture
 from kvgen.generate import check_lengths, require_finite
 from kvgen.session import Session

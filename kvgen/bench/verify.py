@@ -10,9 +10,10 @@ import numpy as np
 
 from kvgen.bench.cost import cost_of
 from kvgen.bench.run import ROUNDING
+from kvgen.choices import CacheDTypeName
 from kvgen.engine.contract import Engine
 from kvgen.engine.rope import length_dependent, positions_run_again
-from kvgen.engine.tensors import CacheDTypeName, FloatArray
+from kvgen.engine.tensors import FloatArray
 from kvgen.generate import require_finite
 from kvgen.session import Session
 

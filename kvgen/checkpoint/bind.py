@@ -11,9 +11,10 @@ import numpy as np
 
 from kvgen.checkpoint.families import Family, Source, read_config
 from kvgen.checkpoint.folder import Checkpoint, StoredTensor
+from kvgen.choices import DTypeName
 from kvgen.engine.config import ModelConfig
 from kvgen.engine.params import LayerParams, Linear, Norm, Params
-from kvgen.engine.tensors import DTypeName, FloatArray, Tensor, convert
+from kvgen.engine.tensors import FloatArray, Tensor, convert
 from kvgen.errors import CheckpointError
 from kvgen.visible import one_line
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from kvgen.choices import CacheDTypeName
 from kvgen.engine.config import ModelConfig
 from kvgen.engine.rope import length_dependent, rope_tables, same_frequencies_from
-from kvgen.engine.tensors import CACHE_ITEM_BYTES, Array, CacheDTypeName, FloatArray
+from kvgen.engine.tensors import CACHE_ITEM_BYTES, Array, FloatArray
 from kvgen.errors import KvgenError, UsageError
 
 _TYPES: dict[CacheDTypeName, type] = {"f32": np.float32, "f16": np.float16}

@@ -16,10 +16,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kvgen.choices import Backend as Backend
+from kvgen.choices import Backend, CacheDTypeName, DTypeName, PrefillName
 from kvgen.engine.calibration import Calibration
 from kvgen.engine.config import ModelConfig
-from kvgen.engine.tensors import CacheDTypeName, DTypeName, FloatArray, PrefillName
+from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import Recorder
 from kvgen.errors import UsageError
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from kvgen.choices import DTypeName
 from kvgen.engine.config import ModelConfig
-from kvgen.engine.tensors import DTypeName, FloatArray, Tensor
+from kvgen.engine.tensors import FloatArray, Tensor
 
 
 class Linear(NamedTuple):

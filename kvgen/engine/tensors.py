@@ -11,9 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kvgen.choices import CacheDTypeName as CacheDTypeName
-from kvgen.choices import DTypeName as DTypeName
-from kvgen.choices import PrefillName as PrefillName
+from kvgen.choices import CacheDTypeName, DTypeName
 
 FloatArray = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]

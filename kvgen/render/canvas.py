@@ -13,7 +13,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.style import Style
 from rich.text import Text
 
-from kvgen.choices import Pool as Pool
+from kvgen.choices import Pool
 from kvgen.engine.tensors import FloatArray
 from kvgen.render.ink import BOUNDS, FRACTION_INK, WEIGHT_INK, Colors, Ink
 from kvgen.render.layout import flow

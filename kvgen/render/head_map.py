@@ -13,16 +13,15 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from kvgen.attention.diagnostics import MEANINGS, row_entropy
-from kvgen.attention.measures import MEASURES, SIGNED, Measure, measured, rollout
+from kvgen.attention.measures import MEASURES, SIGNED, measured, rollout
 from kvgen.attention.record import Recording
 from kvgen.attention.steps import attention_weights
-from kvgen.choices import Sink as Sink
+from kvgen.choices import Measure, Pool, Scale, Sink
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import AttentionTrace
 from kvgen.render.canvas import (
     TOKEN_CELLS,
     Canvas,
-    Pool,
     causal,
     draw_bar,
     draw_map,
@@ -30,7 +29,7 @@ from kvgen.render.canvas import (
     pool_factor,
     token_label,
 )
-from kvgen.render.ink import Ink, Scale
+from kvgen.render.ink import Ink
 from kvgen.render.layout import flow
 
 Span = tuple[int | None, int | None]  # as in a slice

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.color import Color
 
-from kvgen.choices import Scale as Scale
+from kvgen.choices import Scale
 
 Colors = Literal["truecolor", "256"]
 

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from rich.text import Text
 
+from kvgen.choices import Pool
 from kvgen.engine.tensors import FloatArray
-from kvgen.render.canvas import Canvas, Pool, draw_map, pool, pool_factor, pool_map
+from kvgen.render.canvas import Canvas, draw_map, pool, pool_factor, pool_map
 from kvgen.render.ink import WEIGHT_INK, Ink
 
 

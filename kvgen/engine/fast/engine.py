@@ -11,6 +11,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from kvgen.choices import CacheDTypeName, DTypeName, PrefillName
 from kvgen.engine.cache import KeyValueCache
 from kvgen.engine.calibration import Calibration
 from kvgen.engine.config import ModelConfig
@@ -23,7 +24,7 @@ from kvgen.engine.fast.tables import request_of, shape_of, weights_of, workspace
 from kvgen.engine.fast.team import Team
 from kvgen.engine.fast.worker_loop import worker_loop
 from kvgen.engine.params import Params
-from kvgen.engine.tensors import CacheDTypeName, DTypeName, FloatArray, PrefillName
+from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import Capture, Recorder
 from kvgen.errors import KvgenError, NonFiniteError, UsageError
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kvgen.choices import CacheDTypeName, DTypeName
 from kvgen.engine.calibration import Calibration, median_seconds
 from kvgen.engine.config import ModelConfig
 from kvgen.engine.fast.compiler import jit_entry, kernel, noinline
@@ -29,7 +30,7 @@ from kvgen.engine.fast.layout import (
 )
 from kvgen.engine.fast.tables import KERNEL_TYPES, STREAMED_BYTES, own_of
 from kvgen.engine.fast.team import Team, await_ticket, barrier, open_request, own_memory
-from kvgen.engine.tensors import Array, CacheDTypeName, DTypeName
+from kvgen.engine.tensors import Array
 
 NOTHING, READ, MULTIPLY, ATTEND = range(4)
 _LARGEST_BYTES = 128 * 2**20  # far beyond the CPU's own memory

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from kvgen.choices import CacheDTypeName
 from kvgen.engine.config import Activation, ModelConfig
 from kvgen.engine.fast import layout
 from kvgen.engine.fast.kernels.kv_access import row_pitch
 from kvgen.engine.fast.layout import CHUNK, LANES, LINE_BYTES, PIECES, ROWS, SEGMENT
 from kvgen.engine.params import LayerParams, Linear, Norm, Params
-from kvgen.engine.tensors import Array, CacheDTypeName, FloatArray, Int8, Tensor
+from kvgen.engine.tensors import Array, FloatArray, Int8, Tensor
 
 _ACTIVATIONS: dict[Activation, layout.Activation] = {
     "relu": layout.Activation.RELU,

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
+from kvgen.choices import DTypeName
 from kvgen.engine.cache import KeyValueCache
 from kvgen.engine.calibration import Calibration, median_seconds
 from kvgen.engine.config import ModelConfig
@@ -28,7 +29,7 @@ from kvgen.engine.reference.ops import (
     rotate,
 )
 from kvgen.engine.rope import RopeTables
-from kvgen.engine.tensors import DTypeName, FloatArray
+from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import Recorder
 from kvgen.forks import wait_before_fork
 
