@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from kvgen.checkpoint.files import open_file, read_file, read_json
 from kvgen.checkpoint.header import LONGEST_HEADER, parse_header
-from kvgen.engine.tensors import BFloat16, Dense, Tensor
+from kvgen.engine.tensors import NUMPY_TYPES, Dense, Tensor
 from kvgen.errors import CheckpointError
 
 WEIGHTS = "model.safetensors"
@@ -27,7 +27,7 @@ _IMPOSTORS = (
     (b"PK", "a PyTorch .bin archive: convert it to safetensors"),
     (b"GGUF", "a GGUF file: kvgen reads the original safetensors checkpoint"),
 )
-_READABLE: dict[str, npt.DTypeLike] = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_READABLE = {name.upper(): kind for name, kind in NUMPY_TYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class StoredTensor:
         array = self.mapped.view(_READABLE[self.kind]).reshape(self.shape)
         if not array.flags.aligned:  # the header's length need not be a multiple of the item size
             array = array.copy()
-        return BFloat16(array) if self.kind == "BF16" else Dense(array)
+        return Dense(array)
 
 
 @dataclass(frozen=True, slots=True)

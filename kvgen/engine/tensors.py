@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -15,6 +16,12 @@ from kvgen.choices import CacheDTypeName, DTypeName
 
 FloatArray = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
+NUMPY_TYPES: dict[DTypeName, np.dtype[Any]] = {
+    "f32": np.dtype(np.float32),
+    "f16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+}
+_NAMES = {kind: name for name, kind in NUMPY_TYPES.items()}
 CACHE_ITEM_BYTES: dict[CacheDTypeName, int] = {"f32": 4, "f16": 2}
 
 
@@ -41,13 +48,17 @@ class Tensor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """float32 or float16 numbers as NumPy knows them."""
+    """Numbers of float32, float16 or bfloat16.
+
+    >>> Dense(np.array([0x3F80], np.uint16).view(NUMPY_TYPES["bf16"])).dequantize()
+    array([1.], dtype=float32)
+    """
 
     stored: Array
 
     @property
     def dtype(self) -> DTypeName:
-        return "f32" if self.stored.dtype == np.float32 else "f16"
+        return _NAMES[self.stored.dtype]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,41 +79,6 @@ class Dense:
     def view(self, array: Array) -> Dense:
         """The same kind of storage around another array (a slice or a transpose of this one)."""
         return Dense(array)
-
-
-@dataclass(frozen=True, slots=True)
-class BFloat16:
-    """bfloat16 kept as its bits in uint16: the upper half of a float32.
-
-    >>> BFloat16(np.array([0x3F80], np.uint16)).dequantize()
-    array([1.], dtype=float32)
-    """
-
-    stored: npt.NDArray[np.uint16]
-
-    @property
-    def dtype(self) -> DTypeName:
-        return "bf16"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.stored.shape
-
-    @property
-    def nbytes(self) -> int:
-        return self.stored.nbytes
-
-    def rows(self, ids: npt.NDArray[np.int64]) -> FloatArray:
-        """The named rows as float32 [len(ids), ...]."""
-        return _widen_bf16(self.stored[ids])
-
-    def dequantize(self) -> FloatArray:
-        """The whole tensor as float32, a copy."""
-        return _widen_bf16(self.stored)
-
-    def view(self, array: Array) -> BFloat16:
-        """The same kind of storage around another array (a slice or a transpose of this one)."""
-        return BFloat16(array)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,17 +121,10 @@ def quantize(numbers: FloatArray, dtype: DTypeName) -> Tensor:
     Numbers beyond float16's range become infinite, which the check of the logits reports. In int8
     the greatest magnitude of each row becomes 127; a row with NaN or infinity becomes all NaN.
     """
-    if dtype == "f32":
-        return Dense(numbers)
     if dtype == "int8":
         return _to_int8(numbers)
-    if dtype == "f16":
-        with np.errstate(over="ignore"):
-            return Dense(numbers.astype(np.float16))
-    bits = np.ascontiguousarray(numbers).view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
-    # A NaN's payload may sit in the lower half only; rounding would turn it into infinity.
-    return BFloat16(np.where(np.isnan(numbers), 0x7FC0, rounded).astype(np.uint16))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return Dense(numbers.astype(NUMPY_TYPES[dtype], copy=False))
 
 
 def _to_int8(numbers: FloatArray) -> Int8:
@@ -173,7 +142,3 @@ def _to_int8(numbers: FloatArray) -> Int8:
 def convert(tensor: Tensor, dtype: DTypeName) -> Tensor:
     """The tensor stored as `dtype`: itself where it is so already."""
     return tensor if tensor.dtype == dtype else quantize(tensor.dequantize(), dtype)
-
-
-def _widen_bf16(bits: npt.NDArray[np.uint16]) -> FloatArray:
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
