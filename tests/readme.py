@@ -1,6 +1,7 @@
 """The README's commands and their output: `python -m tests.readme` writes what they print now.
 
-A block that begins with `$ kvgen ...` holds one command and all that it prints.
+A block that begins with `$ kvgen ...` holds one command and all that it prints. A line `kvgen ...
+NAME.png` is the command that draws `tests/pictures/NAME.png`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import NamedTuple
 
 README = Path(__file__).parents[1] / "README.md"
 QUESTIONS = README.parent / "kvgen" / "attention" / "README.md"
+PICTURES = README.parent / "tests" / "pictures"
+_PICTURE = re.compile(r"^kvgen .* (?P<name>\w+\.png)$", re.M)
 _BLOCK = re.compile(r"^```console\n\$ (?P<command>kvgen .*)\n(?P<output>(?:.*\n)*?)```$", re.M)
 
 
@@ -33,6 +36,12 @@ def blocks() -> list[Block]:
         for text in texts
         for match in _BLOCK.finditer(text)
     ]
+
+
+def pictures() -> dict[str, str]:
+    """The README's commands that draw a picture, by the picture's file name."""
+    found = _PICTURE.finditer(README.read_text(encoding="utf-8"))
+    return {match["name"]: match[0] for match in found}
 
 
 def run(command: str) -> str:
@@ -76,7 +85,9 @@ def masked(output: str, command: str) -> str:
 
 
 def update() -> None:
-    """Write into both files what their commands print now."""
+    """Write into both files what their commands print now, and draw the pictures."""
+    for name, command in pictures().items():
+        run(command.replace(name, str(PICTURES / name)))
 
     def renewed(match: re.Match[str]) -> str:
         return f"```console\n$ {match['command']}\n{run(match['command'])}```"

@@ -45,6 +45,11 @@ def test_every_command_is_in_the_readme_and_every_option_in_its_help(name: str) 
                 assert option.strip() in shown, f"{option} of {name}"
 
 
+def test_a_command_of_the_readme_draws_each_picture() -> None:
+    shown = set(re.findall(r"\]\(tests/pictures/(\S+)\)", TEXT))
+    assert shown == set(readme.pictures()) == {each.name for each in readme.PICTURES.iterdir()}
+
+
 def test_the_readme_can_be_read_to_the_end() -> None:
     assert len(TEXT.splitlines()) <= 300
 

@@ -192,9 +192,12 @@ def _maps(
             f"layers 0-{layer}" if view.show == "rollout" else f"layer {layer} head {head}"
         )
         ax.set(xlabel="key", ylabel="query")
+        ax.locator_params(integer=True)
         if max(len(queries), len(keys)) <= _MOST_LABELS and len(places) <= 4:
             ax.set_xticks(keys, [tokens[key] for key in keys], rotation=90, parse_math=False)
             ax.set_yticks(queries, [tokens[query] for query in queries], parse_math=False)
+        else:
+            ax.label_outer()
     figure.colorbar(image, ax=axes, label=ink.name, shrink=0.8)
     return figure
 
