@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-import numpy.typing as npt
-
+from kvgen.engine.cache import RowsRead
 from kvgen.engine.contract import Engine, KVCache
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import AttentionTrace, Capture, LayerTrace, Recorder
@@ -36,7 +34,7 @@ class Session:
         self.capture = capture
         self.on_progress = on_progress
         self.positions_run = 0  # by the last feed: those that ran again are counted too
-        self.rows_read: npt.NDArray[np.int64] = np.zeros(engine.config.n_layers, np.int64)
+        self.rows_read = _copy(self.cache.rows_read)  # by the last feed
 
     @property
     def ids(self) -> Sequence[int]:
@@ -48,11 +46,10 @@ class Session:
     ) -> FloatArray:
         """Run ids behind the sequence: the last one's logits [V], or those of all [T, V].
 
-        Afterwards `positions_run` and `rows_read` [L] tell of this feed: positions that went
-        through the model, and rows of K that each layer's queries read (as many of V). For
-        `rope_length` see `Engine.forward`.
+        Afterwards `positions_run` and `rows_read` tell of this feed: positions that went through
+        the model, and rows that attention has read. For `rope_length` see `Engine.forward`.
         """
-        run_before, read_before = self.cache.positions_run, self.cache.rows_read.copy()
+        run_before, read_before = self.cache.positions_run, _copy(self.cache.rows_read)
         logits = self.engine.forward(
             ids,
             self.cache,
@@ -62,7 +59,7 @@ class Session:
             on_progress=self.on_progress,
         )
         self.positions_run = self.cache.positions_run - run_before
-        self.rows_read = self.cache.rows_read - read_before
+        self.rows_read = self.cache.rows_read.since(read_before)
         return logits
 
     def rewind(self, length: int = 0) -> None:
@@ -95,3 +92,7 @@ class Session:
                 for row, layer in enumerate(capture.layers)
             ),
         )
+
+
+def _copy(rows: RowsRead) -> RowsRead:
+    return RowsRead(*(of_layers.copy() for of_layers in rows))

@@ -1,8 +1,12 @@
-"""KeyValueCache: keys and values of every position so far, in memory reserved at once."""
+"""KeyValueCache: keys and values of every position so far, in memory reserved at once.
+
+On demand it keeps the queries as well, which no inference engine needs: to show just that.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +20,38 @@ from kvgen.errors import KvgenError, UsageError
 _TYPES: dict[CacheDTypeName, type] = {"f32": np.float32, "f16": np.float16}
 
 
+class RowsRead(NamedTuple):
+    """Rows that attention has read in each layer, counted where they are read.
+
+    A row counts once for every query head and position that reads it.
+    """
+
+    k: npt.NDArray[np.int64]  # [L]
+    v: npt.NDArray[np.int64]  # [L]
+    q: npt.NDArray[np.int64]  # [L] out of a cache that keeps queries; without one 0
+    old_q: npt.NDArray[np.int64]  # [L] of these, queries of positions before the pass
+
+    def since(self, before: RowsRead) -> RowsRead:
+        """What has been read since an earlier look."""
+        return RowsRead(*(now - then for now, then in zip(self, before, strict=True)))
+
+
+class Held(NamedTuple):
+    """Kept queries that stay as they are while their positions run: attention reads those."""
+
+    layer: int
+    begin: int  # the first position
+    end: int  # the position behind the last
+
+
 class KeyValueCache:
     """Keys in blocks of positions [L, G, blocks, D, block], values row by row [L, G, S, pitch].
 
     A head's keys lie one block after another, so that attention reads them as one stream. Blocks of
     one position are plain rows, as the reference reads them; in blocks of many, neighbouring
-    numbers are the same feature of neighbouring positions. The cache also holds the ids of its
+    numbers are the same feature of neighbouring positions. With `queries` the cache keeps these too,
+    as float32 [L, H, S, D]: engines write a pass's queries into it and take them out of it again
+    for attention, as they do with keys and values. The cache also holds the ids of its
     positions and the tables of rotary positions: where these depend on the length of the sequence
     (`kvgen.engine.rope`), `prepare` gives the ids back, to be run again with the right ones.
     """
@@ -34,6 +64,7 @@ class KeyValueCache:
         dtype: CacheDTypeName = "f32",
         block: int = 1,
         pitch: int | None = None,
+        queries: bool = False,
     ) -> None:
         if not 0 < capacity <= config.max_context:
             raise UsageError(
@@ -42,9 +73,13 @@ class KeyValueCache:
         heads, D = (config.n_layers, config.n_kv_heads), config.head_dim
         n_blocks = -(-capacity // block)
         self._bytes_per_position = CACHE_ITEM_BYTES[dtype] * config.kv_floats_per_token
+        if queries:
+            self._bytes_per_position += 4 * config.n_layers * config.n_heads * D
         try:
             self.k: Array = np.zeros((*heads, n_blocks, D, block), _TYPES[dtype])
             self.v: Array = np.zeros((*heads, n_blocks * block, pitch or D), _TYPES[dtype])
+            of_queries = (config.n_layers, config.n_heads, n_blocks * block, D)
+            self.q: FloatArray | None = np.zeros(of_queries, np.float32) if queries else None
         except MemoryError:
             gibibytes = self._bytes_per_position * capacity / 2**30
             raise KvgenError(
@@ -57,7 +92,8 @@ class KeyValueCache:
         self.rope = rope_tables(config, capacity, self._frequencies_from)
         self._ids: list[int] = []
         self._positions_run = 0
-        self.rows_read: npt.NDArray[np.int64] = np.zeros(config.n_layers, np.int64)
+        self.rows_read = RowsRead(*(np.zeros(config.n_layers, np.int64) for _ in range(4)))
+        self.held: Held | None = None
 
     @property
     def ids(self) -> Sequence[int]:
@@ -126,17 +162,49 @@ class KeyValueCache:
         v: FloatArray = rows.astype(np.float32, copy=False)
         return v
 
+    def row(self, kind: Literal["k", "v", "q"], layer: int, position: int) -> Array:
+        """One kept row [G, D], of Q [H, D]: a view, to be looked at or changed."""
+        if kind == "k":
+            block = self.k.shape[4]
+            return self.k[layer, :, position // block, :, position % block]
+        if kind == "v":
+            return self.v[layer, :, position, : self.k.shape[3]]
+        assert self.q is not None
+        return self.q[layer, :, position]
+
     def write(self, layer: int, k: FloatArray, v: FloatArray) -> None:
         """Put rows [T, G, D] of one layer behind the last position, which stays where it is."""
         start, end = self.length, self.length + len(k)
         self.k[layer, :, start:end, :, 0] = k.swapaxes(0, 1)
         self.v[layer, :, start:end] = v.swapaxes(0, 1)
 
-    def read(self, layer: int, mask: npt.NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
-        """The keys and values of one layer that queries see by a mask [T, S], views [G, S, D].
+    def read_keys(self, layer: int, mask: npt.NDArray[np.bool_]) -> FloatArray:
+        """A layer's keys for queries that see them by a mask [T, S], a view [G, S, D]; counted."""
+        self.rows_read.k[layer] += self._config.n_heads * int(mask.sum())
+        return self.k[layer, :, : mask.shape[1], :, 0]
 
-        What they see is counted as read.
-        """
-        self.rows_read[layer] += mask.sum()
-        end = mask.shape[1]
-        return self.k[layer, :, :end, :, 0], self.v[layer, :, :end]
+    def read_values(self, layer: int, mask: npt.NDArray[np.bool_]) -> FloatArray:
+        """A layer's values for queries that see them by a mask [T, S], a view [G, S, D]; counted."""
+        self.rows_read.v[layer] += self._config.n_heads * int(mask.sum())
+        return self.v[layer, :, : mask.shape[1]]
+
+    @property
+    def keeps_queries(self) -> bool:
+        return self.q is not None
+
+    def write_queries(self, layer: int, q: FloatArray) -> None:
+        """Put queries [T, H, D] of one layer behind the last position, but for those held."""
+        assert self.q is not None
+        rows = np.arange(self.length, self.length + len(q))
+        held = self.held
+        if held is not None and held.layer == layer:
+            rows = rows[(rows < held.begin) | (rows >= held.end)]
+        self.q[layer][:, rows] = q[rows - self.length].swapaxes(0, 1)
+
+    def read_queries(self, layer: int, positions: range) -> FloatArray:
+        """The kept queries of some positions [T, H, D], a view; counted."""
+        assert self.q is not None
+        n_heads = self._config.n_heads
+        self.rows_read.q[layer] += n_heads * len(positions)
+        self.rows_read.old_q[layer] += n_heads * sum(each < self.length for each in positions)
+        return self.q[layer, :, positions.start : positions.stop].swapaxes(0, 1)

@@ -13,10 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from kvgen.choices import Backend, CacheDTypeName, DTypeName, PrefillName
+from kvgen.engine.cache import RowsRead
 from kvgen.engine.calibration import Calibration
 from kvgen.engine.config import ModelConfig
 from kvgen.engine.tensors import FloatArray
@@ -53,11 +51,8 @@ class KVCache(Protocol):
         ...
 
     @property
-    def rows_read(self) -> npt.NDArray[np.int64]:
-        """Rows of K that each layer's queries have read so far [L]; as many of V.
-
-        A row counts once for every query position that attends to it, whatever the heads.
-        """
+    def rows_read(self) -> RowsRead:
+        """Rows of K, V and kept Q that attention has read so far."""
         ...
 
     def truncate(self, length: int) -> None:
@@ -119,8 +114,11 @@ class Engine(Protocol):
         """
         ...
 
-    def new_cache(self, capacity: int) -> KVCache:
-        """An empty cache for `capacity` positions."""
+    def new_cache(self, capacity: int, *, queries: bool = False) -> KVCache:
+        """An empty cache for `capacity` positions, of K and V, with `queries` of Q as well.
+
+        Out of such a cache attention takes its queries too: the same logits to the bit.
+        """
         ...
 
     def forward(

@@ -24,7 +24,10 @@ from kvgen.engine.fast.kernels.elementwise import activation_of, as_norm, cap_lo
 from kvgen.engine.fast.kernels.kv_access import (
     captured_rows,
     head_cache,
+    is_held,
+    kept_queries,
     lay_out_angles,
+    read_query,
     store_keys_and_values,
 )
 from kvgen.engine.fast.kernels.packed import pack_tokens
@@ -49,6 +52,9 @@ from kvgen.engine.fast.layout import (
     OVERFLOW,
     POST_ATTN_NORM,
     POST_MLP_NORM,
+    QUERIES,
+    READ_K,
+    READ_V,
     ROWS,
     UP,
     WHICH_LOGITS,
@@ -82,6 +88,12 @@ def prepare_head(number, layer, qkv, cos_sin, shape, weights, request):
     if table >= 0:
         rotate_tokens(x, table, request.sequence[N_ANGLES], cos_sin)
     if is_query:
+        if request.sequence[QUERIES]:
+            kept = kept_queries(request.sequence, shape, layer, head)
+            for t in range(T):
+                if not is_held(request.sequence, layer, start + t):
+                    for i in range(D):
+                        kept[(start + t) * D + i] = x.numbers[x.start + i * x.pitch + t]
         row = weights.captured[layer, head]
         if row >= 0:
             target = captured_rows(request.sequence[CAPTURED_Q], request.sequence, row, shape)
@@ -102,20 +114,27 @@ def attend_tile(tile, qkv, hidden, shape, weights, request, own):
     H, G, D = shape.n_heads, shape.n_kv_heads, shape.head_dim
     layer, head, first, n_rows = tile.layer, tile.head, tile.first, tile.n_rows
     pitch, start = qkv.pitch, request.numbers[FIRST_POSITION]
-    queries = own.queries
+    queries, reads = own.queries, own.reads[layer]
     q, out, totals = queries.q, queries.out, queries.totals
     firsts, ends = queries.firsts, queries.ends
     scale, window = weights.scales[layer], weights.windows[layer]
     for r in range(n_rows):
         position = start + first + r
         firsts[r], ends[r] = max(0, position + 1 - window), position + 1
-        if head == 0:
-            own.reads[layer] += ends[r] - firsts[r]
-    for i in range(D):
+    if request.sequence[QUERIES]:
+        kept = kept_queries(request.sequence, shape, layer, head)
         for r in range(n_rows):
-            q[r * D + i] = qkv.numbers[qkv.start + (head * D + i) * pitch + first + r] * scale
+            read_query(kept, start + first + r, request, reads, q, r * D, D)
+        for i in range(n_rows * D):
+            q[i] *= scale
+    else:
+        for i in range(D):
+            for r in range(n_rows):
+                q[r * D + i] = qkv.numbers[qkv.start + (head * D + i) * pitch + first + r] * scale
     cache = head_cache(request, shape, layer, head // (H // G))
     attend(n_rows, queries, cache, Range(firsts[0], ends[n_rows - 1]), shape.attn_softcap)
+    reads[READ_K] += queries.reads[0]
+    reads[READ_V] += queries.reads[1]
     for r in range(n_rows):
         totals[r] = np.float32(1) / totals[r]
     for i in range(D):

@@ -64,14 +64,15 @@ class FastEngine:
         )
         self.compile_seconds = self._compile()
 
-    def new_cache(self, capacity: int) -> KeyValueCache:
-        """An empty cache for `capacity` positions."""
+    def new_cache(self, capacity: int, *, queries: bool = False) -> KeyValueCache:
+        """An empty cache for `capacity` positions; see `Engine.new_cache`."""
         return KeyValueCache(
             self.config,
             capacity,
             dtype=self.cache_dtype,
             block=BLOCK,
             pitch=row_pitch(self.config.head_dim),
+            queries=queries,
         )
 
     def forward(
@@ -111,7 +112,9 @@ class FastEngine:
                 if on_progress is not None:
                     on_progress(len(part))
             cache.extend(ids)
-            cache.rows_read += self._own_reads[:, : self.config.n_layers].sum(axis=0)
+            reads = self._own_reads[:, : self.config.n_layers].sum(axis=0)  # [L, N_READS]
+            for total, of_layers in zip(cache.rows_read, reads.T, strict=True):
+                total += of_layers
         return logits if all_logits else logits[0]
 
     def calibrate(self) -> Calibration:
@@ -135,6 +138,9 @@ class FastEngine:
         row[[layout.N_TABLES, layout.N_POSITIONS, layout.N_ANGLES]] = cache.rope.cos.shape
         row[layout.COS] = cache.rope.cos.ctypes.data
         row[layout.SIN] = cache.rope.sin.ctypes.data
+        row[layout.QUERIES] = cache.q.ctypes.data if cache.q is not None else 0
+        held = [layout.HELD_LAYER, layout.HELD_BEGIN, layout.HELD_END]
+        row[held] = cache.held or (-1, 0, 0)
         self._weights.tables[:] = cache.rope.of_layer
         self._weights.captured[:] = -1
         if capture is not None:

@@ -39,11 +39,14 @@ NO_QK_NORM, EACH_HEAD, WHOLE = range(3)  # the numbers that a norm of q and k co
 N_TOKENS, FIRST_POSITION, WHICH_LOGITS, LOGITS, OVERFLOW, N_NUMBERS = range(6)
 NONE, LAST, ALL = range(3)  # which logits a request wants
 # What kernels know of a sequence: addresses and sizes of its keys and values, of its tables of
-# angles, and of the captured q and z.
+# angles, of the captured q and z, and of the kept queries (see `KeyValueCache`): those of a layer and
+# some positions may be held, that is, stay as they are.
 (
     KEYS, VALUES, CAPACITY, COS, SIN, N_TABLES, N_POSITIONS, N_ANGLES, CAPTURED_Q, CAPTURED_Z,
-    CAPTURE_CAPACITY, N_SEQUENCE,
-) = range(12)  # fmt: skip
+    CAPTURE_CAPACITY, QUERIES, HELD_LAYER, HELD_BEGIN, HELD_END, N_SEQUENCE,
+) = range(16)  # fmt: skip
+# Which rows are counted when they are read: see `kvgen.engine.cache.RowsRead`.
+READ_K, READ_V, READ_Q, READ_OLD_Q, N_READS = range(5)
 
 
 # Choices that are passed next to offsets and counts. Each enum is a type of its own, so that a call
@@ -195,6 +198,7 @@ class Queries(NamedTuple):
     out: FloatArray  # [ROWS, pitch] sums of values, times exp(score - peak)
     peaks: FloatArray  # [ROWS] the greatest score
     totals: FloatArray  # [ROWS] sums of exp(score - peak)
+    reads: IntArray  # [2] rows of K and of V that were read for them
 
 
 class Piece(NamedTuple):
@@ -240,7 +244,7 @@ class Own(NamedTuple):
     digits: npt.NDArray[np.int8]  # [3 * widest input] in whole lines
     panel: FloatArray  # [ROWS * widest input]
     product: FloatArray  # [ROWS * CHUNK]
-    reads: IntArray  # [L] rows of K that the queries of a head have read
+    reads: IntArray  # [L, N_READS] rows that have been read
 
 
 class Pieces(NamedTuple):

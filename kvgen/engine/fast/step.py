@@ -29,6 +29,9 @@ from kvgen.engine.fast.kernels.kv_access import (
     angles,
     captured_rows,
     head_cache,
+    is_held,
+    kept_queries,
+    read_query,
     store_key_and_value,
 )
 from kvgen.engine.fast.kernels.products import dot_rows, thread_range
@@ -56,6 +59,9 @@ from kvgen.engine.fast.layout import (
     N_NORMS,
     OVERFLOW,
     PIECES,
+    QUERIES,
+    READ_K,
+    READ_V,
     POST_ATTN_NORM,
     POST_MLP_NORM,
     ROWS,
@@ -116,8 +122,7 @@ def attend_to_piece(piece, head, qkv, pieces, shape, weights, request, own):
     q, out = queries.q, queries.out
     table, scale = weights.tables[layer], weights.scales[layer]
     query_head, after = piece.group * (H // G), (piece.group + 1) * (H // G)
-    if piece.group == 0:
-        own.reads[layer] += piece.positions.end - piece.positions.begin
+    reads = own.reads[layer]
     while query_head < after:
         n_rows = min(ROWS, after - query_head)
         for r in range(n_rows):
@@ -128,6 +133,13 @@ def attend_to_piece(piece, head, qkv, pieces, shape, weights, request, own):
             if table >= 0:
                 cos, sin, angle = angles(sequence, table, position)
                 rotate(q, r * D, cos, sin, angle, sequence[N_ANGLES])
+            if sequence[QUERIES]:
+                # Each piece of the context writes the same numbers, and reads them back.
+                kept = kept_queries(sequence, shape, layer, query_head + r)
+                if not is_held(sequence, layer, position):
+                    for i in range(D):
+                        kept[position * D + i] = q[r * D + i]
+                read_query(kept, position, request, reads, q, r * D, D)
             row = weights.captured[layer, query_head + r]
             if row >= 0 and piece.number == 0:
                 target = captured_rows(sequence[CAPTURED_Q], sequence, row, shape)
@@ -136,6 +148,8 @@ def attend_to_piece(piece, head, qkv, pieces, shape, weights, request, own):
             for i in range(D):
                 q[r * D + i] *= scale
         attend(n_rows, queries, head, piece.positions, shape.attn_softcap)
+        reads[READ_K] += queries.reads[0]
+        reads[READ_V] += queries.reads[1]
         for r in range(n_rows):
             part = (query_head + r) * PIECES + piece.number
             pieces.peaks[part], pieces.totals[part] = queries.peaks[r], queries.totals[r]

@@ -186,11 +186,12 @@ def own_of(config: ModelConfig, threads: int) -> layout.Own:
             out=_zeros(threads, ROWS * row_pitch(D)),
             peaks=_zeros(threads, ROWS),
             totals=_zeros(threads, ROWS),
+            reads=np.zeros((threads, LANES), np.int64),
         ),
         digits=np.zeros((threads, 3 * -(-widest // LINE_BYTES) * LINE_BYTES), np.int8),
         panel=_zeros(threads, ROWS * widest),
         product=_zeros(threads, ROWS * CHUNK),
-        reads=np.zeros((threads, max(config.n_layers, LANES)), np.int64),
+        reads=np.zeros((threads, max(config.n_layers, LANES), layout.N_READS), np.int64),
     )
 
 

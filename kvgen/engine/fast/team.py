@@ -81,7 +81,7 @@ def own_memory(own, thread):
     every = own.queries
     queries = Queries(
         every.q[thread], every.firsts[thread], every.ends[thread], every.scores[thread],
-        every.out[thread], every.peaks[thread], every.totals[thread],
+        every.out[thread], every.peaks[thread], every.totals[thread], every.reads[thread],
     )  # fmt: skip
     return Own(
         own.x[thread], own.added[thread], own.hidden[thread], queries, own.digits[thread],

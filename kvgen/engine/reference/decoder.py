@@ -51,7 +51,12 @@ class RowCache(KVCache, Protocol):
     def prepare(self, n_new: int, *, rope_length: int | None = None) -> list[int]: ...
     def extend(self, ids: Sequence[int]) -> None: ...
     def write(self, layer: int, k: FloatArray, v: FloatArray) -> None: ...
-    def read(self, layer: int, mask: npt.NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]: ...
+    def read_keys(self, layer: int, mask: npt.NDArray[np.bool_]) -> FloatArray: ...
+    def read_values(self, layer: int, mask: npt.NDArray[np.bool_]) -> FloatArray: ...
+    @property
+    def keeps_queries(self) -> bool: ...
+    def write_queries(self, layer: int, q: FloatArray) -> None: ...
+    def read_queries(self, layer: int, positions: range) -> FloatArray: ...
 
 
 class _Layer(NamedTuple):
@@ -113,9 +118,9 @@ class ReferenceEngine:
             attention_flops_per_second=4 * H * D * int(mask.sum()) / attend_seconds,
         )
 
-    def new_cache(self, capacity: int) -> KeyValueCache:
-        """An empty cache for `capacity` positions."""
-        return KeyValueCache(self.config, capacity)
+    def new_cache(self, capacity: int, *, queries: bool = False) -> KeyValueCache:
+        """An empty cache for `capacity` positions; see `Engine.new_cache`."""
+        return KeyValueCache(self.config, capacity, queries=queries)
 
     def forward(
         self,
@@ -218,6 +223,9 @@ class ReferenceEngine:
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         # K and V of these positions are kept for every later step; q is used here and dropped.
         cache.write(layer, k, v)
+        if cache.keeps_queries:  # to show that it changes nothing
+            cache.write_queries(layer, q)
+            q = cache.read_queries(layer, range(start, end))
         z = self._attend(layer, q, k, v, cache, edit)
         if capture is not None:
             capture.write(layer, start, q, z)
@@ -243,7 +251,7 @@ class ReferenceEngine:
             weights = edited_weights(edit, layer, q, k, scale=scale, window=window, softcap=softcap)
             return edited_output(edit, layer, weights, v)
         mask = causal_mask(T, cache.length + T, window)
-        keys, values = cache.read(layer, mask)
+        keys, values = cache.read_keys(layer, mask), cache.read_values(layer, mask)
         return attend(q, keys, values, scale, mask, softcap=softcap)
 
     def _mlp(self, x: FloatArray, weights: _Layer) -> FloatArray:  # [T, C] -> [T, C]

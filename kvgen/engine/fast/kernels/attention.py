@@ -111,15 +111,26 @@ def weigh(scores, row, n, seen, cap, highest, total):
 
 
 @kernel
+def seen_between(n_rows, queries, begin, end):
+    """How many positions of begin:end the rows see, all together."""
+    n_seen = 0
+    for row in range(n_rows):
+        n_seen += max(0, min(queries.ends[row], end) - max(queries.firsts[row], begin))
+    return n_seen
+
+
+@kernel
 def attend(n_rows, queries, head, positions, cap):
     """Unnormalised attention of n_rows <= 6 query rows over some positions of a head's cache.
 
     Row r sees the positions firsts[r]:ends[r]. With e_j = exp(score_j - peaks[r]), it writes
-    out[r] = sum_j e_j v_j and totals[r] = sum_j e_j.
+    out[r] = sum_j e_j v_j and totals[r] = sum_j e_j. Where keys and values are read, those that the
+    rows see are counted into `queries.reads`.
     """
     noinline()
     scores, out, peaks, totals = queries.scores, queries.out, queries.peaks, queries.totals
     D, pitch = head.head_dim, head.pitch
+    keys_read, values_read = 0, 0
     for row in range(n_rows):
         peaks[row], totals[row] = LOWEST, np.float32(0)
     for i in range(n_rows * pitch):
@@ -133,6 +144,7 @@ def attend(n_rows, queries, head, positions, cap):
                 n_rows, Rows(queries.q, 0, D), Rows(head.keys, block * D, BLOCK),
                 Rows(scores, block - segment, SEGMENT), D,
             )  # fmt: skip
+            keys_read += seen_between(n_rows, queries, block, block + BLOCK)
             block += BLOCK
         for row in range(n_rows):
             seen = Range(queries.firsts[row] - segment, queries.ends[row] - segment)
@@ -158,4 +170,6 @@ def attend(n_rows, queries, head, positions, cap):
                 stop - segment,
             )  # fmt: skip
             column += LANES
+        values_read += seen_between(n_rows, queries, segment, stop)
         segment += SEGMENT
+    queries.reads[0], queries.reads[1] = keys_read, values_read

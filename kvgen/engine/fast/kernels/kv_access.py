@@ -1,4 +1,4 @@
-"""Access to one sequence by address: its cache, its angles, its captured q and z.
+"""Access to one sequence by address: its cache, its angles, its kept or captured q, captured z.
 
 `Request.sequence` holds the addresses.
 """
@@ -18,12 +18,18 @@ from kvgen.engine.fast.layout import (
     COS,
     F16_LARGEST,
     FIRST_POSITION,
+    HELD_BEGIN,
+    HELD_END,
+    HELD_LAYER,
     KEYS,
     LANES,
     N_ANGLES,
     N_POSITIONS,
     N_TABLES,
     N_TOKENS,
+    QUERIES,
+    READ_OLD_Q,
+    READ_Q,
     SIN,
     VALUES,
     HeadCache,
@@ -77,6 +83,31 @@ def captured_rows(address, sequence, row, shape):
     """The captured q or z of one head, flat [capacity * D]."""
     size = sequence[CAPTURE_CAPACITY] * shape.head_dim
     return carray(as_pointer(address + 4 * row * size), (size,), np.float32)
+
+
+@kernel
+def kept_queries(sequence, shape, layer, head):
+    """The kept queries of one query head, flat [capacity * D]."""
+    size = sequence[CAPACITY] * shape.head_dim
+    address = sequence[QUERIES] + 4 * (layer * shape.n_heads + head) * size
+    return carray(as_pointer(address), (size,), np.float32)
+
+
+@kernel
+def is_held(sequence, layer, position):
+    """Whether a kept query stays as it is instead of being written (`KeyValueCache.hold`)."""
+    begin, end = sequence[HELD_BEGIN], sequence[HELD_END]
+    return layer == sequence[HELD_LAYER] and begin <= position < end
+
+
+@kernel
+def read_query(kept, position, request, reads, q, start, D):
+    """q[start:] = the kept query of a position; it is counted into a layer's `reads`."""
+    for i in range(D):
+        q[start + i] = kept[position * D + i]
+    reads[READ_Q] += 1
+    if position < request.numbers[FIRST_POSITION]:
+        reads[READ_OLD_Q] += 1
 
 
 @kernel
