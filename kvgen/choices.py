@@ -17,6 +17,8 @@ DTypeChoice = Literal["auto", DTypeName]
 CacheDTypeName = Literal["f32", "f16"]
 CacheDTypeChoice = Literal["auto", CacheDTypeName]
 PrefillName = Literal["exact", "fast"]  # with activations in float32, or rounded as the weights
+# One way to run the same work in a benchmark: keys and values kept; nothing; queries kept too.
+ArmName = Literal["on", "off", "on+q"]
 
 # Numbers of a map (kvgen.attention.measures), and what else --show takes.
 Measure = Literal["weights", "scores", "scaled", "norm", "share", "cos"]

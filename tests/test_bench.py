@@ -38,7 +38,7 @@ from tests.sequences import recorded
 
 PROMPT = tuple(tiny.make_ids(9))
 WORK = Workload(ids=PROMPT, n_prompt=9, n_gen=5)
-PLAN = BenchPlan(workloads=(WORK,), repetitions=2, caches=("on", "off"))
+PLAN = BenchPlan(workloads=(WORK,), repetitions=2, arms=("on", "off"))
 SPEED = Calibration(
     read_bytes_per_second=1e10, flops_per_second=1e11, attention_flops_per_second=1e10
 )
@@ -73,7 +73,7 @@ def test_the_fed_ids_are_the_greedy_ones(report: BenchReport, tiny_model: Loader
 
 def test_every_step_of_every_repetition_is_timed(report: BenchReport) -> None:
     arms = report.runs[0].arms
-    assert [arm.cache for arm in arms] == ["on", "off"]
+    assert [arm.name for arm in arms] == ["on", "off"]
     for arm in arms:
         assert len(arm.prefill_seconds) == 2
         assert [len(samples) for samples in arm.step_seconds] == [5, 5]
@@ -97,7 +97,7 @@ def test_new_tokens_take_one_decode_step_less(tiny_model: Loader) -> None:
 
 def test_progress_counts_what_is_run(tiny_model: Loader) -> None:
     done: list[int] = []
-    plan = replace(PLAN, caches=("on",), warmup=2)
+    plan = replace(PLAN, arms=("on",), warmup=2)
     run(tiny_model("gpt2"), plan, on_progress=done.append)
     maps = WORK.positions("on")  # one more pass to capture the attention
     assert sum(done) == (2 + 2) * WORK.positions("on") + maps
@@ -119,7 +119,7 @@ def test_maps_are_what_each_arm_computed(report: BenchReport, tiny_model: Loader
 
 
 def test_the_cached_arm_alone_makes_no_comparison(tiny_model: Loader) -> None:
-    report = run(tiny_model("gpt2"), replace(PLAN, caches=("on",)))
+    report = run(tiny_model("gpt2"), replace(PLAN, arms=("on",)))
     assert report.runs[0].verification is None and report.runs[0].arm("off") is None
     assert all(maps.off is None for maps in report.maps)
     assert report.passed
@@ -135,7 +135,7 @@ def test_several_engines_and_texts_run_on_the_same_ids(tiny_model: Loader) -> No
     longer = Workload(ids=tuple(tiny.make_ids(20)), n_prompt=12, n_gen=2, depth=8)
     report = bench(
         [model.engine for model in models], models[0].params,
-        replace(PLAN, workloads=(WORK, longer), caches=("on", "off", "on+q")),
+        replace(PLAN, workloads=(WORK, longer), arms=("on", "off", "on+q")),
         calibrations=[SPEED, SPEED],
     )  # fmt: skip
     assert [(one.workload.length, one.backend) for one in report.runs] == [

@@ -211,9 +211,9 @@ def make_run(work: Workload, dtype: DTypeName = "f32") -> Run:
         weight_bytes=10**6, calibration=SPEED,
         cost=ModelCost(config=CONFIG, weight_bytes=10**6, cache_item_bytes=4),
         arms=(
-            Arm(cache="on", prefill_seconds=(0.5,), step_seconds=((0.001,) * 3,)),
-            Arm(cache="off", prefill_seconds=(0.5,), step_seconds=((1.2345,) * 3,)),
-            Arm(cache="on+q", prefill_seconds=(0.5,), step_seconds=((0.001,) * 3,)),
+            Arm(name="on", prefill_seconds=(0.5,), step_seconds=((0.001,) * 3,)),
+            Arm(name="off", prefill_seconds=(0.5,), step_seconds=((1.2345,) * 3,)),
+            Arm(name="on+q", prefill_seconds=(0.5,), step_seconds=((0.001,) * 3,)),
         ),
         verification=Verification(
             max_abs_logit_difference=1e-6, tolerance=1e-3, n_steps=3, n_equal=3, near_ties=0
@@ -235,7 +235,7 @@ def make_report(n_prompt: int, dtypes: tuple[DTypeName, ...] = ("f32",)) -> Benc
     )  # fmt: skip
     whole = replace(step, computed=n_prompt + 1, old_computed=n_prompt, max_abs_change=1e-6)
     return BenchReport(
-        plan=BenchPlan(workloads=(work,), caches=("on", "off", "on+q"), repetitions=1),
+        plan=BenchPlan(workloads=(work,), arms=("on", "off", "on+q"), repetitions=1),
         generated_ids=((1, 2, 3),),
         runs=tuple(make_run(work, dtype) for dtype in dtypes),
         ledger=Ledger(

@@ -324,7 +324,7 @@ def test_a_benchmark_counts_and_compares_across_the_boundary(
     fed = [work.fed("on", step) for step in range(6)]
     assert fed == [1, 1, 101, *([102, *later] if name == "llama_dynamic" else [1, *later])]
     assert [work.fed("off", step) for step in range(6)] == [99, 100, 101, 102, 103, 104]
-    plan = BenchPlan(workloads=(work,), repetitions=1, caches=("on", "off", "on+q"))
+    plan = BenchPlan(workloads=(work,), repetitions=1, arms=("on", "off", "on+q"))
     speed = Calibration(
         read_bytes_per_second=1e10, flops_per_second=1e11, attention_flops_per_second=1e10
     )
@@ -346,7 +346,7 @@ def test_a_benchmark_counts_and_compares_across_the_boundary(
     # A depth belongs to the same text: its positions are not run again in the timed prefill.
     deep = replace(work, ids=tuple(IDS[:110]), n_prompt=20, depth=90, n_gen=1)
     done.clear()
-    plan = replace(plan, workloads=(deep,), caches=("on",))
+    plan = replace(plan, workloads=(deep,), arms=("on",))
     bench([model.engine], model.params, plan, calibrations=[speed], on_progress=done.append)
     assert sum(done) == 3 * deep.positions("on")
 

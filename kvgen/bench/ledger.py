@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvgen.bench.cost import cost_of
-from kvgen.bench.plan import Cache
+from kvgen.choices import ArmName
 from kvgen.engine.cache import KeyValueCache
 from kvgen.engine.contract import Engine
 from kvgen.engine.open import open_engine
@@ -156,7 +156,7 @@ class QueryRecorder:
 
 
 def count_rows(
-    params: Params, ids: Sequence[int], n_before: int, totals: Mapping[Cache, Sequence[Counts]]
+    params: Params, ids: Sequence[int], n_before: int, totals: Mapping[ArmName, Sequence[Counts]]
 ) -> Ledger:
     """Run some decode steps behind `n_before` of the ids with counting, with and without a cache.
 
@@ -168,20 +168,20 @@ def count_rows(
     n_steps = min(COUNTED_STEPS, len(ids) - n_before)
     layer = next((x for x in range(cut.config.n_layers) if cut.config.window(x) is None), 0)
     counts = {}
-    for cache in ("on", "off"):
+    for arm in ("on", "off"):
         counting = _Counting(engine, n_before + n_steps, layer)
         counting.feed(ids[:n_before])
-        counts[cache] = counting
+        counts[arm] = counting
         counting.steps = [
-            counting.step(ids[: n_before + step + 1], keep=cache == "on") for step in range(n_steps)
+            counting.step(ids[: n_before + step + 1], keep=arm == "on") for step in range(n_steps)
         ]
     cost, different, compared = cost_of(engine), 0, 0
     ropes = length_dependent(params.config)
-    for cache, of_steps in totals.items():
-        counted = counts["off" if cache == "off" else "on"].steps
+    for arm, of_steps in totals.items():
+        counted = counts["off" if arm == "off" else "on"].steps
         for step, total in enumerate(of_steps):
             end = n_before + step + 1
-            start = 0 if cache == "off" or positions_run_again(ropes, end - 1) else end - 1
+            start = 0 if arm == "off" or positions_run_again(ropes, end - 1) else end - 1
             expected = np.array(
                 [cost.visible_in(number, start, end - start) for number in range(len(cut.layers))]
             )

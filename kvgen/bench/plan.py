@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from kvgen.choices import ArmName
 from kvgen.engine.config import RopeConfig
 from kvgen.engine.rope import positions_run_again
-
-Cache = Literal["on", "off", "on+q"]  # K and V kept; nothing kept; K, V and Q kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,14 +25,18 @@ class Workload:
         """Positions before the first decode step."""
         return len(self.ids)
 
-    def fed(self, cache: Cache, step: int) -> int:
+    def fed(self, arm: ArmName, step: int) -> int:
         """Positions run through the model for a decode step, from 0 on."""
         before = self.length + step
-        return 1 + (before if cache == "off" else positions_run_again(self.ropes, before))
+        return 1 + (before if arm == "off" else positions_run_again(self.ropes, before))
 
-    def positions(self, cache: Cache) -> int:
+    def start(self, arm: ArmName, step: int) -> int:
+        """Where the positions begin that a decode step, from 0 on, runs through the model."""
+        return self.length + step + 1 - self.fed(arm, step)
+
+    def positions(self, arm: ArmName) -> int:
         """Positions that one pass of an arm runs through the model."""
-        return self.length + sum(self.fed(cache, step) for step in range(self.n_gen))
+        return self.length + sum(self.fed(arm, step) for step in range(self.n_gen))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +48,7 @@ class BenchPlan:
     """
 
     workloads: tuple[Workload, ...]
-    caches: tuple[Cache, ...] = ("on",)  # what is timed
+    arms: tuple[ArmName, ...] = ("on",)  # the arms to time
     repetitions: int = 5
     warmup: int = 1  # passes of each arm before the clock counts; the first compares the logits
     head: tuple[int, int] | None = None  # layer and head to draw; None: the one least on its sink

@@ -8,8 +8,8 @@ from statistics import fmean, median, stdev
 
 from kvgen.bench.cost import ModelCost
 from kvgen.bench.ledger import Ledger
-from kvgen.bench.plan import BenchPlan, Cache, Workload
-from kvgen.choices import Backend, CacheDTypeName, DTypeName, PrefillName
+from kvgen.bench.plan import BenchPlan, Workload
+from kvgen.choices import ArmName, Backend, CacheDTypeName, DTypeName, PrefillName
 from kvgen.engine.calibration import Calibration
 from kvgen.engine.tensors import FloatArray
 
@@ -18,7 +18,7 @@ from kvgen.engine.tensors import FloatArray
 class Arm:
     """One arm's raw samples, in seconds."""
 
-    cache: Cache
+    name: ArmName
     prefill_seconds: tuple[float, ...]  # [repetitions]
     step_seconds: tuple[tuple[float, ...], ...]  # [repetitions][n_gen]
 
@@ -58,10 +58,10 @@ class StepMaps:
     off: FloatArray | None  # the whole triangle [S, S]; None where that arm did not run
     run_again: bool = False  # rotary frequencies changed: the cached arm made the triangle as well
 
-    def n_scores(self, cache: Cache) -> int:
+    def n_scores(self, arm: ArmName) -> int:
         """Scores q . k that this arm computes in one head at this step."""
         S = int(self.on.shape[1])
-        return S * (S + 1) // 2 if cache == "off" or self.run_again else S
+        return S * (S + 1) // 2 if arm == "off" or self.run_again else S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +80,9 @@ class Run:
     calibration: Calibration
     cost: ModelCost
 
-    def arm(self, cache: Cache) -> Arm | None:
-        """The arm of that kind, None where it did not run."""
-        return next((arm for arm in self.arms if arm.cache == cache), None)
+    def arm(self, name: ArmName) -> Arm | None:
+        """The arm of that name, None where it did not run."""
+        return next((arm for arm in self.arms if arm.name == name), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

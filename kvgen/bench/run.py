@@ -11,9 +11,9 @@ from kvgen.attention.diagnostics import sink_mass
 from kvgen.attention.steps import attention_weights
 from kvgen.bench.cost import cost_of
 from kvgen.bench.ledger import Counts, count_rows
-from kvgen.bench.plan import BenchPlan, Cache, Workload
+from kvgen.bench.plan import BenchPlan, Workload
 from kvgen.bench.report import Arm, BenchReport, Run, StepMaps, Verification
-from kvgen.choices import CacheDTypeName
+from kvgen.choices import ArmName, CacheDTypeName
 from kvgen.engine.calibration import Calibration
 from kvgen.engine.contract import Engine
 from kvgen.engine.params import Params
@@ -46,24 +46,29 @@ def bench(
     for workload in plan.workloads:
         check_lengths(engines[0].config, workload.length, workload.n_gen)
     runs: list[Run] = []
-    lanes: list[_Lane] = []
+    contenders: list[_Contender] = []
     for workload in plan.workloads:
-        of_workload: list[_Lane] = []
+        of_workload: list[_Contender] = []
         for engine in engines:
             ids = of_workload[0].ids if of_workload else None
-            of_workload.append(_Lane(engine, workload, plan, ids, on_progress or (lambda _: None)))
+            of_workload.append(
+                _Contender(engine, workload, plan, ids, on_progress or (lambda _: None))
+            )
         for _ in range(plan.warmup - 1):
             _take_turns(of_workload, plan)
         samples = [_take_turns(of_workload, plan) for _ in range(plan.repetitions)]
-        for number, lane in enumerate(of_workload):
-            runs.append(lane.result([passes[number] for passes in samples], calibrations[number]))
-        lanes += of_workload
-    first = lanes[0]
+        for number, contender in enumerate(of_workload):
+            runs.append(
+                contender.result([passes[number] for passes in samples], calibrations[number])
+            )
+        contenders += of_workload
+    first = contenders[0]
     head, maps = first.maps()
     return BenchReport(
         plan=plan,
         generated_ids=tuple(
-            tuple(lane.ids[lane.workload.length :]) for lane in lanes[:: len(engines)]
+            tuple(contender.ids[contender.workload.length :])
+            for contender in contenders[:: len(engines)]
         ),
         runs=tuple(runs),
         ledger=count_rows(params, first.ids, first.workload.length, first.totals),
@@ -80,21 +85,23 @@ def predicted_seconds(
     for engine, calibration in zip(engines, calibrations, strict=True):
         cost = cost_of(engine)
         for workload in plan.workloads:
-            for cache in plan.caches:
+            for arm in plan.arms:
                 total += cost.seconds(0, workload.length, calibration)
                 for step in range(workload.n_gen):
-                    fed = workload.fed(cache, step)
-                    total += cost.seconds(workload.length + step + 1 - fed, fed, calibration)
+                    start, fed = workload.start(arm, step), workload.fed(arm, step)
+                    total += cost.seconds(start, fed, calibration)
     return total
 
 
-def _take_turns(lanes: Sequence[_Lane], plan: BenchPlan) -> list[dict[Cache, list[float]]]:
-    """One timed pass of every arm of every lane: seconds of the prefill and of each step."""
-    return [{cache: lane.timed(cache) for cache in plan.caches} for lane in lanes]
+def _take_turns(
+    contenders: Sequence[_Contender], plan: BenchPlan
+) -> list[dict[ArmName, list[float]]]:
+    """One timed pass of every arm of every contender: seconds of the prefill and of each step."""
+    return [{arm: contender.timed(arm) for arm in plan.arms} for contender in contenders]
 
 
-class _Lane:
-    """One engine on one text: a cache that all its arms use, and the ids that they are fed."""
+class _Contender:
+    """One engine on one text: its arms share a session, and are fed the same ids."""
 
     def __init__(
         self,
@@ -112,13 +119,13 @@ class _Lane:
         capacity = workload.length + workload.n_gen
         self._session = Session(engine, capacity)
         self._queries = Capture(
-            engine.config, range(engine.config.n_layers if "on+q" in plan.caches else 0), capacity
+            engine.config, range(engine.config.n_layers if "on+q" in plan.arms else 0), capacity
         )
         self.ids = list(workload.ids) if ids is None else ids
-        self.totals: dict[Cache, list[Counts]] = {cache: [] for cache in ("on", *plan.caches)}
+        self.totals: dict[ArmName, list[Counts]] = {arm: [] for arm in ("on", *plan.arms)}
         reference = self._decode()
-        self.verification = self._compare(reference) if "off" in plan.caches else None
-        if "on+q" in plan.caches:
+        self.verification = self._compare(reference) if "off" in plan.arms else None
+        if "on+q" in plan.arms:
             self._all_steps("on+q")
 
     def _decode(self) -> list[FloatArray]:
@@ -153,17 +160,17 @@ class _Lane:
             near_ties=near_ties,
         )
 
-    def _all_steps(self, cache: Cache) -> None:
+    def _all_steps(self, arm: ArmName) -> None:
         """One pass of an arm for its counts."""
-        self._step(cache, _PREFILL)
+        self._step(arm, _PREFILL)
         for step in range(self.workload.n_gen):
-            self._step(cache, step, self.totals[cache])
+            self._step(arm, step, self.totals[arm])
 
-    def timed(self, cache: Cache) -> list[float]:
+    def timed(self, arm: ArmName) -> list[float]:
         """Seconds of the prefill and of every decode step of one arm."""
-        return [self._step(cache, step)[1] for step in range(_PREFILL, self.workload.n_gen)]
+        return [self._step(arm, step)[1] for step in range(_PREFILL, self.workload.n_gen)]
 
-    def result(self, passes: Sequence[dict[Cache, list[float]]], calibration: Calibration) -> Run:
+    def result(self, passes: Sequence[dict[ArmName, list[float]]], calibration: Calibration) -> Run:
         """What the timed passes have shown."""
         engine = self._engine
         return Run(
@@ -176,11 +183,11 @@ class _Lane:
             weight_bytes=engine.weight_bytes,
             arms=tuple(
                 Arm(
-                    cache=cache,
-                    prefill_seconds=tuple(one[cache][0] for one in passes),
-                    step_seconds=tuple(tuple(one[cache][1:]) for one in passes),
+                    name=arm,
+                    prefill_seconds=tuple(one[arm][0] for one in passes),
+                    step_seconds=tuple(tuple(one[arm][1:]) for one in passes),
                 )
-                for cache in self._plan.caches
+                for arm in self._plan.arms
             ),
             verification=self.verification,
             calibration=calibration,
@@ -207,7 +214,7 @@ class _Lane:
         for step in drawn:
             S = length + step + 1
             triangle = None
-            if "off" in self._plan.caches:
+            if "off" in self._plan.arms:
                 again = Capture(engine.config, [layer], S)
                 self._step("off", step, capture=again)
                 whole = self._session.recording()
@@ -224,7 +231,7 @@ class _Lane:
 
     def _step(
         self,
-        cache: Cache,
+        arm: ArmName,
         step: int,
         totals: list[Counts] | None = None,
         *,
@@ -232,9 +239,9 @@ class _Lane:
     ) -> tuple[FloatArray, float]:
         """One step's logits [V] and seconds; the prefill is the same in all arms."""
         end = self.workload.length + step + 1
-        start = 0 if cache == "off" else end - 1
+        start = 0 if arm == "off" else end - 1
         session = self._session
-        session.capture = self._queries if cache == "on+q" and capture is None else capture
+        session.capture = self._queries if arm == "on+q" and capture is None else capture
         n_run = 0
         if step == _PREFILL:
             session.rewind()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvgen.choices import ArmName
 from kvgen.cli.bench_options import (
     REPETITIONS,
     ArmFlags,
@@ -43,7 +44,7 @@ from kvgen.errors import UsageError, VerificationError
 
 if TYPE_CHECKING:
     from kvgen.bench.compare import ReportComparison
-    from kvgen.bench.plan import BenchPlan, Cache
+    from kvgen.bench.plan import BenchPlan
     from kvgen.bench.report import BenchReport
     from kvgen.model import Model
 
@@ -118,12 +119,12 @@ def bench(
     from kvgen.checkpoint.folder import fingerprint
     from kvgen.engine.machine import environment
 
-    caches: list[Cache] = [] if arm_flags.no_baseline else ["on"]
-    caches += [] if arm_flags.cached_only else ["off"]
-    caches += ["on+q"] if arm_flags.q_cache else []
+    arms: list[ArmName] = [] if arm_flags.no_baseline else ["on"]
+    arms += [] if arm_flags.cached_only else ["off"]
+    arms += ["on+q"] if arm_flags.q_cache else []
     plan = BenchPlan(
         workloads=work.workloads,
-        caches=tuple(caches),
+        arms=tuple(arms),
         repetitions=work_flags.repetitions or REPETITIONS,
         warmup=work_flags.warmup,
         head=chosen_head(models[0], arm_flags),
@@ -188,7 +189,7 @@ def _run(models: list[Model], plan: BenchPlan, work: WorkFlags, *, quiet: bool) 
     positions = (
         n_passes
         * len(engines)
-        * sum(workload.positions(cache) for workload in plan.workloads for cache in plan.caches)
+        * sum(workload.positions(arm) for workload in plan.workloads for arm in plan.arms)
     )
     if seconds > _LONG_SECONDS and not quiet:
         note(

@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from kvgen.bench.cost import first_length_above
-from kvgen.bench.plan import Cache
 from kvgen.bench.report import BenchReport, Run, StepMaps
+from kvgen.choices import ArmName
 from kvgen.engine.tensors import FloatArray
 from kvgen.render.bench_files import predicted_step
 from kvgen.render.bench_tables import (
@@ -31,7 +31,7 @@ from kvgen.visible import one_line
 
 _GAP = 3  # columns between the table and the maps beside it
 _CHART_HEIGHT = 11
-_ARMS: dict[Cache, tuple[str, str, str]] = {  # mark, the same in ASCII, colour
+_ARMS: dict[ArmName, tuple[str, str, str]] = {  # mark, the same in ASCII, colour
     "on": ("●", "*", "green"),
     "off": ("○", "o", "red"),
     "on+q": ("+", "+", "cyan"),
@@ -68,8 +68,8 @@ def bench_view(
             Text(),
             *_curves(run, canvas),
             Text(),
-            *ledger_table(report.ledger, canvas.width, shown="off" in report.plan.caches),
-            *ledger_picture(report.ledger, canvas, shown="off" in report.plan.caches),
+            *ledger_table(report.ledger, canvas.width, shown="off" in report.plan.arms),
+            *ledger_picture(report.ledger, canvas, shown="off" in report.plan.arms),
         ]
     parts.append(Text())
     for one in report.runs:
@@ -96,15 +96,15 @@ def _maps(report: BenchReport, canvas: Canvas, *, side: int) -> Text:
     size = max((maps.on.shape[1] for maps in report.maps), default=0)
     lines = [Text(f"what each step computed · layer {layer} head {head}")]
     note = ""
-    arms: tuple[Cache, ...] = ("on", "off") if "off" in report.plan.caches else ("on",)
-    for cache in arms:
-        titled = cache == "on"  # the same steps stand under each other
-        blocks = [[*[Text()] * titled, Text("cache"), Text(cache)]]
+    arms: tuple[ArmName, ...] = ("on", "off") if "off" in report.plan.arms else ("on",)
+    for arm in arms:
+        titled = arm == "on"  # the same steps stand under each other
+        blocks = [[*[Text()] * titled, Text("cache"), Text(arm)]]
         for maps in report.maps:
             width = max(side, len("999,999 scores"))
             title = Text(f"step {maps.step + 1}".ljust(width))
-            scores = Text(f"{_count(maps.n_scores(cache))} scores".ljust(width), "dim")
-            small = thumbnail(_computed(maps, cache, size), canvas, side)
+            scores = Text(f"{_count(maps.n_scores(arm))} scores".ljust(width), "dim")
+            small = thumbnail(_computed(maps, arm, size), canvas, side)
             note = small.note()
             blocks.append([*[title] * titled, *small.lines, scores])
         lines += side_by_side(blocks, gap=1)
@@ -120,14 +120,14 @@ def _count(number: int) -> str:
     return f"{number:,}" if number < 1_000_000 else f"{number / 1e6:,.1f}M"
 
 
-def _computed(maps: StepMaps, cache: Cache, size: int) -> FloatArray:
+def _computed(maps: StepMaps, arm: ArmName, size: int) -> FloatArray:
     """The map [size, size] with NaN where this arm computed nothing at this step.
 
     All steps share one size, so that the triangle is seen to grow.
     """
     S = maps.on.shape[1]
     whole = np.full((size, size), np.nan, np.float32)
-    if cache == "on":
+    if arm == "on":
         whole[S - 1, :S] = maps.on[0]
     elif maps.off is not None:
         whole[:S, :S] = causal(maps.off)
@@ -139,9 +139,9 @@ def _curves(run: Run, canvas: Canvas) -> list[Text]:
     places = [run.workload.length + step for step in range(run.workload.n_gen)]
     curves = []
     for arm in run.arms:
-        mark, plain, style = _ARMS[arm.cache]
+        mark, plain, style = _ARMS[arm.name]
         y = [arm.median_step(step) for step in range(run.workload.n_gen)]
-        curves.append(Curve(arm.cache, plain if canvas.mode == "ascii" else mark, style, places, y))
+        curves.append(Curve(arm.name, plain if canvas.mode == "ascii" else mark, style, places, y))
     title = Text("time per token, logarithmic   ")
     for curve in curves:
         title.append(f"{curve.mark} ", curve.style).append(f"cache {curve.name}   ")
@@ -160,7 +160,7 @@ def _verdict(run: Run, *, name: str) -> list[str]:
     verdict = "verified" if checked.passed else "NOT VERIFIED"
     verdict += f" ({name})" if name else ""
     work = run.workload
-    on, off = (work.positions(cache) for cache in ("on", "off"))
+    on, off = (work.positions(arm) for arm in ("on", "off"))
     return [
         f"{verdict}: same tokens at {checked.n_equal} of {checked.n_steps} steps"
         + (f" ({checked.near_ties} near-ties)" if checked.near_ties else "")
@@ -214,7 +214,7 @@ def _cost(run: Run, over_seconds: float) -> list[str]:
 
 def _lesson(report: BenchReport) -> list[str]:
     ledger = report.ledger
-    if "off" not in report.plan.caches:
+    if "off" not in report.plan.arms:
         return ["cache on only; add --no-cache to measure the same tokens without it"]
     last = int((ledger.reads_of_keys > 0).sum()) - 1
     first_reads, last_reads = ledger.reads_of_keys[0], ledger.reads_of_keys[last]
@@ -232,7 +232,7 @@ def _lesson(report: BenchReport) -> list[str]:
     lines.append(
         f"row counts {state} the reference engine ({ledger.n_compared:,} layer x step totals)"
     )
-    if "on+q" in report.plan.caches:
+    if "on+q" in report.plan.arms:
         lines.append(_kept_queries(report.runs[0]))
     return lines
 

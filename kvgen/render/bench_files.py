@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import kvgen
 from kvgen.bench.ledger import Ledger, StepCount
-from kvgen.bench.plan import Cache
 from kvgen.bench.report import Arm, BenchReport, Run, spread
+from kvgen.choices import ArmName
 from kvgen.visible import one_line
 
 
@@ -48,13 +48,13 @@ def rows_of(report: BenchReport) -> Iterator[Row]:
                 yield Row(name, work.depth, run, arm, rates, work.n_prompt)
             if work.n_gen:
                 rates = [work.n_gen / sum(samples) for samples in arm.step_seconds]
-                positions = work.positions(arm.cache) - work.length
+                positions = work.positions(arm.name) - work.length
                 yield Row(f"tg{work.n_gen}", work.length, run, arm, rates, positions)
 
 
-def predicted_step(run: Run, cache: Cache, step: int) -> float:
+def predicted_step(run: Run, arm: ArmName, step: int) -> float:
     """Predicted seconds of a decode step."""
-    fed = run.workload.fed(cache, step)
+    fed = run.workload.fed(arm, step)
     start = run.workload.length + step + 1 - fed
     return run.cost.seconds(start, fed, run.calibration)
 
@@ -111,12 +111,12 @@ def bench_json(report: BenchReport, facts: dict[str, Any]) -> dict[str, Any]:
 def _result(test: Row) -> dict[str, Any]:
     run, arm, work = test.run, test.arm, test.run.workload
     steps = range(0 if test.is_prefill else work.n_gen)
-    fed = [work.fed(arm.cache, step) for step in steps]
+    fed = [work.fed(arm.name, step) for step in steps]
     starts = [work.length + step + 1 - count for step, count in zip(steps, fed, strict=True)]
     return {
         "test": test.name,
         "depth": test.depth,
-        "cache": arm.cache,
+        "cache": arm.name,
         "dtype": run.dtype,
         "cache_dtype": run.cache_dtype,
         "backend": run.backend,
@@ -128,7 +128,7 @@ def _result(test: Row) -> dict[str, Any]:
         "positions_processed": test.positions,
         "predicted_seconds_per_step": [predicted_prefill(run)]
         if test.is_prefill
-        else [predicted_step(run, arm.cache, step) for step in steps],
+        else [predicted_step(run, arm.name, step) for step in steps],
         "bytes_per_step": [run.cost.bytes_read(work.depth, work.n_prompt)]
         if test.is_prefill
         else [run.cost.bytes_read(*where) for where in zip(starts, fed, strict=True)],
@@ -189,7 +189,7 @@ def bench_lines(report: BenchReport, facts: dict[str, Any]) -> str:
             "n_gen": 0 if test.is_prefill else work.n_gen,
             "n_depth": test.depth,
             "test": test.title,
-            "cache": test.arm.cache,
+            "cache": test.arm.name,
             "prefill": test.run.prefill,
             "avg_ts": rates["mean"],
             "stddev_ts": rates["stdev"],
@@ -213,7 +213,7 @@ def bench_markdown(report: BenchReport, facts: dict[str, Any]) -> str:
         lines.append(
             f"| {_markdown(kind)} | {run.weight_bytes / 2**20:.2f} MiB | "
             f"{facts['parameters'] / 1e6:.2f} M | {run.backend} | {run.threads} | "
-            f"{test.arm.cache} | {test.title} | {rates['mean']:.2f} ± {rates['stdev']:.2f} |"
+            f"{test.arm.name} | {test.title} | {rates['mean']:.2f} ± {rates['stdev']:.2f} |"
         )
     environment = facts["environment"]
     known = (f"{name} {value}" for name, value in environment.items() if value is not None)
@@ -247,10 +247,10 @@ def bench_csv(report: BenchReport) -> str:
             samples = [one[step] for one in arm.step_seconds]
             writer.writerow(
                 [
-                    test.title, arm.cache, run.dtype, run.cache_dtype, run.backend, run.threads,
-                    step + 1, run.workload.length + step, run.workload.fed(arm.cache, step),
+                    test.title, arm.name, run.dtype, run.cache_dtype, run.backend, run.threads,
+                    step + 1, run.workload.length + step, run.workload.fed(arm.name, step),
                     f"{arm.median_step(step):.9f}", f"{min(samples):.9f}", f"{max(samples):.9f}",
-                    f"{predicted_step(run, arm.cache, step):.9f}",
+                    f"{predicted_step(run, arm.name, step):.9f}",
                 ]
             )  # fmt: skip
     return rows.getvalue()

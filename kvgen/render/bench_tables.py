@@ -42,14 +42,14 @@ def rates(report: BenchReport, width: int) -> list[RenderableType]:
         run = row.run
         cells = {
             "test": row.title,
-            "cache": row.arm.cache,
+            "cache": row.arm.name,
             "tok/s": f"{spread(row.rates)['median']:,.1f}",
             "min..max": f"{min(row.rates):,.1f}..{max(row.rates):,.1f}",
             "predicted": f"{_predicted_rate(run, row.arm, prefill=row.is_prefill):,.1f}",
             "positions run": f"{row.positions:,}",
         }
         on = run.arm("on")
-        if row.arm.cache == "off" and on is not None:
+        if row.arm.name == "off" and on is not None:
             fast = spread([run.workload.n_gen / sum(one) for one in on.step_seconds])["median"]
             cells["on/off"] = f"{fast / spread(row.rates)['median']:.1f}x"
         rows.append(cells | {name: traits(run)[name] for name in differing})
@@ -90,7 +90,7 @@ def _predicted_rate(run: Run, arm: Arm, *, prefill: bool) -> float:
     if prefill:
         return work.n_prompt / predicted_prefill(run)
     steps = range(work.n_gen)
-    return work.n_gen / sum(predicted_step(run, arm.cache, step) for step in steps)
+    return work.n_gen / sum(predicted_step(run, arm.name, step) for step in steps)
 
 
 def by_position(run: Run, width: int) -> list[RenderableType]:
@@ -98,7 +98,7 @@ def by_position(run: Run, width: int) -> list[RenderableType]:
     on, off = run.arm("on"), run.arm("off")
     headings = {"position": "position"}
     for arm in run.arms:
-        headings |= {arm.cache: arm.cache, f"{arm.cache} predicted": "pred."}
+        headings |= {arm.name: arm.name, f"{arm.name} predicted": "pred."}
     headings |= {"ratio": "off/on"} if on is not None and off is not None else {}
     work, rows = run.workload, []
     for step in np.unique(
@@ -106,9 +106,9 @@ def by_position(run: Run, width: int) -> list[RenderableType]:
     ):
         cells = {"position": f"{work.length + step:,}"}
         for arm in run.arms:
-            cells[arm.cache] = f"{1e3 * arm.median_step(step):.2f}"
-            predicted = predicted_step(run, arm.cache, step)
-            cells[f"{arm.cache} predicted"] = f"{1e3 * predicted:.2f}"
+            cells[arm.name] = f"{1e3 * arm.median_step(step):.2f}"
+            predicted = predicted_step(run, arm.name, step)
+            cells[f"{arm.name} predicted"] = f"{1e3 * predicted:.2f}"
         if on is not None and off is not None:
             cells["ratio"] = f"{off.median_step(step) / on.median_step(step):.0f}x"
         rows.append(cells)

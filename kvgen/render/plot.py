@@ -84,13 +84,13 @@ def _draw_run(axes: Any, run: Run, *, alone: bool) -> None:
     for arm in run.arms:
         if not places:
             continue
-        color = _COLORS[arm.cache] if alone else None
+        color = _COLORS[arm.name] if alone else None
         of_steps = list(zip(*arm.step_seconds, strict=True))
         medians = [1e3 * arm.median_step(step) for step in range(len(places))]
-        (line,) = axes.plot(places, medians, color=color, label=f"{name}cache {arm.cache}")
+        (line,) = axes.plot(places, medians, color=color, label=f"{name}cache {arm.name}")
         low, high = ([1e3 * pick(one) for one in of_steps] for pick in (min, max))
         axes.fill_between(places, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-        predicted = [1e3 * predicted_step(run, arm.cache, step) for step in range(len(places))]
+        predicted = [1e3 * predicted_step(run, arm.name, step) for step in range(len(places))]
         axes.plot(places, predicted, "--", color=line.get_color(), linewidth=0.8)
 
 
