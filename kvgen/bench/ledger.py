@@ -1,10 +1,10 @@
-"""Which rows of Q, K and V a run computes, keeps and reads again: counted, not assumed.
+"""Which rows of Q, K and V a run computes, and which it reads: counted where it happens.
 
-A counting cache stands around the reference engine's own and is asked for every row; a recorder in
-the place of the capture sees every query. With the cache a step computes one row of Q, K and V,
-keeps K and V and reads all rows of both; no later step asks for an old q. Without it a step also
-needs the old queries: not for its own output, but to build again the hidden states of the old
-positions, out of which the next layer's K and V are made.
+A counting cache stands around the reference engine's own and keeps queries too: the engine writes
+every row into it and takes every row that attention needs out of it again, Q as well as K and V.
+With the cache a step computes one row of each, and reads all kept rows of K and V, but of Q the new
+one alone. Without it a step computes and reads all rows of all three again.
+`kvgen.bench.interventions` asks the harder question, which rows a step needs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from kvgen.bench.cost import cost_of
 from kvgen.choices import ArmName
-from kvgen.engine.cache import KeyValueCache
+from kvgen.engine.cache import KeyValueCache, RowsRead
 from kvgen.engine.contract import Engine
 from kvgen.engine.open import open_engine
 from kvgen.engine.params import Params
@@ -32,31 +32,38 @@ _WIDENED_BYTES = 2**30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCount:
-    """What one decode step did in one layer, in rows (positions)."""
+    """What one decode step did in one layer, in rows (positions).
+
+    Rows that were computed in the same step are fresh; all others that were read are kept ones.
+    """
 
     length: int  # positions before the step
     computed: int  # rows of Q, and as many of K and of V
-    old_computed: int  # of these, rows that an earlier step had computed already
-    keys_read: int  # rows of K that the step's queries attend to, and as many of V
-    old_keys_read: int  # of these, rows that an earlier step had computed and the cache has kept
-    old_queries_read: int  # rows of Q that an earlier step had computed and that were asked for
-    pairs: Counts  # [L] queries times the keys that each of them sees
+    recomputed: int  # of these, rows that an earlier pass had computed already
+    keys_read: int
+    values_read: int
+    queries_read: int
+    kept_keys_read: int  # of the rows read, those that the step did not compute itself
+    kept_values_read: int
+    kept_queries_read: int
+    pairs: Counts  # [L] reads of a row of K by a query, of one head
     max_abs_change: float  # greatest difference of a recomputed row of K or V to the old one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """The counts of some decode steps, and of the fast engine's own totals for all of them."""
+    """The counts of some decode steps, and of the timed engine's own totals for all of them."""
 
     n_layers: int  # that the reference ran
     on: tuple[StepCount, ...]
     off: tuple[StepCount, ...]
     layer: int  # the layer that rows are told of: the first that sees everything, if any does
-    reads_of_keys: Counts  # [S] how often each row of K was read with the cache, and of V
+    reads_of_keys: Counts  # [S] how often each row of K was read with the cache
+    reads_of_values: Counts  # [S] and each row of V
     reads_of_queries: Counts  # [S] and each row of Q
     recomputed: Counts  # [S] how often each row of Q, K and V was computed without it
-    n_compared: int  # totals per layer and step that the timed engine wrote
-    n_different: int  # of these, such that differ from what the reference counts
+    n_compared: int  # totals of K, of V and of kept Q per layer and step that the timed engine made
+    n_different: int  # of these, such that differ from what shapes and the reference say
 
     @property
     def agrees(self) -> bool:
@@ -64,16 +71,17 @@ class Ledger:
 
 
 class CountingCache:
-    """A KeyValueCache that counts the rows which the reference engine writes and reads."""
+    """A KeyValueCache with queries that counts the rows which the reference engine passes it."""
 
     def __init__(self, cache: KeyValueCache, n_layers: int) -> None:
         self._cache = cache
         shape = (n_layers, cache.capacity)
         self.computed: Counts = np.zeros(shape, np.int64)  # [L, S] rows of K, as many of V
-        self.computed_q: Counts = np.zeros(shape, np.int64)
-        self.keys_read: Counts = np.zeros(shape, np.int64)  # by queries that see them
+        self.queries_computed: Counts = np.zeros(shape, np.int64)
+        # [L, S] how often each row was read, by as many positions.
+        self.keys_read: Counts = np.zeros(shape, np.int64)
+        self.values_read: Counts = np.zeros(shape, np.int64)
         self.queries_read: Counts = np.zeros(shape, np.int64)
-        self.touched = np.zeros(shape, np.bool_)  # rows of K seen by any query since the last look
         self.max_abs_change = 0.0
 
     @property
@@ -101,8 +109,12 @@ class CountingCache:
         return self._cache.positions_run
 
     @property
-    def rows_read(self) -> Counts:
+    def rows_read(self) -> RowsRead:
         return self._cache.rows_read
+
+    @property
+    def keeps_queries(self) -> bool:
+        return self._cache.keeps_queries
 
     def prepare(self, n_new: int, *, rope_length: int | None = None) -> list[int]:
         return self._cache.prepare(n_new, rope_length=rope_length)
@@ -124,44 +136,42 @@ class CountingCache:
 
     def write(self, layer: int, k: FloatArray, v: FloatArray) -> None:
         """Count the rows; those computed before are compared with what they were."""
-        rows = slice(self.length, self.length + len(k))
-        again = self.computed[layer, rows] > 0
-        if again.any():
-            mask = np.zeros((1, rows.stop), np.bool_)
-            for new, old in zip((k, v), self._cache.read(layer, mask), strict=True):
-                change = np.abs(new - old[:, rows].swapaxes(0, 1))[again].max()
+        rows = range(self.length, self.length + len(k))
+        for row, new_k, new_v in zip(rows, k, v, strict=True):
+            if self.computed[layer, row]:
+                change = np.abs(new_k - self._cache.row("k", layer, row)).max()
+                change = max(change, np.abs(new_v - self._cache.row("v", layer, row)).max())
                 self.max_abs_change = max(self.max_abs_change, float(change))
-        self.computed[layer, rows] += 1
+        self.computed[layer, rows.start : rows.stop] += 1
         self._cache.write(layer, k, v)
 
-    def read(self, layer: int, mask: npt.NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
+    def write_queries(self, layer: int, q: FloatArray) -> None:
+        """Count the rows."""
+        self.queries_computed[layer, self.length : self.length + len(q)] += 1
+        self._cache.write_queries(layer, q)
+
+    def read_keys(self, layer: int, mask: npt.NDArray[np.bool_]) -> FloatArray:
         """Count each row once for every query that sees it."""
         self.keys_read[layer, : mask.shape[1]] += mask.sum(axis=0)
-        self.touched[layer, : mask.shape[1]] |= mask.any(axis=0)
-        return self._cache.read(layer, mask)
+        return self._cache.read_keys(layer, mask)
 
+    def read_values(self, layer: int, mask: npt.NDArray[np.bool_]) -> FloatArray:
+        """Count each row once for every query that sees it."""
+        self.values_read[layer, : mask.shape[1]] += mask.sum(axis=0)
+        return self._cache.read_values(layer, mask)
 
-class QueryRecorder:
-    """Stands where a capture of q and z stands: sees each query when it is made, and used."""
-
-    def __init__(self, cache: CountingCache) -> None:
-        self._cache = cache
-
-    def write(self, layer: int, start: int, q: FloatArray, z: FloatArray) -> None:
-        """A query is read by the step that computes it, whose output z is; it is not kept."""
-        rows = slice(start, start + len(q))
-        assert len(z) == len(q)
-        self._cache.computed_q[layer, rows] += 1
-        self._cache.queries_read[layer, rows] += 1
+    def read_queries(self, layer: int, positions: range) -> FloatArray:
+        """Count each row once."""
+        self.queries_read[layer, positions.start : positions.stop] += 1
+        return self._cache.read_queries(layer, positions)
 
 
 def count_rows(
-    params: Params, ids: Sequence[int], n_before: int, totals: Mapping[ArmName, Sequence[Counts]]
+    params: Params, ids: Sequence[int], n_before: int, totals: Mapping[ArmName, Sequence[RowsRead]]
 ) -> Ledger:
     """Run some decode steps behind `n_before` of the ids with counting, with and without a cache.
 
-    `totals` are what the timed engine wrote: for each arm and decode step the pairs of queries and
-    keys in each layer [L].
+    `totals` are what the timed engine read in each arm and decode step.
     """
     cut = _first_layers(params)
     engine = open_engine(cut, backend="numpy", threads=None)
@@ -176,7 +186,7 @@ def count_rows(
             counting.step(ids[: n_before + step + 1], keep=arm == "on") for step in range(n_steps)
         ]
     cost, different, compared = cost_of(engine), 0, 0
-    ropes = length_dependent(params.config)
+    n_heads, ropes = params.config.n_heads, length_dependent(params.config)
     for arm, of_steps in totals.items():
         counted = counts["off" if arm == "off" else "on"].steps
         for step, total in enumerate(of_steps):
@@ -185,8 +195,10 @@ def count_rows(
             expected = np.array(
                 [cost.visible_in(number, start, end - start) for number in range(len(cut.layers))]
             )
-            different += int((total[: len(expected)] != expected).sum())
-            compared += len(expected)
+            for of_layers in (total.k, total.v):
+                different += int((of_layers[: len(expected)] != n_heads * expected).sum())
+            different += int((total.old_q[: len(expected)] != 0).sum())
+            compared += 3 * len(expected)
             if step < len(counted):
                 different += int((counted[step].pairs != expected).sum())
     on, off = counts["on"].cache, counts["off"].cache
@@ -196,6 +208,7 @@ def count_rows(
         off=tuple(counts["off"].steps),
         layer=layer,
         reads_of_keys=on.keys_read[layer],
+        reads_of_values=on.values_read[layer],
         reads_of_queries=on.queries_read[layer],
         recomputed=off.computed[layer],
         n_compared=compared,
@@ -209,11 +222,10 @@ class _Counting:
     def __init__(self, engine: Engine, capacity: int, layer: int) -> None:
         """`layer` is the one that steps are told of."""
         self._layer = layer
-        own = engine.new_cache(capacity)
+        own = engine.new_cache(capacity, queries=True)
         assert isinstance(own, KeyValueCache)
         self.cache = CountingCache(own, engine.config.n_layers)
-        recorder = QueryRecorder(self.cache)
-        self._session = Session(engine, capacity, cache=self.cache, capture=recorder)
+        self._session = Session(engine, capacity, cache=self.cache)
         self.steps: list[StepCount] = []
 
     def feed(self, ids: Sequence[int]) -> None:
@@ -223,24 +235,29 @@ class _Counting:
     def step(self, ids: Sequence[int], *, keep: bool) -> StepCount:
         """Run the last of the ids, behind what is kept or with everything again."""
         cache, before, layer = self.cache, len(ids) - 1, self._layer
-        computed, pairs = cache.computed_q.copy(), cache.keys_read.sum(axis=1)
-        queries, changed = cache.queries_read.copy(), cache.max_abs_change
-        cache.max_abs_change, cache.touched[:] = 0.0, False
+        every = (cache.keys_read, cache.values_read, cache.queries_read)
+        earlier = [reads.copy() for reads in every]
+        computed, changed = cache.queries_computed.copy(), cache.max_abs_change
+        cache.max_abs_change = 0.0
         if not keep:
             cache.clear()
         self.feed(ids[before:] if keep else ids)
-        fresh = cache.computed_q - computed
-        asked = cache.queries_read - queries - fresh  # beyond those that were just computed
+        fresh = (cache.queries_computed - computed)[layer]
+        reads = [(now - then)[layer] > 0 for now, then in zip(every, earlier, strict=True)]
+        keys, values, queries = (int(read.sum()) for read in reads)
+        kept_keys, kept_values, kept_queries = (int((read & (fresh == 0)).sum()) for read in reads)
         change, cache.max_abs_change = cache.max_abs_change, max(cache.max_abs_change, changed)
-        old_computed = int(fresh[layer, :before].sum())
         return StepCount(
             length=before,
-            computed=int(fresh[layer].sum()),
-            old_computed=old_computed,
-            keys_read=int(cache.touched[layer].sum()),
-            old_keys_read=0 if old_computed else int(cache.touched[layer, :before].sum()),
-            old_queries_read=int(asked[layer].sum()),
-            pairs=cache.keys_read.sum(axis=1) - pairs,
+            computed=int(fresh.sum()),
+            recomputed=int(fresh[computed[layer] > 0].sum()),
+            keys_read=keys,
+            values_read=values,
+            queries_read=queries,
+            kept_keys_read=kept_keys,
+            kept_values_read=kept_values,
+            kept_queries_read=kept_queries,
+            pairs=(cache.keys_read - earlier[0]).sum(axis=1),
             max_abs_change=change,
         )
 

@@ -143,8 +143,9 @@ def _counted(engine: Engine, ids: Sequence[int]) -> Check:
     split = max(1, len(ids) - 4)
     for begin, end in zip([0, *range(split, len(ids))], [*range(split, len(ids) + 1)], strict=True):
         session.feed(ids[begin:end], rope_length=len(ids))
-        for layer, total in enumerate(session.rows_read):
-            wrong += int(total != cost.visible_in(layer, begin, end - begin))
+        for layer, totals in enumerate(zip(session.rows_read.k, session.rows_read.v, strict=True)):
+            expected = engine.config.n_heads * cost.visible_in(layer, begin, end - begin)
+            wrong += sum(int(total != expected) for total in totals)
     return Check(
         name="rows of K and V read, counted",
         max_abs_difference=0.0,
