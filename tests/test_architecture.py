@@ -79,7 +79,7 @@ MAY_IMPORT = {
     "bench": {*_ENGINES, "attention", "engine.open", "generate", "session"},
     "render": {
         "attention", "bench", "engine.calibration", "engine.config", "engine.edits",
-        "engine.tensors", "engine.trace", "facts",
+        "engine.machine", "engine.tensors", "engine.trace", "facts",
     },
     "cli": set(),  # the top: it may import everything
 }  # fmt: skip

@@ -7,7 +7,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,17 @@ from kvgen.engine.reference import decoder, ops
 from kvgen.engine.rope import rope_tables
 from kvgen.errors import UsageError
 from kvgen.model import Model
-from kvgen.render.bench_files import bench_csv, bench_json, bench_lines, bench_markdown
+from kvgen.render.bench_files import (
+    bench_csv,
+    bench_json,
+    bench_lines,
+    bench_markdown,
+    comparison_json,
+)
 from tests import tiny
 from tests.command import inside
 from tests.conftest import BACKENDS, Loader
+from tests.reports import make_context
 from tests.sequences import recorded
 
 PROMPT = tuple(tiny.make_ids(9))
@@ -42,11 +49,7 @@ PLAN = BenchPlan(workloads=(WORK,), repetitions=2, arms=("on", "off"))
 SPEED = Calibration(
     read_bytes_per_second=1e10, flops_per_second=1e11, attention_flops_per_second=1e10
 )
-FACTS: dict[str, Any] = {
-    "model": "tiny", "model_hash": "0123", "family": "llama", "parameters": 1000,
-    "prompt": "9 tokens", "seed": None,
-    "environment": {"cpu": "x", "cores": 2},
-}  # fmt: skip
+CONTEXT = make_context()
 
 
 def run(model: Model, plan: BenchPlan = PLAN, **options: Any) -> BenchReport:
@@ -145,7 +148,7 @@ def test_several_engines_and_texts_run_on_the_same_ids(tiny_model: Loader) -> No
     assert report.passed
     assert all(len(one.arms) == 3 for one in report.runs)
     tests = [
-        (row["test"], row["depth"], row["cache"]) for row in bench_json(report, FACTS)["results"]
+        (row["test"], row["depth"], row["cache"]) for row in bench_json(report, CONTEXT)["results"]
     ]
     assert tests[:4] == [("pp9", 0, "on"), ("tg5", 9, "on"), ("tg5", 9, "off"), ("tg5", 9, "on+q")]
     assert tests[8] == ("pp12", 8, "on") and tests[9] == ("tg2", 20, "on")
@@ -167,10 +170,10 @@ def test_the_verdict(difference: float, equal: int, near_ties: int, passed: bool
 
 
 def test_a_spread_by_hand() -> None:
-    assert spread([1, 2, 6]) == pytest.approx(
+    assert asdict(spread([1, 2, 6])) == pytest.approx(
         {"median": 2, "mean": 3, "stdev": 7**0.5, "min": 1, "max": 6}
     )
-    assert spread([4])["stdev"] == 0
+    assert spread([4]).stdev == 0
 
 
 # --- The ledger -------------------------------------------------------------------------------
@@ -277,8 +280,82 @@ def test_a_length_is_found_by_its_time() -> None:
 # --- Files ------------------------------------------------------------------------------------
 
 
+JSON_NAMES = """
+calibration.attention_gflops calibration.gflops calibration.read_gb_per_second
+calibration.seconds_per_position calibration.seconds_per_step
+environment.blas environment.blas_architecture environment.blas_threads environment.cores
+environment.cpu environment.kvgen environment.load_average environment.numba environment.numpy
+environment.python environment.system
+generated_ids
+ledger.agrees ledger.layer ledger.layers ledger.off.computed ledger.off.keys_read ledger.off.length
+ledger.off.max_abs_change ledger.off.old_computed ledger.off.old_keys_read
+ledger.off.old_queries_read ledger.off.pairs ledger.on.computed ledger.on.keys_read ledger.on.length
+ledger.on.max_abs_change ledger.on.old_computed ledger.on.old_keys_read ledger.on.old_queries_read
+ledger.on.pairs ledger.reads_of_each_key ledger.reads_of_each_query
+ledger.times_each_row_is_computed_without_cache ledger.totals_compared ledger.totals_different
+maps.head maps.layer maps.steps.scores_off maps.steps.scores_on maps.steps.step
+model model_hash parameters prompt prompt_ids
+results.backend results.bytes_per_step results.cache results.cache_dtype
+results.calibration.attention_gflops results.calibration.gflops
+results.calibration.read_gb_per_second results.calibration.seconds_per_position
+results.calibration.seconds_per_step results.depth results.dtype results.flops_per_step
+results.positions_processed results.predicted_seconds_per_step results.prefill results.samples
+results.seconds_per_step results.test results.threads results.tokens_per_second.max
+results.tokens_per_second.mean results.tokens_per_second.median results.tokens_per_second.min
+results.tokens_per_second.stdev
+seed
+verification.max_abs_logit_difference verification.near_ties verification.passed
+verification.tokens_equal verification.tolerance
+version
+"""
+LINE_NAMES = """
+avg_ts backends cache cpu_info environment.blas environment.blas_architecture
+environment.blas_threads environment.cores environment.cpu environment.kvgen
+environment.load_average environment.numba environment.numpy environment.python environment.system
+median_ts model_filename model_hash model_n_params model_size model_type n_depth n_gen n_prompt
+n_threads prefill samples_ts stddev_ts test type_k type_v
+"""
+COMPARISON_NAMES = """
+differences only_in_one reports results.backend results.beyond_spread results.cache
+results.cache_dtype results.depth results.dtype results.ratio results.test results.threads
+results.tokens_per_second.max results.tokens_per_second.mean results.tokens_per_second.median
+results.tokens_per_second.min results.tokens_per_second.stdev
+"""
+
+
+def names_in(content: Any, at: str = "") -> set[str]:
+    """The path of every value, its names joined by dots; a list of objects adds none."""
+    if isinstance(content, dict):
+        return {
+            name
+            for key, value in content.items()
+            for name in names_in(value, f"{at}.{key}" if at else key)
+        }
+    if isinstance(content, list) and content and isinstance(content[0], dict):
+        return {name for each in content for name in names_in(each, at)}
+    return {at}
+
+
+def test_json_has_exactly_these_names(report: BenchReport) -> None:
+    whole = json.loads(json.dumps(bench_json(report, CONTEXT)))
+    assert names_in(whole) == set(JSON_NAMES.split())
+    for line in bench_lines(report, CONTEXT).splitlines():
+        assert names_in(json.loads(line)) == set(LINE_NAMES.split())
+    compared = comparison_json(compare_reports(whole, whole), names=("a", "b"))
+    assert names_in(json.loads(json.dumps(compared))) == set(COMPARISON_NAMES.split())
+
+
+def test_a_core_type_that_openblas_is_told_is_reported(report: BenchReport) -> None:
+    told = replace(CONTEXT.environment, openblas_core_type="Haswell")
+    content = bench_json(report, replace(CONTEXT, environment=told))
+    assert content["environment"] == {
+        **bench_json(report, CONTEXT)["environment"],
+        "OPENBLAS_CORETYPE": "Haswell",
+    }
+
+
 def test_json_has_its_documented_names(report: BenchReport) -> None:
-    content = json.loads(json.dumps(bench_json(report, FACTS)))
+    content = json.loads(json.dumps(bench_json(report, CONTEXT)))
     tests = [(result["test"], result["cache"]) for result in content["results"]]
     assert tests == [("pp9", "on"), ("tg5", "on"), ("tg5", "off")]
     assert [result["positions_processed"] for result in content["results"]] == [9, 5, 60]
@@ -293,21 +370,23 @@ def test_json_has_its_documented_names(report: BenchReport) -> None:
 
 
 def test_lines_and_markdown_have_the_names_of_llama_bench(report: BenchReport) -> None:
-    lines = [json.loads(line) for line in bench_lines(report, FACTS).splitlines()]
+    lines = [json.loads(line) for line in bench_lines(report, CONTEXT).splitlines()]
     assert [line["test"] for line in lines] == ["pp9", "tg5 @ d9", "tg5 @ d9"]
     assert (lines[0]["n_prompt"], lines[0]["n_gen"], lines[0]["n_depth"]) == (9, 0, 0)
     assert (lines[2]["n_prompt"], lines[2]["n_gen"], lines[2]["n_depth"]) == (0, 5, 9)
     assert all(len(line["samples_ts"]) == 2 for line in lines)
-    table = bench_markdown(report, FACTS).splitlines()
+    table = bench_markdown(report, CONTEXT).splitlines()
     assert table[0] == "| model | size | params | backend | threads | cache | test | t/s |"
     assert "| off | tg5 @ d9 |" in table[4]
 
 
 def test_a_name_from_elsewhere_stays_in_its_place_in_markdown(report: BenchReport) -> None:
-    odd = FACTS | {"model": "a|b\n# c\x1b[2J <b> `d`", "environment": {"cpu": "x | y\n"}}
-    plain, text = bench_markdown(report, FACTS), bench_markdown(report, odd)
+    odd = make_context(model="a|b\n# c\x1b[2J <b> `d`", cpu="x | y\n")
+    plain, text = bench_markdown(report, CONTEXT), bench_markdown(report, odd)
     assert text.splitlines()[:-1] == plain.splitlines()[:-1]
-    assert text.splitlines()[-1] == r"a\|b # c\\x1b\[2J \<b> \`d\` (0123) · cpu x \| y"
+    assert text.splitlines()[-1].startswith(
+        r"a\|b # c\\x1b\[2J \<b> \`d\` (0123) · cpu x \| y · cores 2 · "
+    )
 
 
 def test_no_cell_of_a_csv_can_be_taken_for_a_formula(report: BenchReport) -> None:
@@ -342,7 +421,13 @@ def test_reports_are_compared_by_ratio_and_spread(low: float, high: float, beyon
     assert comparison.differences == ("cpu: x -> y",)
 
 
-@pytest.mark.parametrize("other", [{}, [], {"results": 3}, {"results": [{"test": 1}]}, None])
+RATE_OF_0 = saved(0, low=0, high=0)
+RATE_OF_ANY_SIZE = saved(10**400, low=1, high=1)
+
+
+@pytest.mark.parametrize(
+    "other", [{}, [], {"results": 3}, {"results": [{"test": 1}]}, None, RATE_OF_0, RATE_OF_ANY_SIZE]
+)
 def test_what_is_no_report_is_not_compared(other: Any) -> None:
     with pytest.raises(UsageError, match="needs two reports"):
         compare_reports(saved(1, low=1, high=1), other)

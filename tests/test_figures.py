@@ -11,9 +11,11 @@ from xml.etree import ElementTree
 
 import pytest
 
+from kvgen.bench.report import ReportContext
 from kvgen.errors import KvgenError
 from kvgen.model import default_model
 from tests.command import KVGEN, assert_fails, inside
+from tests.reports import make_context
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -33,8 +35,8 @@ NAMES = {
 }
 
 
-def facts(model: str) -> dict[str, Any]:
-    return {"model": model, "environment": {"cpu": "CPU $1^$2"}}
+def context(model: str) -> ReportContext:
+    return make_context(model=model, cpu="CPU $1^$2")
 
 
 def words_in(svg: bytes) -> list[str]:
@@ -61,14 +63,14 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_a_name_is_drawn_as_it_is(name: str, drawn: list[bytes]) -> None:
     for kind in ("png", "pdf", "svg"):
-        check_latency_figure(facts(name), kind=kind)
+        check_latency_figure(context(name), kind=kind)
     assert f"{NAMES[name]} · CPU $1^$2 (dashed: predicted)".strip() in [
         text.strip() for text in words_in(drawn[-1])
     ]
 
 
 def test_a_long_name_is_cut_and_has_a_line_of_its_own(drawn: list[bytes]) -> None:
-    check_latency_figure(facts("x" * 1000), kind="svg")
+    check_latency_figure(context("x" * 1000), kind="svg")
     names = [text for text in words_in(drawn[-1]) if "xxx" in text and len(text) < 80]
     assert names and " ... " in names[0]
 
@@ -146,7 +148,7 @@ def test_a_figure_that_cannot_be_drawn_is_told_before_the_benchmark(
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
     with pytest.raises(KvgenError, match="matplotlib cannot draw the figure: no font"):
-        check_latency_figure(facts("x"), kind="png")
+        check_latency_figure(context("x"), kind="png")
     run = inside(*BENCH, "--plot", str(tmp_path / "y.png"))
     assert_fails(run, 1, "matplotlib cannot draw the figure: no font")
 

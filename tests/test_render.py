@@ -42,6 +42,7 @@ from kvgen.render.ink import NEGATIVE_256, POSITIVE_256, SEQUENTIAL_256, Ink
 from kvgen.render.layout import flow, side_by_side, stacked_tables
 from kvgen.render.timing import RunTimings, timing_block
 from kvgen.render.words import WordWrap
+from tests.reports import make_context
 
 GLYPHS = Canvas(80, "glyphs")
 NAN = np.float32(np.nan)
@@ -249,11 +250,7 @@ def make_report(n_prompt: int, dtypes: tuple[DTypeName, ...] = ("f32",)) -> Benc
     )  # fmt: skip
 
 
-BENCH_FACTS = {
-    "model": "tiny", "model_hash": "0123", "family": "llama", "parameters": 1000,
-    "prompt": "some tokens",
-    "environment": {"cpu": "CPU", "cores": 2},
-}  # fmt: skip
+CONTEXT = make_context(prompt="some tokens")
 
 
 @pytest.mark.parametrize("mode", ["color", "glyphs", "ascii"])
@@ -261,7 +258,7 @@ BENCH_FACTS = {
 @pytest.mark.parametrize("n_prompt", [5, 638, 2000])
 def test_a_benchmark_keeps_to_its_width(n_prompt: int, width: int, mode: Mode) -> None:
     canvas = Canvas(width, mode)
-    view = bench_view(make_report(n_prompt), BENCH_FACTS, canvas)
+    view = bench_view(make_report(n_prompt), CONTEXT, canvas)
     lines = [without_colors(line).rstrip() for line in lines_of(view, canvas)]
     assert max(map(cell_len, lines)) <= width
     assert not any(line.endswith("…") for line in lines)
@@ -275,7 +272,7 @@ def test_a_benchmark_keeps_to_its_width(n_prompt: int, width: int, mode: Mode) -
 @pytest.mark.parametrize("width", [60, 80, 100])
 def test_several_runs_are_told_apart(width: int) -> None:
     canvas = Canvas(width, "glyphs")
-    view = bench_view(make_report(50, ("f32", "int8")), BENCH_FACTS, canvas)
+    view = bench_view(make_report(50, ("f32", "int8")), CONTEXT, canvas)
     lines = [line.rstrip() for line in lines_of(view, canvas)]
     assert max(map(cell_len, lines)) <= width
     text = "\n".join(lines)
@@ -289,7 +286,7 @@ def test_several_runs_are_told_apart(width: int) -> None:
 @pytest.mark.parametrize("width", [60, 80, 100])
 def test_no_table_of_a_benchmark_loses_a_column(width: int) -> None:
     canvas = Canvas(width, "glyphs")
-    lines = lines_of(bench_view(make_report(2000), BENCH_FACTS, canvas), canvas)
+    lines = lines_of(bench_view(make_report(2000), CONTEXT, canvas), canvas)
     text = " ".join(line.rstrip() for line in lines)
     for heading in ("cache", "step", "computed", "again", "kept", "K, V read", "old Q read"):
         assert heading in text

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
+from kvgen.bench.report import Spread
 from kvgen.errors import UsageError
 
-_KEY = ("test", "depth", "cache", "dtype", "cache_dtype", "backend", "threads")
+
+class ComparisonKey(NamedTuple):
+    """What two reports must agree on for a test of theirs to be the same, as they write it."""
+
+    test: str  # pp512, tg128
+    depth: int
+    cache: str
+    dtype: str
+    cache_dtype: str
+    backend: str
+    threads: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """One test of both reports, in tokens per second."""
 
-    key: tuple[Any, ...]  # test, depth, cache, dtype, cache_dtype, backend, threads
-    one: Mapping[str, float]  # median, mean, stdev, min, max
-    other: Mapping[str, float]
+    key: ComparisonKey
+    one: Spread
+    other: Spread
 
     @property
     def ratio(self) -> float:
         """The second report's median by the first one's."""
-        return self.other["median"] / self.one["median"]
+        return self.other.median / self.one.median
 
     @property
     def beyond_spread(self) -> bool:
         """Whether all samples of one report lie beyond all of the other's."""
-        return self.other["min"] > self.one["max"] or self.other["max"] < self.one["min"]
+        return self.other.min > self.one.max or self.other.max < self.one.min
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,16 +57,16 @@ def compare_reports(one: Any, other: Any) -> ReportComparison:
     """
     try:
         sides = [
-            {tuple(result[name] for name in _KEY): result["tokens_per_second"] for result in side}
+            {_key(result): _spread(result["tokens_per_second"]) for result in side}
             for side in (one["results"], other["results"])
         ]
         tests = tuple(
-            Comparison(key=key, one=_numbers(rates), other=_numbers(sides[1][key]))
+            Comparison(key=key, one=rates, other=sides[1][key])
             for key, rates in sides[0].items()
             if key in sides[1]
         )
         facts = [{"model": side["model"], **side["environment"]} for side in (one, other)]
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
         raise UsageError(
             "--compare needs two reports written by `kvgen bench -o FILE.json`"
         ) from None
@@ -75,5 +85,22 @@ def compare_reports(one: Any, other: Any) -> ReportComparison:
     )
 
 
-def _numbers(rates: Any) -> dict[str, float]:
-    return {name: float(rates[name]) for name in ("median", "mean", "stdev", "min", "max")}
+def _key(result: Any) -> ComparisonKey:
+    """The key of a result; its text may say anything, since the file may be from elsewhere."""
+    return ComparisonKey(
+        test=str(result["test"]),
+        depth=int(result["depth"]),
+        cache=str(result["cache"]),
+        dtype=str(result["dtype"]),
+        cache_dtype=str(result["cache_dtype"]),
+        backend=str(result["backend"]),
+        threads=int(result["threads"]),
+    )
+
+
+def _spread(rates: Any) -> Spread:
+    """The rates of a result. Raises ValueError for one that no test can have."""
+    spread = Spread(**{field.name: float(rates[field.name]) for field in fields(Spread)})
+    if not spread.median > 0:
+        raise ValueError("a rate must be above 0")
+    return spread

@@ -11,6 +11,7 @@ from kvgen.bench.ledger import Ledger
 from kvgen.bench.plan import BenchPlan, Workload
 from kvgen.choices import ArmName, Backend, CacheDTypeName, DTypeName, PrefillName
 from kvgen.engine.calibration import Calibration
+from kvgen.engine.machine import Environment
 from kvgen.engine.tensors import FloatArray
 
 
@@ -84,6 +85,16 @@ class Run:
         """The arm of that name, None where it did not run."""
         return next((arm for arm in self.arms if arm.name == name), None)
 
+    def predicted_step(self, arm: ArmName, step: int) -> float:
+        """Predicted seconds of a decode step, from 0 on."""
+        work = self.workload
+        return self.cost.seconds(work.start(arm, step), work.fed(arm, step), self.calibration)
+
+    def predicted_prefill(self) -> float:
+        """Predicted seconds of the timed prefill."""
+        work = self.workload
+        return self.cost.seconds(work.depth, work.n_prompt, self.calibration)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchReport:
@@ -103,12 +114,36 @@ class BenchReport:
         return verified and self.ledger.agrees
 
 
-def spread(samples: Sequence[float]) -> dict[str, float]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportContext:
+    """What a report says besides what was measured: the model, the prompt and the machine."""
+
+    model: str  # its name
+    model_hash: str
+    family: str
+    n_parameters: int
+    prompt: str  # where the ids come from, in words
+    seed: int | None  # of random ids
+    environment: Environment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """Some samples in five numbers."""
+
+    median: float
+    mean: float
+    stdev: float  # 0 for a single sample
+    min: float
+    max: float
+
+
+def spread(samples: Sequence[float]) -> Spread:
     """Median, mean, standard deviation, minimum and maximum of some samples."""
-    return {
-        "median": median(samples),
-        "mean": fmean(samples),
-        "stdev": stdev(samples) if len(samples) > 1 else 0.0,
-        "min": min(samples),
-        "max": max(samples),
-    }
+    return Spread(
+        median=median(samples),
+        mean=fmean(samples),
+        stdev=stdev(samples) if len(samples) > 1 else 0.0,
+        min=min(samples),
+        max=max(samples),
+    )

@@ -43,9 +43,9 @@ from kvgen.cli.prompt import PromptFlags, given_prompt
 from kvgen.errors import UsageError, VerificationError
 
 if TYPE_CHECKING:
-    from kvgen.bench.compare import ReportComparison
     from kvgen.bench.plan import BenchPlan
-    from kvgen.bench.report import BenchReport
+    from kvgen.bench.report import BenchReport, ReportContext
+    from kvgen.cli.bench_work import Work
     from kvgen.model import Model
 
 _TIMED_SECONDS = 60.0  # for all timed passes where -r was not given
@@ -116,8 +116,6 @@ def bench(
     work = choose_work(models[0], text, work_flags)
 
     from kvgen.bench.plan import BenchPlan
-    from kvgen.checkpoint.folder import fingerprint
-    from kvgen.engine.machine import environment
 
     arms: list[ArmName] = [] if arm_flags.no_baseline else ["on"]
     arms += [] if arm_flags.cached_only else ["off"]
@@ -129,23 +127,31 @@ def bench(
         warmup=work_flags.warmup,
         head=chosen_head(models[0], arm_flags),
     )
-    model = models[0]
-    facts: dict[str, Any] = {
-        "model": model.name,
-        "model_hash": fingerprint(model.folder),
-        "family": model.family,
-        "parameters": model.params.n_parameters,
-        "prompt": work.prompt,
-        "seed": work.seed,
-        "environment": environment(),
-    }
+    context = _context(models[0], work)
     if destinations.figure is not None:
         from kvgen.render.plot import check_latency_figure
 
-        check_latency_figure(facts, kind=destinations.figure.kind)
+        check_latency_figure(context, kind=destinations.figure.kind)
     report = _run(models, plan, work_flags, quiet=quiet)
-    _deliver(report, facts, destinations, display_flags, over_seconds=arm_flags.over / 1e3)
+    _deliver(report, context, destinations, display_flags, over_seconds=arm_flags.over / 1e3)
     _judge(report)
+
+
+def _context(model: Model, work: Work) -> ReportContext:
+    """The model, the prompt and the machine of a report."""
+    from kvgen.bench.report import ReportContext
+    from kvgen.checkpoint.folder import fingerprint
+    from kvgen.engine.machine import environment
+
+    return ReportContext(
+        model=model.name,
+        model_hash=fingerprint(model.folder),
+        family=model.family,
+        n_parameters=model.params.n_parameters,
+        prompt=work.prompt,
+        seed=work.seed,
+        environment=environment(),
+    )
 
 
 def _check(text: str | None, model: ModelFlags, work: WorkFlags, arms: ArmFlags) -> None:
@@ -203,7 +209,7 @@ def _run(models: list[Model], plan: BenchPlan, work: WorkFlags, *, quiet: bool) 
 
 def _deliver(
     report: BenchReport,
-    facts: dict[str, Any],
+    context: ReportContext,
     to: Report,
     display: DisplayFlags,
     *,
@@ -214,25 +220,25 @@ def _deliver(
 
     if to.shown == "table":
         canvas = make_canvas(**display._asdict())
-        show(bench_view(report, facts, canvas, over_seconds=over_seconds), canvas)
+        show(bench_view(report, context, canvas, over_seconds=over_seconds), canvas)
     else:
-        write_text(_as_text(report, facts, to.shown))
+        write_text(_as_text(report, context, to.shown))
     if to.file is not None and to.file.path is not None:
-        write_file(to.file.path, _as_text(report, facts, to.file.kind).encode())
+        write_file(to.file.path, _as_text(report, context, to.file.kind).encode())
     if to.figure is not None and to.figure.path is not None:
         from kvgen.render.plot import latency_figure
 
-        write_file(to.figure.path, latency_figure(report, facts, kind=to.figure.kind))
+        write_file(to.figure.path, latency_figure(report, context, kind=to.figure.kind))
 
 
-def _as_text(report: BenchReport, facts: dict[str, Any], kind: str) -> str:
+def _as_text(report: BenchReport, context: ReportContext, kind: str) -> str:
     from kvgen.render.bench_files import bench_csv, bench_json, bench_lines, bench_markdown
 
     if kind == "json":
-        return json.dumps(bench_json(report, facts)) + "\n"
+        return json.dumps(bench_json(report, context)) + "\n"
     if kind == "csv":
         return bench_csv(report)
-    return bench_lines(report, facts) if kind == "jsonl" else bench_markdown(report, facts)
+    return bench_lines(report, context) if kind == "jsonl" else bench_markdown(report, context)
 
 
 def _judge(report: BenchReport) -> None:
@@ -253,32 +259,15 @@ def _judge(report: BenchReport) -> None:
 def _compare(one: str, other: str, flags: ReportFlags, display: DisplayFlags) -> None:
     """Two saved reports side by side, or as JSON."""
     from kvgen.bench.compare import compare_reports
+    from kvgen.render.bench_files import comparison_json
     from kvgen.render.compare import comparison_view
 
     comparison = compare_reports(_read_json(one), _read_json(other))
     if flags.as_json or flags.output == "json":
-        write_text(json.dumps(_comparison_json(comparison, one, other)) + "\n")
+        write_text(json.dumps(comparison_json(comparison, names=(one, other))) + "\n")
         return
     canvas = make_canvas(**display._asdict())
     show(comparison_view(comparison, names=(one, other)), canvas)
-
-
-def _comparison_json(comparison: ReportComparison, one: str, other: str) -> dict[str, Any]:
-    names = ("test", "depth", "cache", "dtype", "cache_dtype", "backend", "threads")
-    return {
-        "reports": [one, other],
-        "results": [
-            dict(zip(names, test.key, strict=True))
-            | {
-                "tokens_per_second": [dict(test.one), dict(test.other)],
-                "ratio": test.ratio,
-                "beyond_spread": test.beyond_spread,
-            }
-            for test in comparison.tests
-        ],
-        "only_in_one": [comparison.only_one, comparison.only_other],
-        "differences": list(comparison.differences),
-    }
 
 
 def _read_json(path: str) -> Any:

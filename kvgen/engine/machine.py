@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import sys
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,25 @@ from threadpoolctl import threadpool_info
 
 import kvgen
 from kvgen.engine.cgroups import cpu_quota
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """What timings depend on besides the code: CPU, BLAS, versions, and other work meanwhile."""
+
+    cpu: str  # its name
+    cores: int  # that this process may keep busy
+    system: str
+    python: str
+    kvgen: str
+    numpy: str | None  # versions; None where a package is not installed
+    numba: str | None
+    blas: str
+    blas_threads: int | None
+    blas_architecture: str | None
+    load_average: float | None  # see `_load_average`
+    # An old core type in OPENBLAS_CORETYPE makes NumPy's products run at half speed.
+    openblas_core_type: str | None
 
 
 def peak_rss_bytes() -> int | None:
@@ -27,27 +47,24 @@ def peak_rss_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def environment() -> dict[str, str | int | float | None]:
-    """CPU, BLAS, versions, and how busy the machine is: what timings depend on besides the code."""
+def environment() -> Environment:
+    """This machine and this Python, as they are now."""
     pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
     blas: dict[str, Any] = pools[0] if pools else {}
-    facts: dict[str, str | int | float | None] = {
-        "cpu": cpu_name(),
-        "cores": usable_cores(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "kvgen": kvgen.__version__,
-        "numpy": _version("numpy"),
-        "numba": _version("numba"),
-        "blas": f"{blas.get('internal_api', 'unknown')} {blas.get('version') or ''}".strip(),
-        "blas_threads": blas.get("num_threads"),
-        "blas_architecture": blas.get("architecture"),
-        "load_average": _load_average(),
-    }
-    # An old core type in this variable makes NumPy's products run at half speed.
-    if core_type := os.environ.get("OPENBLAS_CORETYPE"):
-        facts["OPENBLAS_CORETYPE"] = core_type
-    return facts
+    return Environment(
+        cpu=cpu_name(),
+        cores=usable_cores(),
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        kvgen=kvgen.__version__,
+        numpy=_version("numpy"),
+        numba=_version("numba"),
+        blas=f"{blas.get('internal_api', 'unknown')} {blas.get('version') or ''}".strip(),
+        blas_threads=blas.get("num_threads"),
+        blas_architecture=blas.get("architecture"),
+        load_average=_load_average(),
+        openblas_core_type=os.environ.get("OPENBLAS_CORETYPE") or None,
+    )
 
 
 def user_cache() -> Path:

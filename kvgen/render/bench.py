@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from kvgen.bench.cost import first_length_above
-from kvgen.bench.report import BenchReport, Run, StepMaps
+from kvgen.bench.report import BenchReport, ReportContext, Run, StepMaps
 from kvgen.choices import ArmName
 from kvgen.engine.tensors import FloatArray
-from kvgen.render.bench_files import predicted_step
 from kvgen.render.bench_tables import (
     by_position,
     ledger_picture,
@@ -39,14 +36,14 @@ _ARMS: dict[ArmName, tuple[str, str, str]] = {  # mark, the same in ASCII, colou
 
 
 def bench_view(
-    report: BenchReport, facts: dict[str, Any], canvas: Canvas, *, over_seconds: float = 0.1
-) -> RenderableType:  # facts as in bench_json
+    report: BenchReport, context: ReportContext, canvas: Canvas, *, over_seconds: float = 0.1
+) -> RenderableType:
     """The whole report; of several runs the details of the first one.
 
     `over_seconds` is the time per token whose crossing is named.
     """
     run = report.runs[0]
-    name, cpu = (one_line(text) for text in (facts["model"], facts["environment"]["cpu"]))
+    name, cpu = (one_line(text) for text in (context.model, context.environment.cpu))
     rounded = " · fast prefill, with rounded activations" if run.prefill == "fast" else ""
     parts: list[RenderableType] = [
         Text(
@@ -55,7 +52,7 @@ def bench_view(
             if len(report.runs) == 1
             else f"{name} · {cpu}{rounded}"
         ),
-        Text(f"prompt: {facts['prompt']} · medians of {report.plan.repetitions}"),
+        Text(f"prompt: {context.prompt} · medians of {report.plan.repetitions}"),
         Text(),
         *rates(report, canvas.width),
         rates_legend(report, canvas.width),
@@ -197,7 +194,7 @@ def _cost(run: Run, over_seconds: float) -> list[str]:
             f"{_flops(cost.flops(0, end))}"
         )
         # The prediction, corrected by the measurement of the last step.
-        factor = off.median_step(work.n_gen - 1) / predicted_step(run, "off", work.n_gen - 1)
+        factor = off.median_step(work.n_gen - 1) / run.predicted_step("off", work.n_gen - 1)
         passed = first_length_above(
             over_seconds,
             lambda length: factor * cost.seconds(0, max(1, length), measured),

@@ -11,9 +11,10 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import kvgen
+from kvgen.bench.compare import ReportComparison
 from kvgen.bench.ledger import Ledger, StepCount
-from kvgen.bench.report import Arm, BenchReport, Run, spread
-from kvgen.choices import ArmName
+from kvgen.bench.report import Arm, BenchReport, ReportContext, Run, spread
+from kvgen.engine.machine import Environment
 from kvgen.visible import one_line
 
 
@@ -52,30 +53,14 @@ def rows_of(report: BenchReport) -> Iterator[Row]:
                 yield Row(f"tg{work.n_gen}", work.length, run, arm, rates, positions)
 
 
-def predicted_step(run: Run, arm: ArmName, step: int) -> float:
-    """Predicted seconds of a decode step."""
-    fed = run.workload.fed(arm, step)
-    start = run.workload.length + step + 1 - fed
-    return run.cost.seconds(start, fed, run.calibration)
-
-
-def predicted_prefill(run: Run) -> float:
-    """Predicted seconds of the timed prefill."""
-    work = run.workload
-    return run.cost.seconds(work.depth, work.n_prompt, run.calibration)
-
-
-def bench_json(report: BenchReport, facts: dict[str, Any]) -> dict[str, Any]:
-    """The report as JSON with stable names.
-
-    `facts` says what the report does not know: model, prompt, seed, environment.
-    """
+def bench_json(report: BenchReport, context: ReportContext) -> dict[str, Any]:
+    """The report as JSON with stable names."""
     checks = [run.verification for run in report.runs if run.verification is not None]
     return {
-        "model": facts["model"],
-        "model_hash": facts["model_hash"],
-        "parameters": facts["parameters"],
-        "prompt": facts["prompt"],
+        "model": context.model,
+        "model_hash": context.model_hash,
+        "parameters": context.n_parameters,
+        "prompt": context.prompt,
         "prompt_ids": [work.ids for work in report.plan.workloads],
         "generated_ids": report.generated_ids,
         "results": [_result(test) for test in rows_of(report)],
@@ -102,8 +87,8 @@ def bench_json(report: BenchReport, facts: dict[str, Any]) -> dict[str, Any]:
             ],
         },
         "calibration": _calibration(report.runs[0]),
-        "environment": facts["environment"],
-        "seed": facts["seed"],
+        "environment": _environment(context.environment),
+        "seed": context.seed,
         "version": kvgen.__version__,
     }
 
@@ -112,7 +97,7 @@ def _result(test: Row) -> dict[str, Any]:
     run, arm, work = test.run, test.arm, test.run.workload
     steps = range(0 if test.is_prefill else work.n_gen)
     fed = [work.fed(arm.name, step) for step in steps]
-    starts = [work.length + step + 1 - count for step, count in zip(steps, fed, strict=True)]
+    starts = [work.start(arm.name, step) for step in steps]
     return {
         "test": test.name,
         "depth": test.depth,
@@ -122,13 +107,13 @@ def _result(test: Row) -> dict[str, Any]:
         "backend": run.backend,
         "threads": run.threads,
         "prefill": run.prefill,
-        "tokens_per_second": spread(test.rates),
+        "tokens_per_second": asdict(spread(test.rates)),
         "seconds_per_step": [arm.median_step(step) for step in steps],
         "samples": arm.prefill_seconds if test.is_prefill else arm.step_seconds,
         "positions_processed": test.positions,
-        "predicted_seconds_per_step": [predicted_prefill(run)]
+        "predicted_seconds_per_step": [run.predicted_prefill()]
         if test.is_prefill
-        else [predicted_step(run, arm.name, step) for step in steps],
+        else [run.predicted_step(arm.name, step) for step in steps],
         "bytes_per_step": [run.cost.bytes_read(work.depth, work.n_prompt)]
         if test.is_prefill
         else [run.cost.bytes_read(*where) for where in zip(starts, fed, strict=True)],
@@ -150,6 +135,13 @@ def _calibration(run: Run) -> dict[str, float]:
     }
 
 
+def _environment(environment: Environment) -> dict[str, str | int | float | None]:
+    """The environment; the core type only where it is set, under the name of its variable."""
+    names = asdict(environment)
+    core_type = names.pop("openblas_core_type")
+    return names | ({"OPENBLAS_CORETYPE": core_type} if core_type else {})
+
+
 def _ledger(ledger: Ledger) -> dict[str, Any]:
     def step(count: StepCount) -> dict[str, Any]:
         return asdict(count) | {"pairs": count.pairs.tolist()}
@@ -168,19 +160,37 @@ def _ledger(ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def bench_lines(report: BenchReport, facts: dict[str, Any]) -> str:
+def comparison_json(comparison: ReportComparison, *, names: tuple[str, str]) -> dict[str, Any]:
+    """Two reports of these names side by side, as JSON with stable names."""
+    return {
+        "reports": list(names),
+        "results": [
+            test.key._asdict()
+            | {
+                "tokens_per_second": [asdict(test.one), asdict(test.other)],
+                "ratio": test.ratio,
+                "beyond_spread": test.beyond_spread,
+            }
+            for test in comparison.tests
+        ],
+        "only_in_one": [comparison.only_one, comparison.only_other],
+        "differences": list(comparison.differences),
+    }
+
+
+def bench_lines(report: BenchReport, context: ReportContext) -> str:
     """One JSON object for each test, under the names of llama-bench where it has them."""
     lines = []
     for test in rows_of(report):
         work = test.run.workload
         rates = spread(test.rates)
         line = {
-            "model_filename": facts["model"],
-            "model_hash": facts["model_hash"],
-            "model_type": f"{facts['family']} {test.run.dtype}",
+            "model_filename": context.model,
+            "model_hash": context.model_hash,
+            "model_type": f"{context.family} {test.run.dtype}",
             "model_size": test.run.weight_bytes,
-            "model_n_params": facts["parameters"],
-            "cpu_info": facts["environment"]["cpu"],
+            "model_n_params": context.n_parameters,
+            "cpu_info": context.environment.cpu,
             "backends": test.run.backend,
             "n_threads": test.run.threads,
             "type_k": test.run.cache_dtype,
@@ -191,17 +201,17 @@ def bench_lines(report: BenchReport, facts: dict[str, Any]) -> str:
             "test": test.title,
             "cache": test.arm.name,
             "prefill": test.run.prefill,
-            "avg_ts": rates["mean"],
-            "stddev_ts": rates["stdev"],
+            "avg_ts": rates.mean,
+            "stddev_ts": rates.stdev,
             "samples_ts": test.rates,
-            "median_ts": rates["median"],
-            "environment": facts["environment"],
+            "median_ts": rates.median,
+            "environment": _environment(context.environment),
         }
         lines.append(json.dumps(line) + "\n")
     return "".join(lines)
 
 
-def bench_markdown(report: BenchReport, facts: dict[str, Any]) -> str:
+def bench_markdown(report: BenchReport, context: ReportContext) -> str:
     """A table as llama-bench prints it, with one more column for the cache."""
     lines = [
         "| model | size | params | backend | threads | cache | test | t/s |",
@@ -209,15 +219,15 @@ def bench_markdown(report: BenchReport, facts: dict[str, Any]) -> str:
     ]
     for test in rows_of(report):
         run, rates = test.run, spread(test.rates)
-        kind = f"{facts['family']} {run.dtype}" + " fast prefill" * (run.prefill == "fast")
+        kind = f"{context.family} {run.dtype}" + " fast prefill" * (run.prefill == "fast")
         lines.append(
             f"| {_markdown(kind)} | {run.weight_bytes / 2**20:.2f} MiB | "
-            f"{facts['parameters'] / 1e6:.2f} M | {run.backend} | {run.threads} | "
-            f"{test.arm.name} | {test.title} | {rates['mean']:.2f} ± {rates['stdev']:.2f} |"
+            f"{context.n_parameters / 1e6:.2f} M | {run.backend} | {run.threads} | "
+            f"{test.arm.name} | {test.title} | {rates.mean:.2f} ± {rates.stdev:.2f} |"
         )
-    environment = facts["environment"]
+    environment = _environment(context.environment)
     known = (f"{name} {value}" for name, value in environment.items() if value is not None)
-    notes = [f"{facts['model']} ({facts['model_hash']})", *known]
+    notes = [f"{context.model} ({context.model_hash})", *known]
     return "\n".join(lines) + "\n\n" + " · ".join(map(_markdown, notes)) + "\n"
 
 
@@ -250,7 +260,7 @@ def bench_csv(report: BenchReport) -> str:
                     test.title, arm.name, run.dtype, run.cache_dtype, run.backend, run.threads,
                     step + 1, run.workload.length + step, run.workload.fed(arm.name, step),
                     f"{arm.median_step(step):.9f}", f"{min(samples):.9f}", f"{max(samples):.9f}",
-                    f"{predicted_step(run, arm.name, step):.9f}",
+                    f"{run.predicted_step(arm.name, step):.9f}",
                 ]
             )  # fmt: skip
     return rows.getvalue()

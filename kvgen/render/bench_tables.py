@@ -8,7 +8,7 @@ from rich.text import Text
 
 from kvgen.bench.ledger import Ledger, StepCount
 from kvgen.bench.report import Arm, BenchReport, Run, spread
-from kvgen.render.bench_files import predicted_prefill, predicted_step, rows_of
+from kvgen.render.bench_files import rows_of
 from kvgen.render.canvas import Canvas, draw_level
 from kvgen.render.layout import flow, stacked_tables
 
@@ -43,15 +43,15 @@ def rates(report: BenchReport, width: int) -> list[RenderableType]:
         cells = {
             "test": row.title,
             "cache": row.arm.name,
-            "tok/s": f"{spread(row.rates)['median']:,.1f}",
+            "tok/s": f"{spread(row.rates).median:,.1f}",
             "min..max": f"{min(row.rates):,.1f}..{max(row.rates):,.1f}",
             "predicted": f"{_predicted_rate(run, row.arm, prefill=row.is_prefill):,.1f}",
             "positions run": f"{row.positions:,}",
         }
         on = run.arm("on")
         if row.arm.name == "off" and on is not None:
-            fast = spread([run.workload.n_gen / sum(one) for one in on.step_seconds])["median"]
-            cells["on/off"] = f"{fast / spread(row.rates)['median']:.1f}x"
+            fast = spread([run.workload.n_gen / sum(one) for one in on.step_seconds]).median
+            cells["on/off"] = f"{fast / spread(row.rates).median:.1f}x"
         rows.append(cells | {name: traits(run)[name] for name in differing})
     names = ["test", "cache", *differing, "tok/s", "min..max", "predicted", "positions run"]
     names += ["on/off"] if any("on/off" in row for row in rows) else []
@@ -88,9 +88,9 @@ def rates_legend(report: BenchReport, width: int) -> Text:
 def _predicted_rate(run: Run, arm: Arm, *, prefill: bool) -> float:
     work = run.workload
     if prefill:
-        return work.n_prompt / predicted_prefill(run)
+        return work.n_prompt / run.predicted_prefill()
     steps = range(work.n_gen)
-    return work.n_gen / sum(predicted_step(run, arm.name, step) for step in steps)
+    return work.n_gen / sum(run.predicted_step(arm.name, step) for step in steps)
 
 
 def by_position(run: Run, width: int) -> list[RenderableType]:
@@ -107,7 +107,7 @@ def by_position(run: Run, width: int) -> list[RenderableType]:
         cells = {"position": f"{work.length + step:,}"}
         for arm in run.arms:
             cells[arm.name] = f"{1e3 * arm.median_step(step):.2f}"
-            predicted = predicted_step(run, arm.name, step)
+            predicted = run.predicted_step(arm.name, step)
             cells[f"{arm.name} predicted"] = f"{1e3 * predicted:.2f}"
         if on is not None and off is not None:
             cells["ratio"] = f"{off.median_step(step) / on.median_step(step):.0f}x"

@@ -19,18 +19,16 @@ def comparison_view(comparison: ReportComparison, *, names: tuple[str, str]) -> 
     rows: list[dict[str, str | Text]] = []
     for row in comparison.tests:
         # A file from elsewhere may hold any text here.
-        test, depth, cache, dtype, cache_dtype, backend, threads = (
-            one_line(f"{part}") if part else "" for part in row.key
-        )
+        key = {name: one_line(f"{value}") for name, value in row.key._asdict().items()}
         rows.append(
             {
-                "test": Text(f"{test} @ d{depth}" if depth else test),
-                "cache": Text(cache),
-                "dtype": Text(f"{dtype}+{cache_dtype}"),
-                "backend": Text(backend),
-                "threads": Text(threads),
-                "A tok/s": f"{row.one['median']:,.1f}",
-                "B tok/s": f"{row.other['median']:,.1f}",
+                "test": Text(key["test"] + (f" @ d{row.key.depth}" if row.key.depth else "")),
+                "cache": Text(key["cache"]),
+                "dtype": Text(f"{key['dtype']}+{key['cache_dtype']}"),
+                "backend": Text(key["backend"]),
+                "threads": Text(key["threads"]),
+                "A tok/s": f"{row.one.median:,.1f}",
+                "B tok/s": f"{row.other.median:,.1f}",
                 "B/A": f"{row.ratio:.3f}",
                 "spread": "beyond the spread" if row.beyond_spread else "within the spread",
             }

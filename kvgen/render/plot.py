@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 from kvgen.attention.record import Recording
-from kvgen.bench.report import BenchReport, Run
+from kvgen.bench.report import BenchReport, ReportContext, Run
 from kvgen.errors import KvgenError, UsageError
-from kvgen.render.bench_files import predicted_step
 from kvgen.render.head_map import MapView, chosen_cells
 from kvgen.render.ink import Ink
 from kvgen.visible import one_line
@@ -40,34 +39,34 @@ def check_figures(*, n_maps: int = 1) -> None:
         pass
 
 
-def check_latency_figure(facts: dict[str, Any], *, kind: str) -> None:
+def check_latency_figure(context: ReportContext, *, kind: str) -> None:
     """Raise the errors of `latency_figure`, by drawing its words without the curves."""
     with _matplotlib() as figure_class:
-        figure, axes = _latency_axes(figure_class, facts)
+        figure, axes = _latency_axes(figure_class, context)
         axes.plot([1, 2], [1, 2], label="cache on")
         axes.legend()
         _file_of(figure, kind)
 
 
-def latency_figure(report: BenchReport, facts: dict[str, Any], *, kind: str) -> bytes:
+def latency_figure(report: BenchReport, context: ReportContext, *, kind: str) -> bytes:
     """Milliseconds per token by position: medians with their spread, predictions dashed.
 
     Raises UsageError where matplotlib is not installed, KvgenError where it fails.
     """
     with _matplotlib() as figure_class:
-        figure, axes = _latency_axes(figure_class, facts)
+        figure, axes = _latency_axes(figure_class, context)
         for run in report.runs:
             _draw_run(axes, run, alone=len(report.runs) == 1)
         axes.legend()
         return _file_of(figure, kind)
 
 
-def _latency_axes(figure_class: Any, facts: dict[str, Any]) -> tuple[Any, Any]:
+def _latency_axes(figure_class: Any, context: ReportContext) -> tuple[Any, Any]:
     """A figure and its axes, with all words but the legend's."""
     figure = figure_class(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.set(xlabel="position", ylabel="ms per token", yscale="log")
-    names = (facts["model"], facts["environment"]["cpu"])
+    names = (context.model, context.environment.cpu)
     model, cpu = (one_line(name, most=_LONGEST_NAME) for name in names)
     title = f"{model} · {cpu} (dashed: predicted)"
     if len(title) > _LONGEST_TITLE:
@@ -90,7 +89,7 @@ def _draw_run(axes: Any, run: Run, *, alone: bool) -> None:
         (line,) = axes.plot(places, medians, color=color, label=f"{name}cache {arm.name}")
         low, high = ([1e3 * pick(one) for one in of_steps] for pick in (min, max))
         axes.fill_between(places, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-        predicted = [1e3 * predicted_step(run, arm.name, step) for step in range(len(places))]
+        predicted = [1e3 * run.predicted_step(arm.name, step) for step in range(len(places))]
         axes.plot(places, predicted, "--", color=line.get_color(), linewidth=0.8)
 
 
