@@ -6,9 +6,7 @@ import io
 import os
 import re
 import shutil
-import stat
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from kvgen.atomic_write import write_atomically
 from kvgen.choices import Color
 from kvgen.cli.command import did_you_mean
 from kvgen.errors import KvgenError, UsageError
@@ -147,29 +146,9 @@ def check_writable(path: str) -> None:
 
 
 def write_file(path: str, content: bytes) -> None:
-    """Write a result to a file as a whole: an interrupted run leaves no partial file."""
-    target = Path(path).resolve()  # a link is kept, its target is replaced
-    # A device, a pipe, or a file in a folder that takes no new ones is written to as it is.
-    in_place = target.exists() and not (target.is_file() and os.access(target.parent, os.W_OK))
+    """Write a result to a file as a whole. Raises KvgenError where that cannot be."""
     try:
-        if in_place:
-            target.write_bytes(content)
-            return
-        if target.exists():
-            rights = stat.S_IMODE(target.stat().st_mode)
-        else:  # a temporary file is private; a result has the rights of any new file
-            mask = os.umask(0)
-            os.umask(mask)
-            rights = 0o666 & ~mask
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".kvgen-", delete=False) as part:
-            try:
-                part.write(content)
-                part.flush()
-                Path(part.name).chmod(rights)
-                Path(part.name).replace(target)
-            except BaseException:
-                Path(part.name).unlink(missing_ok=True)
-                raise
+        write_atomically(Path(path), content)
     except OSError as error:
         raise KvgenError(f"{path}: cannot be written: {error.strerror}") from None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
+from kvgen.atomic_write import write_atomically
 from kvgen.engine.config import ModelConfig
 from kvgen.engine.machine import cpu_name, user_cache
 
@@ -85,12 +85,10 @@ def _read(path: Path) -> dict[str, Calibration]:
 
 
 def _write(path: Path, known: dict[str, Calibration]) -> None:
-    """Put the file in place as a whole; where that cannot be, it is measured again next time."""
-    partial = path.with_name(f".{path.name}-{os.getpid()}")
+    """Keep what is known; where that cannot be, it is measured again next time."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({key: asdict(one) for key, one in known.items()}, indent=1)
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_atomically(path, f"{text}\n".encode())
     except OSError:
         return

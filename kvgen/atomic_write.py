@@ -1,0 +1,37 @@
+"""Writing a file as a whole: whoever reads it finds the old content or the new, never a part."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside the file, then move into its place; an interruption leaves the old content.
+
+    A link is kept and its target replaced, and an existing file keeps its rights. A device, a pipe,
+    or a file in a folder that takes no new ones is written as it is. Raises OSError.
+    """
+    target = path.resolve()
+    if target.exists() and not (target.is_file() and os.access(target.parent, os.W_OK)):
+        target.write_bytes(content)
+        return
+    rights = stat.S_IMODE(target.stat().st_mode) if target.exists() else _rights_of_a_new_file()
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".kvgen-", delete=False) as part:
+        try:
+            part.write(content)
+            part.flush()
+            Path(part.name).chmod(rights)
+            Path(part.name).replace(target)
+        except BaseException:
+            Path(part.name).unlink(missing_ok=True)
+            raise
+
+
+def _rights_of_a_new_file() -> int:
+    """What `open` would give it; a temporary file is private."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
