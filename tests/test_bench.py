@@ -16,7 +16,7 @@ import pytest
 
 from kvgen.attention.steps import attention_weights
 from kvgen.bench.compare import compare_reports
-from kvgen.bench.cost import calibrate, cost_of, first_length_above
+from kvgen.bench.cost import calibrate_with_overhead, cost_of, first_length_above
 from kvgen.bench.plan import BenchPlan, Workload
 from kvgen.bench.report import BenchReport, Verification, spread
 from kvgen.bench.run import bench, predicted_seconds
@@ -263,11 +263,11 @@ def test_weight_bytes_are_those_of_the_matrices(name: str, tiny_model: Loader) -
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_calibration_measures_something(backend: str, tiny_model: Loader) -> None:
     engine = tiny_model("llama_gqa", backend=backend).engine
-    measured = calibrate(engine)
+    measured = calibrate_with_overhead(engine)
     assert 1e7 < measured.read_bytes_per_second < 1e13
     assert 1e6 < measured.attention_flops_per_second < 1e14
     assert 1e6 < measured.flops_per_second < 1e14
-    assert 0 <= measured.seconds_per_step < 1
+    assert 0 <= measured.overhead_seconds_per_step < 1
     assert predicted_seconds([engine], [measured], PLAN) > 0
 
 
@@ -282,7 +282,7 @@ def test_a_length_is_found_by_its_time() -> None:
 
 JSON_NAMES = """
 calibration.attention_gflops calibration.gflops calibration.read_gb_per_second
-calibration.seconds_per_position calibration.seconds_per_step
+calibration.overhead_seconds_per_position calibration.overhead_seconds_per_step
 environment.blas environment.blas_architecture environment.blas_threads environment.cores
 environment.cpu environment.kvgen environment.load_average environment.numba environment.numpy
 environment.python environment.system
@@ -297,8 +297,8 @@ maps.head maps.layer maps.steps.scores_off maps.steps.scores_on maps.steps.step
 model model_hash parameters prompt prompt_ids
 results.backend results.bytes_per_step results.cache results.cache_dtype
 results.calibration.attention_gflops results.calibration.gflops
-results.calibration.read_gb_per_second results.calibration.seconds_per_position
-results.calibration.seconds_per_step results.depth results.dtype results.flops_per_step
+results.calibration.read_gb_per_second results.calibration.overhead_seconds_per_position
+results.calibration.overhead_seconds_per_step results.depth results.dtype results.flops_per_step
 results.positions_processed results.predicted_seconds_per_step results.prefill results.samples
 results.seconds_per_step results.test results.threads results.tokens_per_second.max
 results.tokens_per_second.mean results.tokens_per_second.median results.tokens_per_second.min

@@ -72,18 +72,18 @@ class ModelCost:
         """Predicted time of a forward pass behind `start` positions."""
         reading = self.bytes_read(start, n_positions) / calibration.read_bytes_per_second
         if n_positions == 1:
-            return reading + calibration.seconds_per_step
+            return reading + calibration.overhead_seconds_per_step
         config = self.config
-        share_of_head = config.head_weights / (
+        head_fraction = config.head_weights / (
             config.n_layers * config.layer_weights + config.head_weights
         )
         head_flops = 2 * config.head_weights
         products = (self.product_flops(n_positions) - head_flops) / calibration.flops_per_second
         attention = self.attention_flops(start, n_positions)
         # The logits are made for one position: that matrix is read, not reused.
-        head = share_of_head * self.weight_bytes / calibration.read_bytes_per_second
+        head = head_fraction * self.weight_bytes / calibration.read_bytes_per_second
         computing = products + attention / calibration.attention_flops_per_second + head
-        return max(reading, computing) + n_positions * calibration.seconds_per_position
+        return max(reading, computing) + n_positions * calibration.overhead_seconds_per_position
 
 
 def cost_of(engine: Engine) -> ModelCost:
@@ -95,20 +95,26 @@ def cost_of(engine: Engine) -> ModelCost:
     )
 
 
-def calibrate(engine: Engine) -> Calibration:
-    """This machine's speed with the engine's kernels, and what a token costs besides.
+def calibrate_with_overhead(engine: Engine) -> Calibration:
+    """What `Engine.calibrate` measures, and the overhead of a token.
 
-    The latter from one token, and from a short prefill, at the beginning of the context.
+    The overhead is what a forward takes beyond its prediction, at the beginning of the context: of
+    one token, and of each in a short prefill. It is measured here and not with the rates in
+    `kvgen.engine.calibration`, as it needs a session to feed and the costs above to predict.
     """
     measured, cost = engine.calibrate(), cost_of(engine)
     several = max(2, min(_SHORT_PREFILL, engine.config.max_context - 1))
-    besides = []
+    overheads = []
     for n_positions in (1, several):
         session = Session(engine, n_positions)
         took = median_seconds(partial(_from_the_beginning, session, [0] * n_positions))
         known = cost.seconds(0, n_positions, measured)
-        besides.append(max(0.0, took - known) / n_positions)
-    return replace(measured, seconds_per_step=besides[0], seconds_per_position=besides[1])
+        overheads.append(max(0.0, took - known) / n_positions)
+    return replace(
+        measured,
+        overhead_seconds_per_step=overheads[0],
+        overhead_seconds_per_position=overheads[1],
+    )
 
 
 def _from_the_beginning(session: Session, ids: list[int]) -> None:

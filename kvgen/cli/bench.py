@@ -174,13 +174,13 @@ def _check(text: str | None, model: ModelFlags, work: WorkFlags, arms: ArmFlags)
 
 def _run(models: list[Model], plan: BenchPlan, work: WorkFlags, *, quiet: bool) -> BenchReport:
     """Calibrate, estimate the time, and run as many passes as fit into it."""
-    from kvgen.bench.cost import calibrate
+    from kvgen.bench.cost import calibrate_with_overhead
     from kvgen.bench.run import bench as run_bench
     from kvgen.bench.run import predicted_seconds
 
     engines = [model.engine for model in models]
     with working("calibrating", quiet=quiet):
-        calibrations = [calibrate(engine) for engine in engines]
+        calibrations = [calibrate_with_overhead(engine) for engine in engines]
     one_pass = _UNCOUNTED * predicted_seconds(engines, calibrations, plan)
     if work.repetitions is None:
         affordable = int(_TIMED_SECONDS / one_pass)

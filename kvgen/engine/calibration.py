@@ -1,4 +1,8 @@
-"""What this machine does in a second, measured once and kept: the yardstick for a run's speed."""
+"""What this machine does in a second, measured once and kept: the yardstick for a run's speed.
+
+Here are the numbers, the clock for them, and the file that keeps them. Each engine measures its own
+kernels (`Engine.calibrate`).
+"""
 
 from __future__ import annotations
 
@@ -22,9 +26,10 @@ class Calibration:
     read_bytes_per_second: float  # weights multiplied with one vector: every byte is read once
     flops_per_second: float  # weights multiplied with many: every number is used again
     attention_flops_per_second: float  # scores, softmax and sums of V in a prefill
-    # What else a forward takes (norms, activations, waiting for one another), where it is known.
-    seconds_per_step: float = 0.0  # of one token
-    seconds_per_position: float = 0.0  # of each of many tokens
+    # What else a forward takes (norms, activations, threads that wait for one another); 0 where it
+    # was not measured, as by an engine alone.
+    overhead_seconds_per_step: float = 0.0  # a forward of one token
+    overhead_seconds_per_position: float = 0.0  # of several: for each of them
 
 
 def median_seconds(work: Callable[[], object]) -> float:

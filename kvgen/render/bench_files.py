@@ -130,8 +130,8 @@ def _calibration(run: Run) -> dict[str, float]:
         "read_gb_per_second": measured.read_bytes_per_second / 1e9,
         "gflops": measured.flops_per_second / 1e9,
         "attention_gflops": measured.attention_flops_per_second / 1e9,
-        "seconds_per_step": measured.seconds_per_step,
-        "seconds_per_position": measured.seconds_per_position,
+        "overhead_seconds_per_step": measured.overhead_seconds_per_step,
+        "overhead_seconds_per_position": measured.overhead_seconds_per_position,
     }
 
 

@@ -118,10 +118,10 @@ class FastEngine:
         return logits if all_logits else logits[0]
 
     def calibrate(self) -> Calibration:
-        """See `kvgen.engine.fast.probe.calibrate`."""
-        from kvgen.engine.fast.probe import calibrate  # compiles its kernels only when asked
+        """Measure the compiled kernels; see `Engine.calibrate`."""
+        from kvgen.engine.fast.probe import measure  # compiles its kernels only when asked
 
-        return calibrate(
+        return measure(
             self.config,
             dtype=self.dtype,
             cache_dtype=self.cache_dtype,

@@ -92,7 +92,7 @@ def probe_loop(thread, n_threads, shared, last_ticket, probe):
             return last_ticket
 
 
-def calibrate(
+def measure(
     config: ModelConfig,
     *,
     dtype: DTypeName,
