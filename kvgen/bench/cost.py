@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 from kvgen.engine.calibration import Calibration, median_seconds
 from kvgen.engine.config import ModelConfig
@@ -19,6 +20,14 @@ from kvgen.engine.tensors import CACHE_ITEM_BYTES
 from kvgen.session import Session
 
 _SHORT_PREFILL = 96
+
+
+class Prediction(NamedTuple):
+    """Seconds of a forward pass, which add up."""
+
+    reading: float  # bytes by bandwidth
+    computing: float  # operations by speed
+    overhead: float  # what this model's short runs took beyond both, see `calibrate_with_overhead`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +79,13 @@ class ModelCost:
 
     def seconds(self, start: int, n_positions: int, calibration: Calibration) -> float:
         """Predicted time of a forward pass behind `start` positions."""
+        return sum(self.parts(start, n_positions, calibration))
+
+    def parts(self, start: int, n_positions: int, calibration: Calibration) -> Prediction:
+        """The predicted time of a forward pass, by what it is made of."""
         reading = self.bytes_read(start, n_positions) / calibration.read_bytes_per_second
         if n_positions == 1:
-            return reading + calibration.overhead_seconds_per_step
+            return Prediction(reading, 0.0, calibration.overhead_seconds_per_step)
         config = self.config
         head_fraction = config.head_weights / (
             config.n_layers * config.layer_weights + config.head_weights
@@ -82,8 +95,11 @@ class ModelCost:
         attention = self.attention_flops(start, n_positions)
         # The logits are made for one position: that matrix is read, not reused.
         head = head_fraction * self.weight_bytes / calibration.read_bytes_per_second
-        computing = products + attention / calibration.attention_flops_per_second + head
-        return max(reading, computing) + n_positions * calibration.overhead_seconds_per_position
+        computing = products + attention / calibration.attention_flops_per_second
+        overhead = n_positions * calibration.overhead_seconds_per_position
+        if reading > computing + head:
+            return Prediction(reading, 0.0, overhead)
+        return Prediction(head, computing, overhead)
 
 
 def cost_of(engine: Engine) -> ModelCost:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvgen.attention.what_if import EditingEngine
+from kvgen.bench.plan import MOST_POSITIONS
 from kvgen.choices import Backend
 from kvgen.engine.cache import Held, KeyValueCache
 from kvgen.engine.contract import Engine
@@ -25,7 +26,6 @@ from kvgen.generate import require_finite
 from kvgen.session import Session
 
 RowKind = Literal["k", "v", "q"]
-MOST_POSITIONS = 256  # whose rows are changed: all of them up to here, a sample beyond
 # A random row is as large as the layer's rows are. One that changes nothing is tried in these sizes
 # and signs too: a key must draw some attention to be seen, a value must outweigh a small weight.
 _FACTORS: dict[RowKind, tuple[int, ...]] = {
@@ -78,7 +78,7 @@ class Intervention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recomputed:
-    """All old queries of a layer replaced by random ones while the whole text runs without a cache."""
+    """All old queries of a layer replaced by random ones, in a pass over the whole text."""
 
     backend: Backend
     layer: int
@@ -102,12 +102,12 @@ def change_kept_rows(
     seed: int,
     step: int = 0,
     most_positions: int = MOST_POSITIONS,
-    on_step: Callable[[], None] = lambda: None,
+    on_row: Callable[[], None] = lambda: None,
 ) -> Iterator[Intervention]:
     """Run the last of the ids as a decode step, with one kept row after another changed.
 
     Each row becomes random numbers, and is put back afterwards. Yields K, V and Q of each layer in
-    turn; `on_step` hears of every row.
+    turn; `on_row` hears of every row.
     """
     before, random = len(ids) - 1, np.random.default_rng(seed)
     session, cache = _keeping_queries(engine, len(ids))
@@ -128,7 +128,7 @@ def change_kept_rows(
     def changed_by(kind: RowKind, layer: int, position: int) -> float:
         """The change of the logits by the first random row that changes them, or 0."""
         row = random.standard_normal(cache.row(kind, layer, position).shape) * sizes[kind]
-        on_step()
+        on_row()
         for factor in _FACTORS[kind]:
             larger = np.clip(factor * row, -_LARGEST, _LARGEST).astype(np.float32)
             change = _change(with_row(kind, layer, position, larger), expected)
@@ -169,6 +169,19 @@ def change_kept_rows(
                 below_rounding=tuple(each for each in hidden if is_read(kind, layer, each)),
                 q_live=live,
             )
+
+
+def spoil_old_queries(engine: Engine, ids: Sequence[int]) -> float:
+    """Write NaN over every old query of every layer: the change of the last step's logits."""
+    before = len(ids) - 1
+    session, cache = _keeping_queries(engine, len(ids))
+    session.feed(ids[:before], rope_length=len(ids))
+    expected = session.feed(ids[before:])
+    session.rewind(before)
+    for layer in range(engine.config.n_layers):
+        for position in range(before):
+            cache.row("q", layer, position)[:] = np.nan
+    return _change(session.feed(ids[before:]), expected)
 
 
 def change_recomputed_queries(

@@ -19,7 +19,6 @@ from kvgen.bench.cost import cost_of
 from kvgen.choices import ArmName
 from kvgen.engine.cache import KeyValueCache, RowsRead
 from kvgen.engine.contract import Engine
-from kvgen.engine.open import open_engine
 from kvgen.engine.params import Params
 from kvgen.engine.rope import RopeTables, length_dependent, positions_run_again
 from kvgen.engine.tensors import FloatArray
@@ -167,16 +166,18 @@ class CountingCache:
 
 
 def count_rows(
-    params: Params, ids: Sequence[int], n_before: int, totals: Mapping[ArmName, Sequence[RowsRead]]
+    engine: Engine,
+    ids: Sequence[int],
+    n_before: int,
+    totals: Mapping[ArmName, Sequence[RowsRead]],
 ) -> Ledger:
     """Run some decode steps behind `n_before` of the ids with counting, with and without a cache.
 
-    `totals` are what the timed engine read in each arm and decode step.
+    The engine is a reference engine. `totals` are what the timed engine read in each arm and decode
+    step, of the same layers or of more.
     """
-    cut = _first_layers(params)
-    engine = open_engine(cut, backend="numpy", threads=None)
-    n_steps = min(COUNTED_STEPS, len(ids) - n_before)
-    layer = next((x for x in range(cut.config.n_layers) if cut.config.window(x) is None), 0)
+    config, n_steps = engine.config, min(COUNTED_STEPS, len(ids) - n_before)
+    layer = next((x for x in range(config.n_layers) if config.window(x) is None), 0)
     counts = {}
     for arm in ("on", "off"):
         counting = _Counting(engine, n_before + n_steps, layer)
@@ -186,14 +187,14 @@ def count_rows(
             counting.step(ids[: n_before + step + 1], keep=arm == "on") for step in range(n_steps)
         ]
     cost, different, compared = cost_of(engine), 0, 0
-    n_heads, ropes = params.config.n_heads, length_dependent(params.config)
+    n_heads, ropes = config.n_heads, length_dependent(config)
     for arm, of_steps in totals.items():
         counted = counts["off" if arm == "off" else "on"].steps
         for step, total in enumerate(of_steps):
             end = n_before + step + 1
             start = 0 if arm == "off" or positions_run_again(ropes, end - 1) else end - 1
             expected = np.array(
-                [cost.visible_in(number, start, end - start) for number in range(len(cut.layers))]
+                [cost.visible_in(number, start, end - start) for number in range(config.n_layers)]
             )
             for of_layers in (total.k, total.v):
                 different += int((of_layers[: len(expected)] != n_heads * expected).sum())
@@ -203,7 +204,7 @@ def count_rows(
                 different += int((counted[step].pairs != expected).sum())
     on, off = counts["on"].cache, counts["off"].cache
     return Ledger(
-        n_layers=cut.config.n_layers,
+        n_layers=config.n_layers,
         on=tuple(counts["on"].steps),
         off=tuple(counts["off"].steps),
         layer=layer,
@@ -262,7 +263,7 @@ class _Counting:
         )
 
 
-def _first_layers(params: Params) -> Params:
+def first_layers(params: Params) -> Params:
     """The model, or as many of its first layers as the reference can widen in little memory."""
     config = params.config
     n_layers = max(1, min(config.n_layers, _WIDENED_BYTES // (4 * config.layer_weights)))

@@ -8,6 +8,8 @@ from kvgen.choices import ArmName
 from kvgen.engine.config import RopeConfig
 from kvgen.engine.rope import positions_run_again
 
+MOST_POSITIONS = 256  # whose kept rows are changed: all of them up to here, a sample beyond
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
@@ -51,4 +53,7 @@ class BenchPlan:
     arms: tuple[ArmName, ...] = ("on",)  # the arms to time
     repetitions: int = 5
     warmup: int = 1  # passes of each arm before the clock counts; the first compares the logits
+    over_seconds: float = 0.1  # the time of an uncached token whose length is looked for
+    most_positions: int = MOST_POSITIONS  # whose kept rows are changed, one at a time
+    seed: int = 0  # of the random rows
     head: tuple[int, int] | None = None  # layer and head to draw; None: the one least on its sink

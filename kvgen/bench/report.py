@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, median, stdev
 
 from kvgen.bench.cost import ModelCost
+from kvgen.bench.interventions import Intervention, LaterToken, Recomputed
 from kvgen.bench.ledger import Ledger
 from kvgen.bench.plan import BenchPlan, Workload
 from kvgen.choices import ArmName, Backend, CacheDTypeName, DTypeName, PrefillName
@@ -21,6 +22,8 @@ class Arm:
 
     name: ArmName
     prefill_seconds: tuple[float, ...]  # [repetitions]
+    # [repetitions] of the first step behind the prefill, which the timed steps follow.
+    first_step_seconds: tuple[float, ...]  # empty for the arm without a cache
     step_seconds: tuple[tuple[float, ...], ...]  # [repetitions][n_gen]
 
     def median_step(self, step: int) -> float:
@@ -57,12 +60,9 @@ class StepMaps:
     step: int  # 0-based
     on: FloatArray  # the one row [1, S]
     off: FloatArray | None  # the whole triangle [S, S]; None where that arm did not run
-    run_again: bool = False  # rotary frequencies changed: the cached arm made the triangle as well
-
-    def n_scores(self, arm: ArmName) -> int:
-        """Scores q . k that this arm computes in one head at this step."""
-        S = int(self.on.shape[1])
-        return S * (S + 1) // 2 if arm == "off" or self.run_again else S
+    # Rows of K that this head's queries read, that is, scores q . k: counted by the engine.
+    n_scores_on: int
+    n_scores_off: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,9 @@ class Run:
     weight_bytes: int
     arms: tuple[Arm, ...]
     verification: Verification | None  # None where there is no uncached arm
-    calibration: Calibration
+    steps_with_same_bits: int | None  # with Q kept and without; None where no arm keeps Q
+    calibration: Calibration  # the medians of all below
+    calibrations: tuple[Calibration, ...]  # before the passes, and in every round of them
     cost: ModelCost
 
     def arm(self, name: ArmName) -> Arm | None:
@@ -97,21 +99,44 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Crossing:
+    """Lengths around the one from which on an uncached token takes longer than a limit."""
+
+    below: tuple[int, float] | None  # a length and its seconds; None where all were above
+    above: tuple[int, float] | None  # None where the whole context stays below
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BenchReport:
-    """Everything that was measured. Ledger and maps are of the first run."""
+    """Everything that was measured; what follows `interrupted` is of the first text.
+
+    Of a run that was interrupted, or had no decode steps, some of it is missing.
+    """
 
     plan: BenchPlan
     generated_ids: tuple[tuple[int, ...], ...]  # of each workload
     runs: tuple[Run, ...]
-    ledger: Ledger
-    head: tuple[int, int]
-    maps: tuple[StepMaps, ...]
+    other_programs_cpus: float | None  # kept busy by other programs meanwhile; None: unknown
+    interrupted: bool = False
+    crossing: Crossing | None = None
+    head: tuple[int, int] | None = None  # layer and head of the maps
+    maps: tuple[StepMaps, ...] = ()
+    interventions: tuple[Intervention, ...] = ()  # of each engine, layer, and kind of row
+    spoiled_queries: tuple[float, ...] = ()  # of each engine: see `spoil_old_queries`
+    recomputed: tuple[Recomputed, ...] = ()  # of each engine and layer
+    ledger: Ledger | None = None
+    later_token: LaterToken | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether every arm agrees with the cached one, and each count with what it should be."""
+        """Whether the arms agree, and every count and needed row is what it should be."""
         verified = all(run.verification is None or run.verification.passed for run in self.runs)
-        return verified and self.ledger.agrees
+        return (
+            verified
+            and (self.ledger is None or self.ledger.agrees)
+            and all(one.as_expected for one in self.interventions)
+            and not any(self.spoiled_queries)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

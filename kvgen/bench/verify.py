@@ -8,8 +8,8 @@ from functools import partial
 
 import numpy as np
 
+from kvgen.bench.contender import ROUNDING
 from kvgen.bench.cost import cost_of
-from kvgen.bench.run import ROUNDING
 from kvgen.choices import CacheDTypeName
 from kvgen.engine.contract import Engine
 from kvgen.engine.rope import length_dependent, positions_run_again

@@ -49,9 +49,9 @@ class KeyValueCache:
 
     A head's keys lie one block after another, so that attention reads them as one stream. Blocks of
     one position are plain rows, as the reference reads them; in blocks of many, neighbouring
-    numbers are the same feature of neighbouring positions. With `queries` the cache keeps these too,
-    as float32 [L, H, S, D]: engines write a pass's queries into it and take them out of it again
-    for attention, as they do with keys and values. The cache also holds the ids of its
+    numbers are the same feature of neighbouring positions. With `queries` the cache keeps these as
+    well, in float32 [L, H, S, D]: engines write a pass's queries into it and take them out of it
+    again for attention, as they do with keys and values. The cache also holds the ids of its
     positions and the tables of rotary positions: where these depend on the length of the sequence
     (`kvgen.engine.rope`), `prepare` gives the ids back, to be run again with the right ones.
     """
@@ -184,7 +184,7 @@ class KeyValueCache:
         return self.k[layer, :, : mask.shape[1], :, 0]
 
     def read_values(self, layer: int, mask: npt.NDArray[np.bool_]) -> FloatArray:
-        """A layer's values for queries that see them by a mask [T, S], a view [G, S, D]; counted."""
+        """The same of a layer's values."""
         self.rows_read.v[layer] += self._config.n_heads * int(mask.sum())
         return self.v[layer, :, : mask.shape[1]]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
@@ -30,6 +30,13 @@ class Calibration:
     # was not measured, as by an engine alone.
     overhead_seconds_per_step: float = 0.0  # a forward of one token
     overhead_seconds_per_position: float = 0.0  # of several: for each of them
+
+
+def median_calibration(calibrations: Sequence[Calibration]) -> Calibration:
+    """Several measurements of the same, each number the median of its kind."""
+    of_kinds = zip(*(astuple(one) for one in calibrations), strict=True)
+    names = (field.name for field in fields(Calibration))
+    return Calibration(**dict(zip(names, map(statistics.median, of_kinds), strict=True)))
 
 
 def median_seconds(work: Callable[[], object]) -> float:

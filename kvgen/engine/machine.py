@@ -6,6 +6,9 @@ import math
 import os
 import platform
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -118,6 +121,54 @@ def _load_average() -> float | None:
         return round(os.getloadavg()[0], 2)
     except (AttributeError, OSError):  # Windows
         return None
+
+
+def busy_cpu_seconds() -> tuple[float, float] | None:
+    """Seconds that all CPUs together have been busy, and those of this process; None where unknown.
+
+    What another virtual machine has taken of these CPUs counts as busy.
+    """
+    try:
+        line = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0]
+        user, nice, system, _, _, irq, softirq, steal = map(int, line.split()[1:9])
+        ticks = user + nice + system + irq + softirq + steal
+        own = os.times()
+        return ticks / os.sysconf("SC_CLK_TCK"), own.user + own.system
+    except (OSError, ValueError, IndexError, AttributeError):  # not Linux
+        return None
+
+
+class OtherPrograms:
+    """How many CPUs other programs keep busy meanwhile, on average over what is counted."""
+
+    def __init__(self) -> None:
+        self._others, self._seconds = 0.0, 0.0
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count what happens inside the block."""
+        before, began = busy_cpu_seconds(), time.perf_counter()
+        yield
+        after = busy_cpu_seconds()
+        if before is not None and after is not None:
+            self._others += (after[0] - before[0]) - (after[1] - before[1])
+            self._seconds += time.perf_counter() - began
+
+    @property
+    def cpus(self) -> float | None:
+        """None where the system does not tell, or nothing has been counted yet."""
+        return max(0.0, self._others / self._seconds) if self._seconds else None
+
+
+def last_level_cache_bytes() -> int | None:
+    """The size of the largest cache that the first CPU reads through, None where unknown."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        try:
+            sizes.append(int(path.read_text(encoding="ascii").strip().removesuffix("K")) << 10)
+        except (OSError, ValueError):
+            continue
+    return max(sizes, default=None)
 
 
 def _version(package: str) -> str | None:

@@ -39,8 +39,8 @@ NO_QK_NORM, EACH_HEAD, WHOLE = range(3)  # the numbers that a norm of q and k co
 N_TOKENS, FIRST_POSITION, WHICH_LOGITS, LOGITS, OVERFLOW, N_NUMBERS = range(6)
 NONE, LAST, ALL = range(3)  # which logits a request wants
 # What kernels know of a sequence: addresses and sizes of its keys and values, of its tables of
-# angles, of the captured q and z, and of the kept queries (see `KeyValueCache`): those of a layer and
-# some positions may be held, that is, stay as they are.
+# angles, of the captured q and z, and of the kept queries (see `KeyValueCache`), with the layer and
+# positions of those that are held, that is, stay as they are.
 (
     KEYS, VALUES, CAPACITY, COS, SIN, N_TABLES, N_POSITIONS, N_ANGLES, CAPTURED_Q, CAPTURED_Z,
     CAPTURE_CAPACITY, QUERIES, HELD_LAYER, HELD_BEGIN, HELD_END, N_SEQUENCE,

@@ -1,0 +1,79 @@
+"""The phases of a benchmark, and how long each should take: for its progress, sizes and limit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from kvgen.bench.contender import LONGEST_CROSSING_SECONDS, WARM_STEPS
+from kvgen.bench.cost import cost_of
+from kvgen.bench.ledger import COUNTED_STEPS
+from kvgen.bench.plan import BenchPlan, Workload
+from kvgen.choices import ArmName
+from kvgen.engine.calibration import Calibration
+from kvgen.engine.contract import Engine
+
+Phase = Literal[
+    "comparing logits",
+    "timing",
+    "measuring the crossing",
+    "drawing maps",
+    "changing kept rows",
+    "running changed queries uncached",
+    "counting rows with the reference",
+]
+CALIBRATION_SECONDS = 1.0  # about, of each engine in each round
+_REFERENCE_SLOWER = 8.0  # than the timed engine, about
+_CROSSING_PASSES = 12  # about
+
+
+def expected_seconds(
+    engines: Sequence[Engine], calibrations: Sequence[Calibration], plan: BenchPlan
+) -> dict[Phase, float]:
+    """What each phase should take."""
+    seconds: dict[Phase, float] = dict.fromkeys(get_args(Phase), 0.0)
+    uncached = "off" in plan.arms
+    n_passes = plan.warmup - 1 + plan.repetitions
+    for engine, calibration in zip(engines, calibrations, strict=True):
+        for workload in plan.workloads:
+            once = {arm: pass_seconds(engine, calibration, workload, arm) for arm in plan.arms}
+            seconds["timing"] += n_passes * sum(once.values())
+            seconds["timing"] += plan.repetitions * CALIBRATION_SECONDS
+            once["on"] = pass_seconds(engine, calibration, workload, "on")
+            seconds["comparing logits"] += sum(once.values())
+        first, cost = plan.workloads[0], cost_of(engine)
+        if first.n_gen and (uncached or "on+q" in plan.arms):
+            n_layers = engine.config.n_layers
+            rows = 3 * n_layers * min(first.length, plan.most_positions)
+            step = cost.seconds(first.length, 1, calibration)
+            seconds["changing kept rows"] += rows * step
+            whole = cost.seconds(0, first.length + 1, calibration)
+            seconds["running changed queries uncached"] += 2 * n_layers * whole * uncached
+    first = plan.workloads[0]
+    if not first.n_gen:
+        return seconds
+    cost, calibration = cost_of(engines[0]), calibrations[0]
+    whole = cost.seconds(0, first.length + first.n_gen, calibration)
+    seconds["drawing maps"] = pass_seconds(engines[0], calibration, first, "on")
+    seconds["drawing maps"] += 3 * whole * uncached
+    if uncached and plan.over_seconds <= LONGEST_CROSSING_SECONDS:
+        longest = cost.seconds(0, cost.config.max_context, calibration)
+        seconds["measuring the crossing"] = _CROSSING_PASSES * min(plan.over_seconds, longest)
+    n_runs = 2 + COUNTED_STEPS + 4 * uncached
+    seconds["counting rows with the reference"] = _REFERENCE_SLOWER * n_runs * whole
+    return seconds
+
+
+def pass_seconds(
+    engine: Engine, calibration: Calibration, workload: Workload, arm: ArmName
+) -> float:
+    """What one pass of an arm should take: the prefill and every decode step."""
+    cost = cost_of(engine)
+    seconds = cost.seconds(0, workload.length, calibration)
+    for step in range(workload.n_gen):
+        start, fed = workload.start(arm, step), workload.fed(arm, step)
+        seconds += cost.seconds(start, fed, calibration)
+    if workload.n_gen and arm != "off":
+        start, fed = workload.start(arm, 0), workload.fed(arm, 0)
+        seconds += WARM_STEPS * cost.seconds(start, fed, calibration)
+    return seconds
