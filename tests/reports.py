@@ -20,6 +20,8 @@ def make_context(
         environment=Environment(
             cpu=cpu,
             cores=2,
+            cpus=2,
+            last_level_cache_bytes=None,
             system="Linux x86_64",
             python="3.13.0",
             kvgen="1.0",

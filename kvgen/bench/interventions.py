@@ -50,9 +50,9 @@ class Intervention:
     positions: tuple[int, ...]  # ascending, all before the step's own
     max_abs_logit_change: tuple[float, ...]  # for each of the positions
     first_visible: int  # the first position inside the layer's window
-    # Visible positions whose weight is so small that rounding hides every change of their row; that
-    # it is read is seen from a row of NaN, which spoils the logits.
-    below_rounding: tuple[int, ...] = ()
+    # Positions whose weight is so small that rounding hides every random row: a row of NaN shows
+    # that theirs is read. Their change is infinite, as the logits are no numbers then.
+    shown_by_nan: tuple[int, ...] = ()
     q_live: float | None = None  # row q: the change where the step's own query is replaced
 
     @property
@@ -71,7 +71,7 @@ class Intervention:
         if self.row == "q":
             return self.n_changing == 0 and bool(self.q_live)
         return all(
-            (change > 0 or position in self.below_rounding) == (position >= self.first_visible)
+            (change > 0) == (position >= self.first_visible)
             for position, change in zip(self.positions, self.max_abs_logit_change, strict=True)
         )
 
@@ -126,19 +126,17 @@ def change_kept_rows(
         return logits
 
     def changed_by(kind: RowKind, layer: int, position: int) -> float:
-        """The change of the logits by the first random row that changes them, or 0."""
+        """The change of the logits by the first row that changes them, or 0."""
         row = random.standard_normal(cache.row(kind, layer, position).shape) * sizes[kind]
         on_row()
         for factor in _FACTORS[kind]:
             larger = np.clip(factor * row, -_LARGEST, _LARGEST).astype(np.float32)
             change = _change(with_row(kind, layer, position, larger), expected)
-            if change or (kind != "q" and position < first_visible):
+            if change or position < first_visible:
                 return change
-        return 0.0
-
-    def is_read(kind: RowKind, layer: int, position: int) -> bool:
-        nan = np.full(cache.row(kind, layer, position).shape, np.nan, np.float32)
-        return not np.isfinite(with_row(kind, layer, position, nan)).all()
+        if kind == "q":
+            return 0.0
+        return _change(with_row(kind, layer, position, np.full_like(row, np.nan)), expected)
 
     positions = list(range(before))
     if before > most_positions:
@@ -153,11 +151,6 @@ def change_kept_rows(
                 live = changed_by(kind, layer, before)
                 cache.held = None
             changes = [changed_by(kind, layer, position) for position in positions]
-            hidden = [
-                position
-                for position, change in zip(positions, changes, strict=True)
-                if not change and kind != "q" and position >= first_visible
-            ]
             yield Intervention(
                 backend=engine.backend,
                 step=step,
@@ -166,7 +159,11 @@ def change_kept_rows(
                 positions=tuple(positions),
                 max_abs_logit_change=tuple(changes),
                 first_visible=first_visible,
-                below_rounding=tuple(each for each in hidden if is_read(kind, layer, each)),
+                shown_by_nan=tuple(
+                    position
+                    for position, change in zip(positions, changes, strict=True)
+                    if change == float("inf")
+                ),
                 q_live=live,
             )
 

@@ -42,7 +42,7 @@ def expected_seconds(
             once["on"] = pass_seconds(engine, calibration, workload, "on")
             seconds["comparing logits"] += sum(once.values())
         first, cost = plan.workloads[0], cost_of(engine)
-        if first.n_gen and (uncached or "on+q" in plan.arms):
+        if first.n_gen and plan.most_positions and (uncached or "on+q" in plan.arms):
             n_layers = engine.config.n_layers
             rows = 3 * n_layers * min(first.length, plan.most_positions)
             step = cost.seconds(first.length, 1, calibration)

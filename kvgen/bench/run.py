@@ -141,7 +141,7 @@ def _maps(report: BenchReport, contender: Contender, about: _Bench) -> BenchRepo
 def _needs(report: BenchReport, contender: Contender, about: _Bench) -> BenchReport:
     """Which rows the first decode step needs, on every engine."""
     plan, n_before = report.plan, contender.workload.length
-    if not {"off", "on+q"} & set(plan.arms):
+    if not {"off", "on+q"} & set(plan.arms) or not plan.most_positions:
         return report
     ids = contender.ids[: n_before + 1]
     n_layers = about.params.config.n_layers

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvgen.choices import ArmName
 from kvgen.cli.bench_options import (
-    REPETITIONS,
     ArmFlags,
     Report,
     ReportFlags,
@@ -21,7 +19,7 @@ from kvgen.cli.bench_options import (
     report_options,
     work_options,
 )
-from kvgen.cli.bench_work import choose_work, chosen_head
+from kvgen.cli.bench_work import plan_job, run_job
 from kvgen.cli.command import PromptCommand
 from kvgen.cli.options import (
     DisplayFlags,
@@ -31,11 +29,8 @@ from kvgen.cli.options import (
     several_model_options,
 )
 from kvgen.cli.output import (
-    counting,
     make_canvas,
-    note,
     show,
-    working,
     write_file,
     write_text,
 )
@@ -43,14 +38,7 @@ from kvgen.cli.prompt import PromptFlags, given_prompt
 from kvgen.errors import UsageError, VerificationError
 
 if TYPE_CHECKING:
-    from kvgen.bench.plan import BenchPlan
     from kvgen.bench.report import BenchReport, ReportContext
-    from kvgen.cli.bench_work import Work
-    from kvgen.model import Model
-
-_TIMED_SECONDS = 60.0  # for all timed passes where -r was not given
-_LONG_SECONDS = 20.0  # longer runs are announced before they start
-_UNCOUNTED = 1.1  # for maps, counts and drawing
 
 
 @click.command(
@@ -113,45 +101,32 @@ def bench(
 
         check_figures()
     models = load_models(model_flags, quiet=quiet, verbose=verbose)
-    work = choose_work(models[0], text, work_flags)
 
-    from kvgen.bench.plan import BenchPlan
-
-    arms: list[ArmName] = [] if arm_flags.no_baseline else ["on"]
-    arms += [] if arm_flags.cached_only else ["off"]
-    arms += ["on+q"] if arm_flags.q_cache else []
-    plan = BenchPlan(
-        workloads=work.workloads,
-        arms=tuple(arms),
-        repetitions=work_flags.repetitions or REPETITIONS,
-        warmup=work_flags.warmup,
-        head=chosen_head(models[0], arm_flags),
-    )
-    context = _context(models[0], work)
-    if destinations.figure is not None:
-        from kvgen.render.plot import check_latency_figure
-
-        check_latency_figure(context, kind=destinations.figure.kind)
-    report = _run(models, plan, work_flags, quiet=quiet)
-    _deliver(report, context, destinations, display_flags, over_seconds=arm_flags.over / 1e3)
-    _judge(report)
-
-
-def _context(model: Model, work: Work) -> ReportContext:
-    """The model, the prompt and the machine of a report."""
     from kvgen.bench.report import ReportContext
     from kvgen.checkpoint.folder import fingerprint
     from kvgen.engine.machine import environment
 
-    return ReportContext(
+    model = models[0]
+    context = ReportContext(
         model=model.name,
         model_hash=fingerprint(model.folder),
         family=model.family,
         n_parameters=model.params.n_parameters,
-        prompt=work.prompt,
-        seed=work.seed,
+        prompt="",
+        seed=None,
         environment=environment(),
     )
+    if destinations.figure is not None:
+        from kvgen.render.plot import check_latency_figure
+
+        check_latency_figure(context, kind=destinations.figure.kind)
+    job = plan_job(models, text, work_flags, arm_flags, quiet=quiet)
+    context = replace(context, prompt=job.work.prompt, seed=job.work.seed)
+    report = run_job(job, quiet=quiet)
+    _deliver(report, context, destinations, display_flags)
+    if report.interrupted:
+        raise KeyboardInterrupt
+    _judge(report)
 
 
 def _check(text: str | None, model: ModelFlags, work: WorkFlags, arms: ArmFlags) -> None:
@@ -172,55 +147,18 @@ def _check(text: str | None, model: ModelFlags, work: WorkFlags, arms: ArmFlags)
         raise UsageError("the maps show one head: give both -l LAYER and -H HEAD")
 
 
-def _run(models: list[Model], plan: BenchPlan, work: WorkFlags, *, quiet: bool) -> BenchReport:
-    """Calibrate, estimate the time, and run as many passes as fit into it."""
-    from kvgen.bench.cost import calibrate_with_overhead
-    from kvgen.bench.run import bench as run_bench
-    from kvgen.bench.run import predicted_seconds
-
-    engines = [model.engine for model in models]
-    with working("calibrating", quiet=quiet):
-        calibrations = [calibrate_with_overhead(engine) for engine in engines]
-    one_pass = _UNCOUNTED * predicted_seconds(engines, calibrations, plan)
-    if work.repetitions is None:
-        affordable = int(_TIMED_SECONDS / one_pass)
-        plan = replace(plan, repetitions=max(1, min(affordable, REPETITIONS)))
-    n_passes = plan.warmup + plan.repetitions
-    seconds = n_passes * one_pass
-    if seconds > work.limit:
-        raise UsageError(
-            f"the run needs about {seconds:,.0f} s, more than --limit {work.limit:g}: lower -p, -n "
-            "or -r, or raise the limit"
-        )
-    positions = (
-        n_passes
-        * len(engines)
-        * sum(workload.positions(arm) for workload in plan.workloads for arm in plan.arms)
-    )
-    if seconds > _LONG_SECONDS and not quiet:
-        note(
-            f"about {seconds:.0f} s for {positions:,} positions; lower -r, -p or -n make it shorter"
-        )
-    with counting("benchmark", positions, quiet=quiet) as advance:
-        return run_bench(
-            engines, models[0].params, plan, calibrations=calibrations, on_progress=advance
-        )
-
-
 def _deliver(
     report: BenchReport,
     context: ReportContext,
     to: Report,
     display: DisplayFlags,
-    *,
-    over_seconds: float,
 ) -> None:
     """Print the report and write its files."""
     from kvgen.render.bench import bench_view
 
     if to.shown == "table":
         canvas = make_canvas(**display._asdict())
-        show(bench_view(report, context, canvas, over_seconds=over_seconds), canvas)
+        show(bench_view(report, context, canvas, details=to.details), canvas)
     else:
         write_text(_as_text(report, context, to.shown))
     if to.file is not None and to.file.path is not None:
@@ -251,9 +189,15 @@ def _judge(report: BenchReport) -> None:
                 f"more than rounding explains ({checked.tolerance:.2g}); same tokens at "
                 f"{checked.n_equal} of {checked.n_steps} steps"
             )
-    if not report.ledger.agrees:
-        wrong, total = report.ledger.n_different, report.ledger.n_compared
-        raise VerificationError(f"{wrong} of {total} row counts differ from the reference engine's")
+    ledger = report.ledger
+    if ledger is not None and not ledger.agrees:
+        raise VerificationError(
+            f"{ledger.n_different} of {ledger.n_compared} row counts are not what they should be"
+        )
+    if not report.passed:
+        raise VerificationError(
+            "a step needs other rows than its visible rows of K and V and its own of Q"
+        )
 
 
 def _compare(one: str, other: str, flags: ReportFlags, display: DisplayFlags) -> None:

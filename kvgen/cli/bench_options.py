@@ -14,6 +14,7 @@ from kvgen.errors import UsageError
 
 PROMPT_TOKENS, NEW_TOKENS = 512, 128
 REPETITIONS = 5
+CHANGED_ROWS = 256
 _LIMIT_SECONDS = 600.0
 _FORMATS = ("table", "md", "json", "jsonl", "csv")
 _IDS_HINT = "in bench -p is a number of ids; give a text as PROMPT or with --prompt"
@@ -29,6 +30,7 @@ class WorkFlags(NamedTuple):
     warmup: int
     limit: float
     seed: int | None
+    changed_rows: int | None
 
 
 class ArmFlags(NamedTuple):
@@ -43,8 +45,9 @@ class ArmFlags(NamedTuple):
 
 
 class ReportFlags(NamedTuple):
-    """Where the report goes, as it was written."""
+    """What the report says and where it goes, as it was written."""
 
+    details: bool
     output: str | None
     as_json: bool
     out: str | None
@@ -57,6 +60,7 @@ class Report(NamedTuple):
     shown: str  # table, md, json, jsonl or csv
     file: Destination | None
     figure: Destination | None
+    details: bool
 
 
 def report_of(flags: ReportFlags) -> Report:
@@ -81,7 +85,8 @@ def report_of(flags: ReportFlags) -> Report:
         if len(several) > 1:
             raise UsageError(f"-o and {name} name two files: leave out {name}")
     shown = "json" if flags.as_json else stdout[0].kind if stdout else "table"
-    return Report(shown, *(each[0] if each else None for each in (files, figures)))
+    file, figure = (each[0] if each else None for each in (files, figures))
+    return Report(shown, file, figure, flags.details)
 
 
 work_options = bundle(
@@ -92,13 +97,14 @@ work_options = bundle(
         "--n-prompt",
         type=Several(Count(min=1, hint=_IDS_HINT)),
         help="A prompt of this many random ids; a text is PROMPT. [default: a text of "
-        f"{PROMPT_TOKENS} tokens]",
+        f"{PROMPT_TOKENS} tokens, or fewer to take one minute]",
     ),
     click.option(
         "-n",
         "--n-gen",
         type=click.IntRange(min=0),
-        help=f"Decode steps; N new tokens of `generate` take N - 1. [default: {NEW_TOKENS}]",
+        help=f"Decode steps; N new tokens of `generate` take N - 1. [default: {NEW_TOKENS}, or "
+        "fewer to take one minute]",
     ),
     click.option(
         "-d",
@@ -131,6 +137,12 @@ work_options = bundle(
         "--seed",
         type=click.IntRange(min=0),
         help="Seed of the random ids. [default: random, and printed]",
+    ),
+    click.option(
+        "--changed-rows",
+        type=click.IntRange(min=0),
+        help="With --no-cache or --q-cache: of K, V and Q in each layer, change so many kept rows "
+        f"one at a time. [default: {CHANGED_ROWS}, or fewer to take 45 seconds]",
     ),
 )
 arm_options = bundle(
@@ -165,6 +177,11 @@ report_options = bundle(
         metavar="FORMAT|FILE",
         help=f"What to print: {', '.join(_FORMATS)}; or a file to write beside the table, by its "
         f"ending: {', '.join(REPORTS)}; or {', '.join(FIGURES)} for --plot. [default: table]",
+    ),
+    click.option(
+        "--details",
+        is_flag=True,
+        help="Print maps, counted rows, predictions and what else was run, too.",
     ),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object, as -o json."),
     click.option(

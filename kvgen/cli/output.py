@@ -261,13 +261,25 @@ def working(what: str, *, quiet: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def counting(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+def counting(what: str, total: float, *, quiet: bool = False) -> Iterator[Callable[[float], None]]:
     """Show a progress bar on a terminal while something countable takes long.
 
     Gives the function to call with each amount done.
     """
+    with counting_phases(what, total, quiet=quiet) as advance:
+        yield lambda amount: advance(what, amount)
+
+
+@contextmanager
+def counting_phases(
+    what: str, total: float, *, quiet: bool = False
+) -> Iterator[Callable[[str, float], None]]:
+    """The same for work of several phases: the function is told a phase's name and an amount.
+
+    The bar stays below its end until the block is left, however wrong the total was.
+    """
     if quiet or not _stderr_is_terminal():
-        yield lambda _: None
+        yield lambda *_: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -275,7 +287,7 @@ def counting(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+        TextColumn("{task.percentage:>3.0f} %"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
@@ -284,8 +296,15 @@ def counting(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable
     timer = threading.Timer(_PATIENCE_SECONDS, bar.start)
     timer.daemon = True
     timer.start()
+    done = 0.0
+
+    def advance(phase: str, amount: float) -> None:
+        nonlocal done
+        done += amount
+        bar.update(task, description=one_line(phase), completed=min(done, 0.99 * total))
+
     try:
-        yield lambda amount: bar.advance(task, amount)
+        yield advance
     finally:
         timer.cancel()
         timer.join()

@@ -27,6 +27,8 @@ class Environment:
 
     cpu: str  # its name
     cores: int  # that this process may keep busy
+    cpus: int  # of the whole machine
+    last_level_cache_bytes: int | None  # None where the system does not say
     system: str
     python: str
     kvgen: str
@@ -57,6 +59,8 @@ def environment() -> Environment:
     return Environment(
         cpu=cpu_name(),
         cores=usable_cores(),
+        cpus=os.cpu_count() or 1,
+        last_level_cache_bytes=last_level_cache_bytes(),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         kvgen=kvgen.__version__,

@@ -10,12 +10,17 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
+import numpy as np
+
 import kvgen
 from kvgen.bench.compare import ReportComparison
+from kvgen.bench.interventions import Intervention
 from kvgen.bench.ledger import Ledger, StepCount
 from kvgen.bench.report import Arm, BenchReport, ReportContext, Run, spread
 from kvgen.engine.machine import Environment
 from kvgen.visible import one_line
+
+_GREATEST = float(np.finfo(np.float32).max)
 
 
 class Row(NamedTuple):
@@ -73,19 +78,32 @@ def bench_json(report: BenchReport, context: ReportContext) -> dict[str, Any]:
             "near_ties": sum(one.near_ties for one in checks),
             "passed": all(one.passed for one in checks),
         },
-        "ledger": _ledger(report.ledger),
-        "maps": {
+        "interventions": [_intervention(one) for one in report.interventions],
+        "old_queries_as_nan": [
+            {"max_abs_logit_change": change} for change in report.spoiled_queries
+        ],
+        "uncached_interventions": [asdict(one) | {"row": "q"} for one in report.recomputed],
+        "later_token": asdict(report.later_token) if report.later_token is not None else None,
+        "ledger": _ledger(report.ledger) if report.ledger is not None else None,
+        "maps": None
+        if report.head is None
+        else {
             "layer": report.head[0],
             "head": report.head[1],
             "steps": [
                 {
                     "step": maps.step + 1,
-                    "scores_on": maps.n_scores("on"),
-                    "scores_off": maps.n_scores("off") if maps.off is not None else None,
+                    "scores_on": maps.n_scores_on,
+                    "scores_off": maps.n_scores_off,
                 }
                 for maps in report.maps
             ],
         },
+        "crossing": None
+        if report.crossing is None
+        else {"over_seconds": report.plan.over_seconds} | asdict(report.crossing),
+        "other_programs_cpus": report.other_programs_cpus,
+        "interrupted": report.interrupted,
         "calibration": _calibration(report.runs[0]),
         "environment": _environment(context.environment),
         "seed": context.seed,
@@ -110,6 +128,7 @@ def _result(test: Row) -> dict[str, Any]:
         "tokens_per_second": asdict(spread(test.rates)),
         "seconds_per_step": [arm.median_step(step) for step in steps],
         "samples": arm.prefill_seconds if test.is_prefill else arm.step_seconds,
+        "first_step_seconds": [] if test.is_prefill else arm.first_step_seconds,
         "positions_processed": test.positions,
         "predicted_seconds_per_step": [run.predicted_prefill()]
         if test.is_prefill
@@ -142,6 +161,17 @@ def _environment(environment: Environment) -> dict[str, str | int | float | None
     return names | ({"OPENBLAS_CORETYPE": core_type} if core_type else {})
 
 
+def _intervention(one: Intervention) -> dict[str, Any]:
+    """The rows of one kind in one layer; logits that are no numbers as the greatest float32."""
+    names = asdict(one)
+    changes = names["max_abs_logit_change"]
+    names["max_abs_logit_change"] = [min(x, _GREATEST) for x in changes]
+    names["as_expected"] = one.as_expected
+    if one.row != "q":
+        del names["q_live"]
+    return names
+
+
 def _ledger(ledger: Ledger) -> dict[str, Any]:
     def step(count: StepCount) -> dict[str, Any]:
         return asdict(count) | {"pairs": count.pairs.tolist()}
@@ -152,6 +182,7 @@ def _ledger(ledger: Ledger) -> dict[str, Any]:
         "on": [step(count) for count in ledger.on],
         "off": [step(count) for count in ledger.off],
         "reads_of_each_key": ledger.reads_of_keys.tolist(),
+        "reads_of_each_value": ledger.reads_of_values.tolist(),
         "reads_of_each_query": ledger.reads_of_queries.tolist(),
         "times_each_row_is_computed_without_cache": ledger.recomputed.tolist(),
         "totals_compared": ledger.n_compared,

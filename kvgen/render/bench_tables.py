@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 import numpy as np
 from rich.console import RenderableType
 from rich.text import Text
@@ -15,7 +17,7 @@ from kvgen.render.layout import flow, stacked_tables
 _TABLE_ROWS = 8
 # Columns of a picture at most and at least, of its name, and of the words beside it.
 _PICTURE, _SMALLEST_PICTURE, _PICTURE_NAME, _PICTURE_TEXT = 50, 20, 11, 47
-_WORDS = ("test", "cache", "dtype", "kv", "backend", "kept")
+_WORDS = ("test", "cache", "dtype", "kv", "backend")
 
 
 def traits(run: Run) -> dict[str, str]:
@@ -34,8 +36,15 @@ def varying(report: BenchReport) -> list[str]:
     return [name for name in of_runs[0] if len({one[name] for one in of_runs}) > 1]
 
 
-def rates(report: BenchReport, width: int) -> list[RenderableType]:
-    """Tokens per second of every test, and how the prediction compares."""
+def times_slower(run: Run) -> float:
+    """How many times as long the decode steps take without the cache, by medians."""
+    on, off = run.arm("on"), run.arm("off")
+    assert on is not None and off is not None
+    return median(map(sum, off.step_seconds)) / median(map(sum, on.step_seconds))
+
+
+def rates(report: BenchReport, width: int, *, details: bool) -> list[RenderableType]:
+    """Tokens per second of every test; with details also predictions and positions."""
     differing = varying(report)
     rows = []
     for row in rows_of(report):
@@ -48,20 +57,19 @@ def rates(report: BenchReport, width: int) -> list[RenderableType]:
             "predicted": f"{_predicted_rate(run, row.arm, prefill=row.is_prefill):,.1f}",
             "positions run": f"{row.positions:,}",
         }
-        on = run.arm("on")
-        if row.arm.name == "off" and on is not None:
-            fast = spread([run.workload.n_gen / sum(one) for one in on.step_seconds]).median
-            cells["on/off"] = f"{fast / spread(row.rates).median:.1f}x"
+        if row.arm.name == "off" and run.arm("on") is not None:
+            cells["times slower"] = f"{times_slower(run):.1f}"
         rows.append(cells | {name: traits(run)[name] for name in differing})
-    names = ["test", "cache", *differing, "tok/s", "min..max", "predicted", "positions run"]
-    names += ["on/off"] if any("on/off" in row for row in rows) else []
+    names = ["test", "cache", *differing, "tok/s", "min..max"]
+    names += ["predicted", "positions run"] if details else []
+    names += ["times slower"] if any("times slower" in row for row in rows) else []
     keys = ("test", "cache", *differing)
     return stacked_tables(
         {name: name for name in names}, rows, width=width, keys=keys, words=_WORDS
     )
 
 
-def rates_legend(report: BenchReport, width: int) -> Text:
+def rates_legend(report: BenchReport, width: int, *, details: bool) -> Text:
     """The meaning of the names of tests and columns."""
     terms: dict[str, str] = {}
     for row in rows_of(report):
@@ -77,10 +85,13 @@ def rates_legend(report: BenchReport, width: int) -> Text:
             "tgN": "N decode steps",
             "@ dM": "after M tokens",
         }
-    terms |= {
-        "predicted, pred.": "by bytes, operations and machine",
-        "positions run": "tokens fed",
-    }
+    if details:
+        terms |= {
+            "predicted, pred.": "by bytes, operations and this machine's speed",
+            "positions run": "by the decode steps of one pass",
+        }
+    if any(run.arm("on") is not None and run.arm("off") is not None for run in report.runs):
+        terms["times slower"] = "a token without the cache"
     parts = [Text(f"{name}: {meaning}", "dim") for name, meaning in terms.items()]
     return flow(parts, width, between=" · ")
 
@@ -99,7 +110,7 @@ def by_position(run: Run, width: int) -> list[RenderableType]:
     headings = {"position": "position"}
     for arm in run.arms:
         headings |= {arm.name: arm.name, f"{arm.name} predicted": "pred."}
-    headings |= {"ratio": "off/on"} if on is not None and off is not None else {}
+    headings |= {"ratio": "times slower"} if on is not None and off is not None else {}
     work, rows = run.workload, []
     for step in np.unique(
         np.linspace(0, work.n_gen - 1, min(work.n_gen, _TABLE_ROWS)).round().astype(int)
@@ -110,7 +121,7 @@ def by_position(run: Run, width: int) -> list[RenderableType]:
             predicted = run.predicted_step(arm.name, step)
             cells[f"{arm.name} predicted"] = f"{1e3 * predicted:.2f}"
         if on is not None and off is not None:
-            cells["ratio"] = f"{off.median_step(step) / on.median_step(step):.0f}x"
+            cells["ratio"] = f"{off.median_step(step) / on.median_step(step):.1f}"
         rows.append(cells)
     title = "ms/token by position"
     return stacked_tables(headings, rows, width=width, keys=("position",), title=title)
@@ -120,12 +131,13 @@ def ledger_picture(ledger: Ledger, canvas: Canvas, *, shown: bool) -> list[Text]
     """How often each position's row was read, or computed, as bars from left to right."""
     greatest = int(ledger.reads_of_keys.max())
     counts = [
-        ("K, V read", ledger.reads_of_keys, greatest, "by its own and each later query"),
-        ("Q read", ledger.reads_of_queries, greatest, "by its own step only"),
+        ("K read", ledger.reads_of_keys, greatest, "queries, its own and each later one"),
+        ("V read", ledger.reads_of_values, greatest, "queries, its own and each later one"),
+        ("Q read", ledger.reads_of_queries, greatest, "step, the one that computed it"),
     ]
     if shown:
         times = int(ledger.recomputed.max())
-        counts.append(("computed", ledger.recomputed, times, "without the cache, so far"))
+        counts.append(("computed", ledger.recomputed, times, "times without the cache"))
     beside = canvas.width - _PICTURE_NAME - _PICTURE_TEXT >= _SMALLEST_PICTURE
     room = canvas.width - _PICTURE_NAME - (_PICTURE_TEXT if beside else 0)
     columns = min(len(ledger.reads_of_keys), _PICTURE, room)
@@ -137,7 +149,7 @@ def ledger_picture(ledger: Ledger, canvas: Canvas, *, shown: bool) -> list[Text]
         most, fewest = int(of_rows.max()), int(of_rows.min())
         times_each = f"{most:,}" if most == fewest else f"{most:,} to {fewest:,}"
         line.append("  " if beside else "\n" + " " * _PICTURE_NAME)
-        lines.append(line.append(f"{times_each}: {words}"))
+        lines.append(line.append(f"{times_each} {words}"))
     return lines
 
 
@@ -153,14 +165,17 @@ def ledger_table(ledger: Ledger, width: int, *, shown: bool) -> list[RenderableT
                     "cache": cache,
                     "step": f"{number + 1}",
                     "computed": f"{count.computed:,} each",
-                    "again": f"{count.old_computed:,}",
-                    "kept": "K, V" if cache == "on" else "nothing",
-                    "K, V read": f"{count.keys_read:,}",
-                    "old Q read": f"{count.old_queries_read + count.old_computed:,}",
+                    "recomputed": f"{count.recomputed:,}",
+                    "K read": f"{count.keys_read:,}",
+                    "V read": f"{count.values_read:,}",
+                    "Q read": f"{count.queries_read:,}",
+                    "kept K": f"{count.kept_keys_read:,}",
+                    "kept V": f"{count.kept_values_read:,}",
+                    "kept Q": f"{count.kept_queries_read:,}",
                 }
             )
     headings = {name: name for name in rows[0]} if rows else {}
-    title = f"rows of Q, K and V in layer {ledger.layer}, counted by the reference engine"
+    title = f"rows in layer {ledger.layer}; kept: of those read, rows that an earlier step computed"
     return stacked_tables(
         headings, rows, width=width, keys=("cache", "step"), words=_WORDS, title=title
     )

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from rich.text import Text
 
+SEVERAL = ("◉", "@")  # where curves meet; the second in ASCII
+
 
 class Curve(NamedTuple):
     """Points from left to right, all above 0."""
@@ -33,6 +35,7 @@ def chart(curves: Sequence[Curve], *, width: int, height: int, ascii_only: bool)
     margin = 10
     columns = max(10, width - margin - 1)
     cells = [[(" ", "")] * columns for _ in range(height)]
+    several = SEVERAL[ascii_only]
     for curve in curves:
         of_column: dict[int, list[float]] = {}
         for x, y in zip(curve.x, curve.y, strict=True):
@@ -40,7 +43,8 @@ def chart(curves: Sequence[Curve], *, width: int, height: int, ascii_only: bool)
             of_column.setdefault(column, []).append(math.log10(y))
         for column, logs in of_column.items():
             up = (sum(logs) / len(logs) - bottom) / (top - bottom)
-            cells[round((1 - up) * (height - 1))][column] = (curve.mark, curve.style)
+            row = cells[round((1 - up) * (height - 1))]
+            row[column] = (curve.mark, curve.style) if row[column][0] == " " else (several, "")
     rule, corner, tick = ("|", "+", "-") if ascii_only else ("│", "└", "─")
     marked = _rows_of_ticks(bottom, top, height)
     lines = []

@@ -15,6 +15,7 @@ from kvgen.engine.config import RopeConfig
 from kvgen.engine.tensors import CACHE_ITEM_BYTES, usual_cache_dtype
 from kvgen.facts import ModelFacts
 from kvgen.render.canvas import Canvas, token_label
+from kvgen.render.numbers import size
 from kvgen.visible import one_line
 
 _MARGIN = 11  # columns before the answers
@@ -196,8 +197,8 @@ def _windows(windows: tuple[int | None, ...]) -> list[str]:
 
 
 def _weights(facts: ModelFacts) -> list[str]:
-    stored = ", ".join(f"{kind} {_size(count)}" for kind, count in sorted(facts.stored.items()))
-    return [f"{stored} on disk", f"{_size(facts.weight_bytes)} in memory as {facts.dtype}"]
+    stored = ", ".join(f"{kind} {size(count)}" for kind, count in sorted(facts.stored.items()))
+    return [f"{stored} on disk", f"{size(facts.weight_bytes)} in memory as {facts.dtype}"]
 
 
 def _kv_bytes(facts: ModelFacts) -> int:
@@ -209,10 +210,10 @@ def _kv_cache(facts: ModelFacts) -> list[str]:
     config = facts.config
     per_token, dtype = _kv_bytes(facts), usual_cache_dtype(facts.dtype)
     return [
-        f"{_size(per_token)} a token = 2 (K and V) x {config.n_layers} layers x "
+        f"{size(per_token)} a token = 2 (K and V) x {config.n_layers} layers x "
         f"{config.n_kv_heads} kv heads x {config.head_dim} x {CACHE_ITEM_BYTES[dtype]} bytes "
         f"({dtype})",
-        f"{_size(per_token * config.max_context)} at the whole context",
+        f"{size(per_token * config.max_context)} at the whole context",
     ]
 
 
@@ -252,11 +253,3 @@ def _span(numbers: list[int]) -> str:
         else:
             runs.append([number])
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
-
-
-def _size(n_bytes: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if n_bytes < 1024 or unit == "GiB":
-            break
-        n_bytes /= 1024
-    return f"{n_bytes:,.0f} {unit}" if unit == "bytes" else f"{n_bytes:,.1f} {unit}"
