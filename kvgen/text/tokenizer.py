@@ -50,12 +50,12 @@ class Tokenizer:
         settings: Mapping[str, Any],
         *,
         kind: str = "",
-        frames: bool = False,
+        settings_only: bool = False,
     ) -> None:
         """`settings` as `merge_settings` gives them; `kind` is the class in transformers.
 
-        With `frames` the settings alone say whether texts begin and end with special tokens, since
-        there is no tokenizer.json to say so. Raises ValueError where there are no tokens, and where
+        With `settings_only` there is no tokenizer.json: the settings alone say whether texts begin
+        and end with special tokens. Raises ValueError where there are no tokens, and where
         settings describe one wrongly.
         """
         self._tokenizer = tokenizer
@@ -64,7 +64,7 @@ class Tokenizer:
         known_bos_id = self._id(self.named.get("bos_token"))
         add_named(tokenizer, settings, kind=kind)
         # Beside a tokenizer.json, a start token that only its name makes known has no embedding.
-        self._bos_id = self._id(self.named.get("bos_token")) if frames else known_bos_id
+        self._bos_id = self._id(self.named.get("bos_token")) if settings_only else known_bos_id
         self.eos_id = self._id(self.named.get("eos_token"))
         # Ids run from 0 to n_tokens - 1; the embedding may have more rows.
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
@@ -76,8 +76,8 @@ class Tokenizer:
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = settings.get("split_special_tokens") is True
         self._add_bos = settings.get("add_bos_token") is True
-        self._frames = frames
-        self._add_eos = frames and settings.get("add_eos_token") is True
+        self._settings_only = settings_only
+        self._add_eos = settings_only and settings.get("add_eos_token") is True
         self._byte_level = "ByteLevel" in repr(tokenizer.decoder)
         added = tokenizer.get_added_tokens_decoder()
         self._special = {number: each.content for number, each in added.items() if each.special}
@@ -115,7 +115,7 @@ class Tokenizer:
             special_tokens
             and self._add_bos
             and self._bos_id is not None
-            and (self._frames or ids[:1] != [self._bos_id])
+            and (self._settings_only or ids[:1] != [self._bos_id])
         ):
             ids.insert(0, self._bos_id)
         if special_tokens and self._add_eos and self.eos_id is not None:
@@ -245,17 +245,21 @@ def _open_merges(folder: Path, settings: dict[str, Any], kind: str) -> Tokenizer
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return _finish(tokenizer, settings, kind, frames=True)
+    return _finish(tokenizer, settings, kind, settings_only=True)
 
 
 def _finish(
-    tokenizer: tokenizers.Tokenizer, settings: dict[str, Any], kind: str, *, frames: bool = False
+    tokenizer: tokenizers.Tokenizer,
+    settings: dict[str, Any],
+    kind: str,
+    *,
+    settings_only: bool = False,
 ) -> Tokenizer:
     """With what a class of that kind does whatever file it was read from."""
     _set_prefix_space(tokenizer, settings.get("add_prefix_space"), kind)
     if tokenizer.token_to_id(_END) is not None:
         settings = dict.fromkeys(_OWN_RULES.get(kind, ()), _END) | settings
-    return Tokenizer(tokenizer, settings, kind=kind, frames=frames)
+    return Tokenizer(tokenizer, settings, kind=kind, settings_only=settings_only)
 
 
 def _set_prefix_space(tokenizer: tokenizers.Tokenizer, wanted: Any, kind: str) -> None:
