@@ -206,7 +206,7 @@ def test_the_written_gradient_is_the_one_of_the_loss() -> None:
     goals = torch.eye(30)[targets]
     for row in range(5, 11):
         damped = logits.detach().softmax(1)[row - distances[row]]
-        damped[targets[row]] *= train.BELIEF ** copies[row]
+        damped[targets[row]] *= train.REPETITION_FACTOR ** copies[row]
         goals[row] = damped / damped.sum()
     losses = -(goals * logits.log_softmax(1)).sum(1)
     loss = losses[copies >= 0].sum()

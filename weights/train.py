@@ -19,9 +19,10 @@ Hugging Face folder of LLaMA type; FOLDER/run keeps the checkpoints and the curv
   `<|endoftext|>`: at 3 % with it, a prompt was taken for one of them, and text for a list to copy.
 * While the rate falls, a share of the windows is the model's own greedy text; kvgen writes some
   more every 100 steps, and all is kept: a model that sees only its newest loops goes back to the
-  old ones. All that is learned of it is to believe each repetition of five tokens a tenth as much
-  as the one before, and the other words as much as they were believed the first time: greedy text
-  shall not fall into a loop. (After Xu et al. 2022, 2206.02369, and Welleck et al. 2019,
+  old ones. The loss on it is a cross-entropy to a damped target: what the model predicts where the
+  same five tokens came first, with the probability of the repeated token times REPETITION_FACTOR
+  (a tenth) for each time that they came before: greedy text shall not fall into a loop. (After the
+  repetition penalty in training of Xu et al. 2022, 2206.02369, and Welleck et al. 2019,
   1908.04319. Books' text that was made to repeat itself taught this model nothing about its own
   loops; losses that only say what shall not come drove it to odd words instead.)
 * Matrix products in bf16, all else in f32. Step n draws its batch from the seed, n, and the greedy
@@ -51,7 +52,7 @@ END = "<|endoftext|>"
 BLOCK = 1024  # tokens; the longest window
 CHUNK = 1024  # rows of logits at a time: f32 [1024, 4096] stays in the cache of a CPU
 SAVE_EVERY = 100  # steps
-BELIEF = 0.1  # in a repetition, as a share of the one before it
+REPETITION_FACTOR = 0.1  # of a token's probability, for each time that its 5-gram came before
 TILE = 128  # queries that read the same keys in `attention`
 OPENINGS = (
     "Once upon a time there was a little girl",
@@ -171,7 +172,7 @@ class Stream:
         """Inputs, targets, copies and distances, int64 [windows, window]; `own` of `own_stories`.
 
         Of the copies, 0 is a target to be learned, -1 one that does not count, and n > 0 the n-th
-        copy of what stands a distance before, and is not to be believed.
+        copy of what stands a distance before, to be predicted with a damped probability.
         """
         window, n_blocks = self.plan.window(step), self.plan.batch // BLOCK
         blocks = np.stack([self.block(step * n_blocks + i) for i in range(n_blocks)])
@@ -310,8 +311,8 @@ def surprise(
 ) -> tuple[Tensor, Tensor]:
     """The cross-entropy summed over targets [N], given hidden [N, D]; its gradient by the logits.
 
-    The goal at an n-th copy is what is predicted where it came first, the copy itself times
-    BELIEF^n: other words are to come as they would have come there.
+    The target distribution at an n-th copy is what is predicted where it came first, with the
+    probability of the copied token times REPETITION_FACTOR^n, normalized again.
     """
     import torch
 
@@ -320,7 +321,7 @@ def surprise(
     p = logprobs.exp()
     hit = (torch.arange(logits.shape[1], device=logits.device) == targets[:, None]).float()
     first = p[torch.arange(len(p), device=p.device) - distances]
-    damped = first * (1 - hit * (1 - BELIEF**copies)[:, None])
+    damped = first * (1 - hit * (1 - REPETITION_FACTOR**copies)[:, None])
     goal = torch.where((copies > 0)[:, None], damped / damped.sum(1, keepdim=True), hit)
     counted = (copies >= 0).float()
     d_logits = (p - goal) * counted[:, None]
