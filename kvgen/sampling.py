@@ -52,7 +52,7 @@ def keep_top_p(logits: FloatArray, p: float) -> FloatArray:
     [True, True, False]
     """
     mass = probabilities(logits)
-    # Those below this share have less than 1 - p together: the set is full without them.
+    # Those below this fraction have less than 1 - p together: the set is full without them.
     order = _in_order(logits, np.flatnonzero(mass >= (1 - p) / len(logits)))
     before = np.cumsum(mass[order]) - mass[order]
     return _only(logits, order[: max(1, int(np.count_nonzero(before < p)))])

@@ -80,7 +80,7 @@ class Session:
                 LayerTrace(
                     layer=layer,
                     heads=capture.heads,
-                    share=config.n_heads // config.n_kv_heads,
+                    group_size=config.n_heads // config.n_kv_heads,
                     scale=config.attn_scales[layer],
                     softcap=config.attn_softcap,
                     window=config.window(layer),

@@ -59,7 +59,7 @@ def recorded(
 @pytest.mark.parametrize("name", CONFIGS)
 def test_maps_are_those_that_the_kernel_used(name: str, backend: str, tiny_model: Loader) -> None:
     recording = recorded(tiny_model, name, backend)
-    assert recording.found.recomputed < 1e-5
+    assert recording.diagnostics.recomputed < 1e-5
     assert recording.decode_rows is not None and recording.decode_rows < 1e-5
     assert (recording.trace.length, recording.trace.n_prompt) == (35, 30)
     assert recording.sampled_last is not None
@@ -90,15 +90,17 @@ def test_a_damaged_map_would_be_noticed(tiny_model: Loader) -> None:
 def test_some_heads_alone_are_as_among_all(name: str, backend: str, tiny_model: Loader) -> None:
     whole = recorded(tiny_model, name, backend)
     some = recorded(tiny_model, name, backend, heads=[1, 2, 4])
-    assert some.trace.heads == (1, 2, 4) and some.found.recomputed < 1e-5
-    assert some.written is not None and whole.written is not None
+    assert some.trace.heads == (1, 2, 4) and some.diagnostics.recomputed < 1e-5
+    assert some.residual_norms is not None and whole.residual_norms is not None
     for one, other in zip(some.trace.layers, whole.trace.layers, strict=True):
         np.testing.assert_array_equal(attention_weights(one), attention_weights(other)[[1, 2, 4]])
     for metric in METRICS:
         np.testing.assert_allclose(
-            some.found.scores[metric], whole.found.scores[metric][:, [1, 2, 4]], atol=1e-5
+            some.diagnostics.scores[metric],
+            whole.diagnostics.scores[metric][:, [1, 2, 4]],
+            atol=1e-5,
         )
-    for lengths, of_all in zip(some.written, whole.written, strict=True):
+    for lengths, of_all in zip(some.residual_norms, whole.residual_norms, strict=True):
         np.testing.assert_allclose(lengths, of_all[:, :, [1, 2, 4]], rtol=1e-4, atol=1e-5)
 
 
@@ -112,9 +114,9 @@ def test_query_heads_of_a_group_read_the_same_keys() -> None:
     random = np.random.RandomState(0)
     q, k, v = (random.standard_normal((7, n, 4)).astype(np.float32) for n in (6, 2, 2))
     heads = tuple(range(6))
-    grouped = LayerTrace(layer=0, heads=heads, share=3, scale=0.5, q=q, k=k, v=v, z=q)
+    grouped = LayerTrace(layer=0, heads=heads, group_size=3, scale=0.5, q=q, k=k, v=v, z=q)
     k, v = k.repeat(3, axis=1), v.repeat(3, axis=1)
-    repeated = LayerTrace(layer=0, heads=heads, share=1, scale=0.5, q=q, k=k, v=v, z=q)
+    repeated = LayerTrace(layer=0, heads=heads, group_size=1, scale=0.5, q=q, k=k, v=v, z=q)
     weights = attention_weights(grouped)
     np.testing.assert_allclose(weights, attention_weights(repeated), atol=1e-6)
     np.testing.assert_allclose(
@@ -293,7 +295,7 @@ def test_an_archive_holds_what_its_schema_says(tiny_model: Loader, tmp_path: Pat
         assert archive["token_bytes"][offsets[3] : offsets[4]].tobytes() == name
         assert archive["step_of_row"].tolist() == [0] * 30 + [1, 2, 3, 4, 5]
         assert archive["metrics"].shape == archive["metric_rows"].shape == (2, 2, len(METRICS))
-        previous = recording.found.scores["previous"]
+        previous = recording.diagnostics.scores["previous"]
         np.testing.assert_array_equal(archive["metrics"][:, :, 1], previous)
         assert archive["metric_rows"][0, 0, :2].tolist() == [35, 34]
         assert archive["output_norms"].shape == archive["value_norms"].shape == (2, 35, 2)
@@ -368,9 +370,9 @@ def test_what_is_saved_can_be_read_again(
     again = read_export(file)
     assert again.recording.trace.heads == (1, 4) and again.meta["model"] == "tiny"
     assert again.tokens == [f"t{token}".encode() for token in recording.trace.token_ids]
-    assert again.recording.found.recomputed == recording.found.recomputed
-    assert again.recording.written is not None and recording.written is not None
-    for one, other in zip(again.recording.written, recording.written, strict=True):
+    assert again.recording.diagnostics.recomputed == recording.diagnostics.recomputed
+    assert again.recording.residual_norms is not None and recording.residual_norms is not None
+    for one, other in zip(again.recording.residual_norms, recording.residual_norms, strict=True):
         np.testing.assert_array_equal(one, other)
     assert again.recording.trace.n_prompt == recording.trace.n_prompt
     for one, other in zip(again.recording.trace.layers, recording.trace.layers, strict=True):

@@ -75,9 +75,9 @@ def test_measures_are_the_steps_of_one_query(name: str, tiny_model: Loader) -> N
         window = trace.layer(layer).window
         hidden = np.arange(query + 1) <= query - (window or query + 1)
         for measure in MEASURES:
-            numbers = measured(trace, measure, layer=layer, head=head, written=recording.written)[
-                query
-            ]
+            numbers = measured(
+                trace, measure, layer=layer, head=head, norms=recording.residual_norms
+            )[query]
             assert np.isnan(numbers[query + 1 :]).all()
             np.testing.assert_allclose(
                 numbers[: query + 1],
@@ -88,7 +88,7 @@ def test_measures_are_the_steps_of_one_query(name: str, tiny_model: Loader) -> N
 
 def test_a_head_writes_what_its_slice_of_the_output_matrix_makes(tiny_model: Loader) -> None:
     model, recording = recorded(tiny_model, "llama_gqa")
-    assert recording.written is not None
+    assert recording.residual_norms is not None
     trace, D = recording.trace, model.config.head_dim
     for layer, head, query in ((0, 1, 5), (2, 4, 21)):
         one = trace.layer(layer)
@@ -96,14 +96,14 @@ def test_a_head_writes_what_its_slice_of_the_output_matrix_makes(tiny_model: Loa
         weights[0] = 0
         matrix = model.output_weights(layer)[:, head * D : (head + 1) * D]
         written = matrix @ (weights @ one.v[:, one.kv_head(head)])
-        assert recording.written.outputs[layer, query, head] == pytest.approx(
+        assert recording.residual_norms.outputs[layer, query, head] == pytest.approx(
             float(np.linalg.norm(written)), rel=1e-3
         )
-    outputs = recording.written.outputs[:, 21]
-    assert outputs[strongest_head(trace, recording.written, 21)] == outputs.max()
-    assert strongest_head(trace, recording.written, 21, layer=1)[0] == 1
+    outputs = recording.residual_norms.outputs[:, 21]
+    assert outputs[strongest_head(trace, recording.residual_norms, 21)] == outputs.max()
+    assert strongest_head(trace, recording.residual_norms, 21, layer=1)[0] == 1
     # The first query has only the first key: all are alike, and the lowest is taken.
-    assert strongest_head(trace, recording.written, 0) == (0, 0)
+    assert strongest_head(trace, recording.residual_norms, 0) == (0, 0)
 
 
 def test_what_was_not_recorded_is_not_made_up(tiny_model: Loader) -> None:
@@ -113,8 +113,8 @@ def test_what_was_not_recorded_is_not_made_up(tiny_model: Loader) -> None:
     one = replace(recording.trace.layers[0].only(1), layer=0)
     with pytest.raises(UsageError, match="rollout needs every head"):
         rollout(replace(recording.trace, layers=(one,)), 0)
-    with pytest.raises(UsageError, match="holds no lengths of v W_O: leave out --show norm"):
-        measured(recording.trace, "norm", layer=0, head=0, written=None)
+    with pytest.raises(UsageError, match="holds no norms of v W_O: leave out --show norm"):
+        measured(recording.trace, "norm", layer=0, head=0, norms=None)
     with pytest.raises(UsageError, match="name a head with -l and -H"):
         strongest_head(recording.trace, None, 3)
 
@@ -251,10 +251,12 @@ def test_every_measure_keeps_to_its_width(
 @pytest.mark.parametrize("show", ["scores", "scaled", "norm", "share", "cos"])
 def test_a_head_is_named_under_its_weights_only(show, tiny_model: Loader) -> None:
     _, recording = recorded(tiny_model, "llama_gqa")
-    sinks = recording.found.scores["sink-later"] + 1
+    sinks = recording.diagnostics.scores["sink-later"] + 1
     recording = replace(
         recording,
-        found=replace(recording.found, scores=recording.found.scores | {"sink-later": sinks}),
+        diagnostics=replace(
+            recording.diagnostics, scores=recording.diagnostics.scores | {"sink-later": sinks}
+        ),
     )
     tokens, canvas = [b"t"] * recording.trace.length, Canvas(100, "glyphs")
 
@@ -273,10 +275,10 @@ def test_the_sink_is_measured_without_the_first_row(tiny_model: Loader) -> None:
     _, recording = recorded(tiny_model, "llama_gqa")
     weights = attention_weights(recording.trace.layer(1))
     expected = weights[:, 1:, 0].mean(axis=1)
-    np.testing.assert_allclose(recording.found.scores["sink-later"][1], expected, rtol=1e-5)
+    np.testing.assert_allclose(recording.diagnostics.scores["sink-later"][1], expected, rtol=1e-5)
     assert USUAL_PANELS[0] == "sink-later" and METRICS["sink-later"] == "sink mass"
     lines = lines_of(summary(recording, Canvas(100, "glyphs")), Canvas(100, "glyphs"))
-    best = float(np.nanmax(recording.found.scores["sink-later"]))
+    best = float(np.nanmax(recording.diagnostics.scores["sink-later"]))
     assert any(line.rstrip().endswith(f" {best:.2f}") for line in lines if "strongest" in line)
     legend = "sink mass: weight on token 0, without row 0"
     assert any(line.startswith(legend) for line in lines)
@@ -414,13 +416,15 @@ def test_two_thousand_tokens_fit_any_width(width: int) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_family_shows_every_measure(name: str, tiny_model: Loader) -> None:
     model, recording = recorded(tiny_model, name, n=12, layers=[0, 1])
-    assert recording.written is not None and (recording.written.outputs >= 0).all()
-    layer, head = strongest_head(recording.trace, recording.written, 14)
+    assert recording.residual_norms is not None and (recording.residual_norms.outputs >= 0).all()
+    layer, head = strongest_head(recording.trace, recording.residual_norms, 14)
     window = model.config.window(layer) or 99
     behind = np.arange(15)[:, None] - np.arange(15)
     seen = (behind >= 0) & (behind < window)
     for show in MEASURES:
-        numbers = measured(recording.trace, show, layer=layer, head=head, written=recording.written)
+        numbers = measured(
+            recording.trace, show, layer=layer, head=head, norms=recording.residual_norms
+        )
         np.testing.assert_array_equal(~np.isnan(numbers), seen, err_msg=show)
         if show in ("weights", "share"):
             np.testing.assert_allclose(np.nansum(numbers, axis=1), 1, atol=1e-4, err_msg=show)

@@ -62,7 +62,7 @@ def make_trace(T: int, *, H: int = 4, G: int = 2, D: int = 6, layers: int = 2) -
             LayerTrace(
                 layer=layer,
                 heads=tuple(range(H)),
-                share=H // G,
+                group_size=H // G,
                 scale=0.4,
                 q=vectors(H),
                 k=vectors(G),
@@ -76,7 +76,11 @@ def make_trace(T: int, *, H: int = 4, G: int = 2, D: int = 6, layers: int = 2) -
 
 def make_recording(trace: AttentionTrace) -> Recording:
     return Recording(
-        trace=trace, sampled_last=None, found=diagnose(trace), decode_rows=None, written=None
+        trace=trace,
+        sampled_last=None,
+        diagnostics=diagnose(trace),
+        decode_rows=None,
+        residual_norms=None,
     )
 
 

@@ -265,7 +265,7 @@ def test_a_recording_across_the_boundary_agrees_with_one_pass(
         max_new_tokens=20,
     )
     assert recording.decode_rows is not None and recording.decode_rows < 1e-5
-    assert recording.found.recomputed < 1e-5
+    assert recording.diagnostics.recomputed < 1e-5
     assert recording.run_again == (100 if name == "phi3_longrope" else sum(range(100, 114)))
 
 

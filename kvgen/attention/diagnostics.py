@@ -100,10 +100,10 @@ def diagnose(trace: AttentionTrace, *, probe: int | None = None) -> Diagnostics:
     n_layers = len(trace.layers)
 
     def of_layers(name: str, part: int) -> FloatArray:
-        values = [np.broadcast_to(numbers[name][part], len(seen)) for numbers, seen, _ in examined]
+        values = [np.broadcast_to(numbers[name][part], len(key)) for numbers, key, _ in examined]
         return np.concatenate(values).reshape(n_layers, -1).astype(np.float32)
 
-    first = np.concatenate([seen for _, seen, _ in examined])  # [N * H, T]
+    first = np.concatenate([key for _, key, _ in examined])  # [N * H, T]
     return Diagnostics(
         scores={name: of_layers(name, 0) for name in METRICS},
         rows={name: of_layers(name, 1) for name in METRICS},
@@ -235,12 +235,12 @@ def _nothing(weights: FloatArray) -> FloatArray:
     return np.full(len(weights), np.nan, np.float32)
 
 
-def _mass_on(weights: FloatArray, wanted: FloatArray) -> tuple[FloatArray, int]:
-    """Mean weight on the wanted keys [T, T] over the rows that have any, and how many have."""
-    n_rows = int(wanted.any(axis=1).sum())
+def _mass_on(weights: FloatArray, chosen: FloatArray) -> tuple[FloatArray, int]:
+    """Mean weight on the chosen keys [T, T] over the rows that have any, and how many have."""
+    n_rows = int(chosen.any(axis=1).sum())
     if n_rows == 0:
         return _nothing(weights), 0
-    mass = weights.reshape(len(weights), -1) @ wanted.ravel()
+    mass = weights.reshape(len(weights), -1) @ chosen.ravel()
     return np.asarray(mass / n_rows, np.float32), n_rows
 
 

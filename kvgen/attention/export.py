@@ -37,7 +37,7 @@ from safetensors.numpy import save
 import kvgen
 from kvgen.attention.diagnostics import METRICS, diagnose
 from kvgen.attention.record import Recording
-from kvgen.attention.residual import Written
+from kvgen.attention.residual import ResidualNorms
 from kvgen.attention.steps import attention_weights
 from kvgen.engine.tensors import Array, FloatArray
 from kvgen.engine.trace import AttentionTrace, LayerTrace
@@ -122,7 +122,7 @@ def _from_arrays(arrays: dict[str, Array], meta: dict[str, Any]) -> SavedRecordi
             LayerTrace(
                 layer=int(layer),
                 heads=heads,
-                share=group_size,
+                group_size=group_size,
                 scale=meta["attn_scale"][row],
                 softcap=meta["softcap"][row],
                 window=meta["window"][row],
@@ -134,17 +134,17 @@ def _from_arrays(arrays: dict[str, Array], meta: dict[str, Any]) -> SavedRecordi
             for row, layer in enumerate(arrays["layer_index"])
         ),
     )
-    written = None
+    norms = None
     if "value_norms" in arrays:
-        written = Written(arrays["value_norms"], arrays["output_norms"])
-        if not all(lengths.shape == q.shape[:3] for lengths in written):
+        norms = ResidualNorms(arrays["value_norms"], arrays["output_norms"])
+        if not all(lengths.shape == q.shape[:3] for lengths in norms):
             raise ValueError("its arrays do not belong together")
     recording = Recording(
         trace=trace,
         sampled_last=meta["sampled_last"],
-        found=diagnose(trace, probe=meta.get("probe")),
+        diagnostics=diagnose(trace, probe=meta.get("probe")),
         decode_rows=meta["verify_decode_rows_max_abs"],
-        written=written,
+        residual_norms=norms,
     )
     tokens = [
         arrays["token_bytes"][begin:end].tobytes()
@@ -163,10 +163,10 @@ def _meta(recording: Recording, facts: dict[str, Any]) -> dict[str, Any]:
         "attn_scale": [layer.scale for layer in trace.layers],
         "softcap": [layer.softcap for layer in trace.layers],
         "window": [layer.window for layer in trace.layers],
-        "kv_group": trace.layers[0].share,
+        "kv_group": trace.layers[0].group_size,
         "metrics": list(METRICS),
         "sampled_last": recording.sampled_last,
-        "verify_max_abs": recording.found.recomputed,
+        "verify_max_abs": recording.diagnostics.recomputed,
         "verify_decode_rows_max_abs": recording.decode_rows,
         **facts,
     }
@@ -177,7 +177,7 @@ def _of_metrics(numbers: Mapping[str, FloatArray]) -> FloatArray:
 
 
 def _arrays(recording: Recording, tokens: Sequence[bytes]) -> dict[str, Array]:
-    trace, diagnostics = recording.trace, recording.found
+    trace, diagnostics = recording.trace, recording.diagnostics
     steps = np.maximum(np.arange(trace.length) - trace.n_prompt + 1, 0)
     arrays: dict[str, Array] = {
         "weights": np.stack([attention_weights(layer) for layer in trace.layers]),
@@ -190,8 +190,8 @@ def _arrays(recording: Recording, tokens: Sequence[bytes]) -> dict[str, Array]:
         "metrics": _of_metrics(diagnostics.scores),
         "metric_rows": _of_metrics(diagnostics.rows).astype(np.int32),
     }
-    if recording.written is not None:
-        arrays["value_norms"], arrays["output_norms"] = recording.written
+    if recording.residual_norms is not None:
+        arrays["value_norms"], arrays["output_norms"] = recording.residual_norms
     for name in "qkvz":
         rows = np.stack([getattr(layer, name) for layer in trace.layers])
         arrays[name] = np.ascontiguousarray(rows)
@@ -214,7 +214,7 @@ def _as_json(recording: Recording, tokens: Sequence[bytes], meta: str) -> dict[s
         {
             "layer": layer.layer,
             "head": head,
-            **{name: _number(recording.found.scores[name][row, column]) for name in METRICS},
+            **{name: _number(recording.diagnostics.scores[name][row, column]) for name in METRICS},
         }
         for row, layer in enumerate(trace.layers)
         for column, head in enumerate(trace.heads)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvgen.attention.residual import Written
+from kvgen.attention.residual import ResidualNorms
 from kvgen.attention.steps import attention_weights, products, scaled_scores
 from kvgen.choices import Measure
 from kvgen.engine.formula import softmax
@@ -24,13 +24,13 @@ SIGNED = frozenset({"scores", "scaled", "share", "cos"})
 
 
 def measured(
-    trace: AttentionTrace, measure: Measure, *, layer: int, head: int, written: Written | None
+    trace: AttentionTrace, measure: Measure, *, layer: int, head: int, norms: ResidualNorms | None
 ) -> FloatArray:
     """One head's numbers [T, T]; NaN where a query does not see a key.
 
     `norm` is |w_ij v_j W_O| (Kobayashi et al., arXiv:2004.10102), `share` the signed part
     w_ij <v_j, z_i> / |z_i|^2 of the head's output, which sums to 1 in every row; NaN where z is 0.
-    Raises UsageError for `norm` where no lengths of v W_O were recorded.
+    Raises UsageError for `norm` where no norms of v W_O were recorded.
     """
     one = trace.layer(layer).only(head)
     scaled = scaled_scores(one)[0]
@@ -46,9 +46,9 @@ def measured(
     else:
         numbers = softmax(scaled)
         if measure == "norm":
-            if written is None:
-                raise UsageError("this recording holds no lengths of v W_O: leave out --show norm")
-            numbers = numbers * written.values[trace.row_of(layer), :, trace.column_of(head)]
+            if norms is None:
+                raise UsageError("this recording holds no norms of v W_O: leave out --show norm")
+            numbers = numbers * norms.values[trace.row_of(layer), :, trace.column_of(head)]
         elif measure == "share":
             z = one.z[:, 0]
             energy = (z * z).sum(axis=1, keepdims=True)
@@ -65,7 +65,7 @@ def rollout(trace: AttentionTrace, layer: int) -> FloatArray:
     arXiv:2005.00928, section 3). Raises UsageError where a layer or a head was not recorded.
     """
     first = trace.layers[0]
-    if len(first.heads) < first.share * first.k.shape[1]:
+    if len(first.heads) < first.group_size * first.k.shape[1]:
         raise UsageError("rollout needs every head: record without -H")
     there = [one.layer for one in trace.layers]
     if missing := sorted(set(range(layer + 1)) - set(there)):

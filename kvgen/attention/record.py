@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvgen.attention.diagnostics import Diagnostics, diagnose
-from kvgen.attention.residual import Written, measure_written
+from kvgen.attention.residual import ResidualNorms, measure_residual_norms
 from kvgen.attention.steps import decode_error
 from kvgen.engine.config import ModelConfig
 from kvgen.engine.contract import Engine
@@ -22,13 +22,13 @@ from kvgen.session import Session
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """A trace, what was found in it, and how far its maps can be trusted."""
+    """A trace, diagnostics of its heads, and how far its maps can be trusted."""
 
     trace: AttentionTrace
     sampled_last: int | None  # the token that never became a query; None after a prefill alone
-    found: Diagnostics
+    diagnostics: Diagnostics
     decode_rows: float | None  # greatest |weight - the same weight in one full pass|
-    written: Written | None  # None where W_O was not at hand
+    residual_norms: ResidualNorms | None  # None where W_O was not at hand
     run_again: int = 0  # positions run once more because rotary frequencies changed
 
 
@@ -70,13 +70,15 @@ def record(
         at_once = captured(None)
         require_finite(at_once.feed(session.ids))
         decode_rows = decode_error(trace, at_once.recording())
-    found = diagnose(trace, probe=probe)
+    diagnostics = diagnose(trace, probe=probe)
     return Recording(
         trace=trace,
         sampled_last=steps[-1].token if steps else None,
-        found=found,
+        diagnostics=diagnostics,
         decode_rows=decode_rows,
-        written=None if output_weights is None else measure_written(trace, found, output_weights),
+        residual_norms=None
+        if output_weights is None
+        else measure_residual_norms(trace, diagnostics, output_weights),
         run_again=sum(step.positions - 1 for step in steps[1:]),
     )
 

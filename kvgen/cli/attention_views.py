@@ -231,7 +231,7 @@ def _explanations(
     places = [(layer, head) for layer in selection.layers for head in selection.heads]
     if selection.all_heads:
         places = [
-            strongest_head(recording.trace, recording.written, query, layer=layer)
+            strongest_head(recording.trace, recording.residual_norms, query, layer=layer)
             for layer in ([None] if selection.all_layers else selection.layers)
         ]
     return [

@@ -67,7 +67,7 @@ class LayerTrace:
 
     layer: int
     heads: tuple[int, ...]  # the H' query heads that q and z are of, ascending
-    share: int  # query heads that read one key/value head
+    group_size: int  # query heads that read one key/value head
     scale: float  # factor of the scores
     softcap: float | None = None  # scores then become c tanh(score / c)
     window: int | None = None  # keys that a query sees, itself included; None: all before it
@@ -78,7 +78,7 @@ class LayerTrace:
 
     def kv_head(self, head: int) -> int:
         """The key/value head that a query head reads."""
-        return head // self.share
+        return head // self.group_size
 
     @property
     def kv_heads(self) -> list[int]:

@@ -27,7 +27,7 @@ _SHORT_LABEL = 4
 
 def verify_line(recording: Recording) -> str:
     """How far the output recomputed from the shown maps is from the kernel's."""
-    line = f"verified: |recomputed - kernel| <= {recording.found.recomputed:.1e}"
+    line = f"verified: |recomputed - kernel| <= {recording.diagnostics.recomputed:.1e}"
     if recording.decode_rows is not None:
         line += f", |decode rows - one full pass| <= {recording.decode_rows:.1e}"
     return line
@@ -44,7 +44,7 @@ def summary(
     panels = []
     for name in metrics:
         distance = name.startswith("distance")
-        values = recording.found.scores[name]
+        values = recording.diagnostics.scores[name]
         if distance:
             values = values / np.float32(max(1, trace.length - 1))
         panels.append((METRICS[name] + (f"/{trace.length - 1}" if distance else ""), values))
@@ -107,7 +107,7 @@ def _strongest(recording: Recording) -> str:
     """The best head of each kind; a kind without a counted row is left out."""
     named = []
     for metric in ("previous", "induction", "duplicate", "sink-later"):
-        values = recording.found.scores[metric]
+        values = recording.diagnostics.scores[metric]
         name = metric.removesuffix("-later")
         if not np.isnan(values).all():
             row, column = np.unravel_index(int(np.nanargmax(values)), values.shape)
@@ -143,7 +143,7 @@ def layer_grid(
     for head, cells, small in zip(heads, chosen, drawn, strict=True):
         label = ""
         if view.show == "weights":  # a name is given by the weights
-            label = recording.found.label(trace.row_of(layer), trace.column_of(head))
+            label = recording.diagnostics.label(trace.row_of(layer), trace.column_of(head))
         title = Text(f"{layer}.{head} {label}".ljust(side))
         edge = Text(_edge(cells.keys, small), "dim")
         kv = Text(f"kv {layer_trace.kv_head(head)}", "dim")

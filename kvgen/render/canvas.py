@@ -130,11 +130,11 @@ def pool(
 ) -> FloatArray:
     """Pool the stretches of an axis that begin at `starts`."""
     if how == "mean":
-        seen = ~np.isnan(numbers)
-        total = np.add.reduceat(np.where(seen, numbers, 0), starts, axis=axis)
-        n_seen = np.add.reduceat(seen, starts, axis=axis, dtype=np.int64)
+        visible = ~np.isnan(numbers)
+        total = np.add.reduceat(np.where(visible, numbers, 0), starts, axis=axis)
+        n_visible = np.add.reduceat(visible, starts, axis=axis, dtype=np.int64)
         nothing = np.full(total.shape, np.nan, np.float32)
-        return np.divide(total, n_seen, out=nothing, where=n_seen > 0)
+        return np.divide(total, n_visible, out=nothing, where=n_visible > 0)
     most = np.fmax.reduceat(numbers, starts, axis=axis)
     least = np.fmin.reduceat(numbers, starts, axis=axis)
     return np.where(-least > most, least, most)

@@ -78,7 +78,7 @@ def chosen_cells(recording: Recording, view: MapView, *, layer: int, head: int) 
     if view.show == "rollout":
         whole = causal(rollout(trace, layer))
     else:
-        whole = measured(trace, view.show, layer=layer, head=head, written=recording.written)
+        whole = measured(trace, view.show, layer=layer, head=head, norms=recording.residual_norms)
     queries, keys = (range(trace.length)[slice(*span)] for span in (view.queries, view.keys))
     whole = whole[queries.start : queries.stop]
     first = whole[:, 0] if view.sink == "split" else None
@@ -89,8 +89,8 @@ def chosen_cells(recording: Recording, view: MapView, *, layer: int, head: int) 
         nothing = np.full_like(whole, np.nan)
         whole = np.divide(whole, rest, out=nothing, where=rest > np.finfo(np.float32).eps)
     numbers = whole[:, keys.start : keys.stop]
-    seen = np.abs(numbers[~np.isnan(numbers)])
-    most = 1.0 if view.show in _WITHIN_ONE else float(seen.max(initial=0.0))
+    visible = np.abs(numbers[~np.isnan(numbers)])
+    most = 1.0 if view.show in _WITHIN_ONE else float(visible.max(initial=0.0))
     ink = Ink(
         name=view.show if view.show == "rollout" else MEASURES[view.show],
         scale=view.scale,
@@ -205,9 +205,9 @@ def _legend(
         terms.append("key 0" + (sink if view.show == "weights" else " stands apart"))
     if view.show == "weights":  # a name is given by the weights
         place = trace.row_of(layer), trace.column_of(head)
-        metric = recording.found.labelled_by(*place)
+        metric = recording.diagnostics.labelled_by(*place)
         if metric is not None:
-            terms.append(f"{recording.found.label(*place)}: {MEANINGS[metric]}")
+            terms.append(f"{recording.diagnostics.label(*place)}: {MEANINGS[metric]}")
     return [
         canvas.legend(cells.ink, *more),
         flow([Text(term, "dim") for term in terms], canvas.width, between=" · "),
