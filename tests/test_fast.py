@@ -464,10 +464,10 @@ def test_fast_prefill_is_close_and_decoding_exact(
     np.testing.assert_array_equal(*one_by_one)
 
 
-def test_fast_prefill_is_refused_where_there_is_none(tiny_model: Loader) -> None:
+def test_a_rounded_prefill_is_refused_where_there_is_none(tiny_model: Loader) -> None:
     with pytest.raises(UsageError, match="needs bf16 or int8 weights, and these are f32"):
         tiny_model("gpt2", backend="numba", prefill="fast")
-    with pytest.raises(UsageError, match="numpy backend has no fast prefill"):
+    with pytest.raises(UsageError, match=r"numpy backend has no rounded prefill \(.*\): leave out"):
         tiny_model("gpt2", kind="BF16", backend="numpy", prefill="fast")
 
 

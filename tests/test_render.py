@@ -26,6 +26,7 @@ from kvgen.engine.config import ModelConfig
 from kvgen.engine.trace import AttentionTrace, LayerTrace
 from kvgen.render.attention import layer_grid, summary
 from kvgen.render.bench import bench_view
+from kvgen.render.bench_files import bench_markdown
 from kvgen.render.canvas import (
     Canvas,
     Mode,
@@ -285,6 +286,17 @@ def test_several_runs_are_told_apart(width: int) -> None:
     shown = " ".join(line for line in lines if line.startswith("test "))
     for heading in ("tok/s", "min..max", "predicted", "positions run", "on/off"):
         assert shown.count(heading) == 1
+
+
+def test_a_rounded_prefill_is_named_with_what_it_is_rounded_to() -> None:
+    report, canvas = make_report(50, ("bf16", "int8")), Canvas(200, "glyphs")
+    assert "rounded" not in "".join(lines_of(bench_view(report, CONTEXT, canvas), canvas))
+    runs = tuple(replace(run, prefill="fast") for run in report.runs)
+    for some, dtypes in ((runs, "bf16 or int8"), (runs[1:], "int8")):
+        lines = lines_of(bench_view(replace(report, runs=some), CONTEXT, canvas), canvas)
+        assert f"CPU · rounded prefill (activations rounded to {dtypes})" in lines[0]
+        table = bench_markdown(replace(report, runs=some), CONTEXT)
+        assert f"| llama {some[0].dtype} rounded prefill |" in table
 
 
 @pytest.mark.parametrize("width", [60, 80, 100])

@@ -23,7 +23,7 @@ from kvgen.engine.trace import Capture
 from kvgen.generate import require_finite
 from kvgen.session import Session
 
-# Both arms do the same float32 sums in another order: far below this share of the largest logit.
+# Both arms do the same float32 sums in another order: far below this fraction of the largest logit.
 # In a float16 cache the last bits of such a sum may decide which way a key is rounded.
 ROUNDING: dict[CacheDTypeName, float] = {"f32": 1e-4, "f16": 2e-3}
 PREFILL = -1  # the step before the first decode step

@@ -43,7 +43,10 @@ def open_engine(
     if cache_dtype == "f16":
         raise UsageError("the numpy backend keeps its KV cache in f32: leave out --cache-dtype")
     if prefill == "fast":
-        raise UsageError("the numpy backend has no fast prefill: leave out --prefill fast")
+        raise UsageError(
+            "the numpy backend has no rounded prefill (activations rounded to bf16 or int8): "
+            "leave out --prefill fast"
+        )
     from kvgen.engine.reference.decoder import ReferenceEngine
 
     return ReferenceEngine(params, threads=threads)

@@ -250,7 +250,7 @@ def bench_markdown(report: BenchReport, context: ReportContext) -> str:
     ]
     for test in rows_of(report):
         run, rates = test.run, spread(test.rates)
-        kind = f"{context.family} {run.dtype}" + " fast prefill" * (run.prefill == "fast")
+        kind = f"{context.family} {run.dtype}" + " rounded prefill" * (run.prefill == "fast")
         lines.append(
             f"| {_markdown(kind)} | {run.weight_bytes / 2**20:.2f} MiB | "
             f"{context.n_parameters / 1e6:.2f} M | {run.backend} | {run.threads} | "

@@ -39,7 +39,7 @@ def timing_block(run: RunTimings) -> str:
     lines.append(
         f"prefill {run.prefill_tokens:>4} tokens  {_duration(run.prefill_seconds):>8}  "
         f"{_rate(run.prefill_tokens, run.prefill_seconds):>8} tok/s"
-        + ("   (fast: with rounded activations)" if run.prefill == "fast" else "")
+        + ("   (rounded prefill: --prefill fast)" if run.prefill == "fast" else "")
     )
     if n_steps:
         first, last = run.decode_seconds[0], run.decode_seconds[-1]

@@ -45,9 +45,9 @@ class FastEngine:
         cache_dtype: CacheDTypeName,
         prefill: PrefillName = "exact",
     ) -> None:
-        """Raises UsageError where these weights or this CPU have no fast prefill."""
+        """Raises UsageError for a rounded prefill that these weights or this CPU cannot have."""
         if prefill == "fast":
-            _check_fast_prefill(params.dtype)
+            _check_rounded_prefill(params.dtype)
         self.config: ModelConfig = params.config
         self.dtype: DTypeName = params.dtype
         self.cache_dtype: CacheDTypeName = cache_dtype
@@ -194,7 +194,7 @@ class FastEngine:
         return time.perf_counter() - began
 
 
-def _check_fast_prefill(dtype: DTypeName) -> None:
+def _check_rounded_prefill(dtype: DTypeName) -> None:
     if dtype not in ("bf16", "int8"):
         raise UsageError(f"--prefill fast needs bf16 or int8 weights, and these are {dtype}")
     if not (
