@@ -71,10 +71,14 @@ def test_text_goes_to_stdout_and_timings_to_stderr() -> None:
 def test_every_way_gives_the_same_text(arguments: list[str], tmp_path: Path) -> None:
     file = tmp_path / "prompt.txt"
     file.write_text(PROMPT + "\n")
-    arguments = [str(file) if argument == "FILE" else argument for argument in arguments]
-    expected = inside("generate", PROMPT, "-n", "20", "--greedy", "-q")
-    from_stdin = PROMPT.encode() + b"\n"
-    run = kvgen("generate", *arguments, "-n", "20", "-q", "--greedy", stdin=from_stdin)
+    flags = ["-n", "20", "-q", "--greedy"]
+    expected = inside("generate", PROMPT, *flags)
+    if arguments in (["-"], [], ["-f", "-"]):
+        run = kvgen("generate", *arguments, *flags, stdin=PROMPT.encode() + b"\n")
+    else:
+        run = inside(
+            "generate", *(str(file) if word == "FILE" else word for word in arguments), *flags
+        )
     assert run.returncode == 0
     assert run.stdout == expected.stdout and len(run.stdout) > 40
     assert expected.stderr == b""
@@ -82,41 +86,41 @@ def test_every_way_gives_the_same_text(arguments: list[str], tmp_path: Path) -> 
 
 def test_the_same_seed_gives_the_same_text() -> None:
     one, again, uncached, other = (
-        kvgen("generate", PROMPT, "-n", "25", *rest, "-q").stdout
+        inside("generate", PROMPT, "-n", "25", *rest, "-q").stdout
         for rest in (["--seed", "7"], ["-s", "7"], ["-s", "7", "--no-cache"], ["-s", "8"])
     )
     assert one == again == uncached != other
 
 
 def test_a_random_seed_is_printed_and_can_be_used_again() -> None:
-    run = kvgen("generate", PROMPT, "-n", "25")
+    run = inside("generate", PROMPT, "-n", "25")
     sampled = run.stderr.decode().splitlines()[-1]
     assert sampled.startswith("sampled top-p 0.9 > temperature 0.7 · seed ")
-    assert kvgen("generate", PROMPT, "-n", "25", "-s", sampled.split()[-1]).stdout == run.stdout
+    assert inside("generate", PROMPT, "-n", "25", "-s", sampled.split()[-1]).stdout == run.stdout
 
 
 def test_generation_as_json() -> None:
-    run = kvgen("generate", PROMPT, "-n", "8", "--greedy", "--json")
+    run = inside("generate", PROMPT, "-n", "8", "--greedy", "--json")
     content = json.loads(run.stdout)
     assert run.stderr == b""
     assert content["finish_reason"] == "length" and len(content["ids"]) == 8
-    assert content["text"].encode() == kvgen("generate", PROMPT, "-n", "8", "--greedy").stdout
+    assert content["text"].encode() == inside("generate", PROMPT, "-n", "8", "--greedy").stdout
     assert content["timings"]["prefill_tokens"] == len(content["prompt_ids"]) == 7
     assert content["timings"]["decode_steps"] == 7
     assert (content["model"], content["dtype"], content["cache"]) == ("storyteller", "bf16", True)
 
 
 def test_a_stop_text_ends_the_text() -> None:
-    full = kvgen("generate", PROMPT, "-n", "30", "--greedy", "-q").stdout.decode()
+    full = inside("generate", PROMPT, "-n", "30", "--greedy", "-q").stdout.decode()
     stop = full[10:15]
-    run = kvgen("generate", PROMPT, "-n", "30", "--greedy", "--stop", stop, "--json")
+    run = inside("generate", PROMPT, "-n", "30", "--greedy", "--stop", stop, "--json")
     content = json.loads(run.stdout)
     assert content["text"] == full[: full.index(stop)]
     assert content["finish_reason"] == "stop"
 
 
 def test_no_new_tokens_is_a_prefill() -> None:
-    run = kvgen("generate", PROMPT, "-n", "0")
+    run = inside("generate", PROMPT, "-n", "0")
     assert run.returncode == 0 and run.stdout == b""
     assert [line.split()[0] for line in run.stderr.decode().splitlines()] == [
         "load", "prefill", "cache", "sampled",
@@ -124,7 +128,7 @@ def test_no_new_tokens_is_a_prefill() -> None:
 
 
 def test_an_empty_prompt_starts_from_the_start_token() -> None:
-    run = kvgen("generate", "", "-n", "5", "-q")
+    run = inside("generate", "", "-n", "5", "-q")
     assert run.returncode == 0 and run.stdout
 
 
@@ -132,11 +136,11 @@ def test_an_empty_prompt_without_start_token_is_refused(storyteller_copy: Path) 
     path = storyteller_copy / "tokenizer.json"
     content = json.loads(path.read_text(encoding="utf-8")) | {"post_processor": None}
     path.write_text(json.dumps(content), encoding="utf-8")
-    assert_fails(kvgen("generate", "", "-m", str(storyteller_copy)), 2, "the prompt is empty")
+    assert_fails(inside("generate", "", "-m", str(storyteller_copy)), 2, "the prompt is empty")
 
 
 def test_echo_puts_the_prompt_first() -> None:
-    run = kvgen("generate", "é 月", "-n", "3", "--echo", "-q", "--greedy")
+    run = inside("generate", "é 月", "-n", "3", "--echo", "-q", "--greedy")
     assert run.stdout.decode().startswith("é 月")
 
 
@@ -146,7 +150,7 @@ def test_text_is_utf8_whatever_the_locale() -> None:
 
 
 def test_verbose_names_model_keys_and_chain() -> None:
-    text = kvgen("generate", PROMPT, "-n", "2", "-v", "--top-k", "40").stderr.decode()
+    text = inside("generate", PROMPT, "-n", "2", "-v", "--top-k", "40").stderr.decode()
     assert (
         f"{LAST_LAYER + 1} layers, {LAST_HEAD + 1} heads on {SHAPE['num_key_value_heads']} "
         f"key/value heads of size {SHAPE['head_dim']}, width {SHAPE['hidden_size']}"
@@ -156,7 +160,7 @@ def test_verbose_names_model_keys_and_chain() -> None:
 
 
 def test_idle_filters_are_pointed_out() -> None:
-    text = kvgen("generate", PROMPT, "-n", "2", "--greedy", "--top-p", ".5").stderr.decode()
+    text = inside("generate", PROMPT, "-n", "2", "--greedy", "--top-p", ".5").stderr.decode()
     assert "--top-p changes nothing at temperature 0: the best token is taken" in text
 
 
@@ -195,9 +199,12 @@ def test_a_prompt_that_is_not_utf8_is_refused() -> None:
 # --- models -----------------------------------------------------------------------------------
 
 
-def test_a_missing_model_has_its_own_exit_code(tmp_path: Path) -> None:
+def test_a_missing_model_has_its_own_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert_fails(kvgen("generate", "hi", "-m", str(tmp_path / "no")), 3, "no such model folder")
-    assert_fails(kvgen("generate", "hi", KVGEN_MODEL=str(tmp_path / "no")), 3, "no such model")
+    monkeypatch.setenv("KVGEN_MODEL", str(tmp_path / "no"))
+    assert_fails(inside("generate", "hi"), 3, "no such model")
 
 
 def _pointer(folder: Path) -> None:
@@ -265,14 +272,14 @@ def test_a_poisoned_model_has_its_own_exit_code(storyteller_copy: Path) -> None:
 
     _edit_tensors(storyteller_copy, poison)
     for command in (["generate", "hi"], ["inspect-attention", "hi"], ["bench", "-p", "4", "-q"]):
-        assert_fails(kvgen(*command, "-m", str(storyteller_copy)), 6, "not finite")
+        assert_fails(inside(*command, "-m", str(storyteller_copy)), 6, "not finite")
 
 
 # --- bench and inspect-attention --------------------------------------------------------------
 
 
 def test_bench_compares_both_arms() -> None:
-    run = kvgen("bench", "--no-cache", "-p", "12", "-n", "4", "-r", "2", "--seed", "1")
+    run = inside("bench", "--no-cache", "-p", "12", "-n", "4", "-r", "2", "--seed", "1")
     text = run.stdout.decode()
     assert run.returncode == 0, run.stderr
     assert "prompt: 12 random ids, seed 1 · medians of 2" in text
@@ -287,7 +294,7 @@ def test_bench_compares_both_arms() -> None:
 
 
 def test_bench_runs_lists_and_other_arms() -> None:
-    run = kvgen(
+    run = inside(
         "bench", "--no-cache", "--q-cache", "-p", "5,9", "-d", "3", "-n", "2", "-r", "1", "-s", "1",
         "--dtype", "f32,int8", "-o", "jsonl",
     )  # fmt: skip
@@ -301,22 +308,22 @@ def test_bench_runs_lists_and_other_arms() -> None:
 
 
 def test_bench_leaves_the_cached_arm_out() -> None:
-    run = kvgen("bench", "--no-cache", "--no-baseline", "-p", "5", "-n", "2", "-r", "1", "-o", "md")
+    run = inside("bench", "--no-cache", "--no-baseline", "-p", "5", "-n", "2", "-r", "1", "-o", "md")
     text = run.stdout.decode()
     assert "| off | tg2 @ d5 |" in text and "| on | tg2" not in text
-    table = kvgen("bench", "--no-cache", "--no-baseline", "-p", "5", "-n", "2", "-r", "1")
+    table = inside("bench", "--no-cache", "--no-baseline", "-p", "5", "-n", "2", "-r", "1")
     assert table.returncode == 0 and b"verified: same tokens at 2 of 2" in table.stdout
 
 
 def test_bench_draws_a_figure_and_compares_reports(tmp_path: Path) -> None:
     names = [str(tmp_path / f"{name}.json") for name in "ab"]
     for name in names:
-        run = kvgen("bench", "-p", "5", "-n", "2", "-r", "2", "--out", name)
+        run = inside("bench", "-p", "5", "-n", "2", "-r", "2", "--out", name)
         assert run.returncode == 0, run.stderr
-    run = kvgen("bench", "--compare", *names)
+    run = inside("bench", "--compare", *names)
     assert run.returncode == 0 and run.stdout.count(b"the spread") == 2
     figure = tmp_path / "curve.svg"
-    run = kvgen("bench", "-p", "5", "-n", "2", "-r", "1", "--plot", str(figure))
+    run = inside("bench", "-p", "5", "-n", "2", "-r", "1", "--plot", str(figure))
     if importlib.util.find_spec("matplotlib") is None:
         assert run.returncode == 2 and b"pip install 'kvgen[plot]'" in run.stderr
     else:
@@ -327,24 +334,24 @@ def test_bench_draws_a_figure_and_compares_reports(tmp_path: Path) -> None:
 def test_a_saved_recording_is_shown_without_a_model(kind: str, tmp_path: Path) -> None:
     file = str(tmp_path / f"saved.{kind}")
     prompt = ["inspect-attention", "The cat sat on the mat", "-n", "2", "--backend", "numpy"]
-    assert kvgen(*prompt, "-o", file).returncode == 0
+    assert inside(*prompt, "-o", file).returncode == 0
     for view in (
         [],
         ["-l", "2"],
         ["-l", "2", "-H", "3"],
         ["-l", "2", "-H", "3", "--explain", "last"],
     ):
-        live, again = kvgen(*prompt, *view), kvgen("inspect-attention", file, *view, "-m", "none")
+        live, again = inside(*prompt, *view), inside("inspect-attention", file, *view, "-m", "none")
         assert again.returncode == 0, again.stderr
         # The last line is the verification: of what was recorded, and that was all layers.
         assert again.stdout.splitlines()[:-1] == live.stdout.splitlines()[:-1]
-    assert_fails(kvgen("inspect-attention", file, "--probe"), 2, "a saved recording holds no model")
+    assert_fails(inside("inspect-attention", file, "--probe"), 2, "a saved recording holds no model")
     Path(file).write_bytes(b"broken")
-    assert_fails(kvgen("inspect-attention", file), 1, "is no recording of attention")
+    assert_fails(inside("inspect-attention", file), 1, "is no recording of attention")
 
 
 def test_watching_needs_a_terminal_and_the_cache() -> None:
-    assert_fails(kvgen("generate", "hi", "--watch", "2.3"), 2, "--watch draws on a terminal")
+    assert_fails(inside("generate", "hi", "--watch", "2.3"), 2, "--watch draws on a terminal")
     assert_fails(inside("generate", "hi", "--watch", "2.3", "--no-cache"), 2, "leave out --json")
 
 
@@ -377,13 +384,13 @@ def test_a_head_is_watched_while_the_text_is_made() -> None:
 def test_decode_steps_are_shown_one_after_another() -> None:
     prompt = ["inspect-attention", "The cat sat on", "--backend", "numpy", "-l", "2", "-H", "3"]
     for width in ("60", "100", "160"):
-        run = kvgen(*prompt, "-n", "5", "--steps", "--width", width)
+        run = inside(*prompt, "-n", "5", "--steps", "--width", width)
         lines = run.stdout.decode().splitlines()
         assert run.returncode == 0 and max(map(len, lines)) <= int(width)
     steps = [line for line in lines if " reads 0.." in line]
     assert [line.split()[0] for line in steps] == ["q_5", "q_6", "q_7", "q_8"]
     assert "prefill: 5 queries; k_0..4 and v_0..4 are kept" in lines[1]
-    assert_fails(kvgen(*prompt, "--steps"), 2, "there are no decode steps")
+    assert_fails(inside(*prompt, "--steps"), 2, "there are no decode steps")
     assert_fails(
         inside("inspect-attention", "The cat", "--steps"),
         2,
@@ -394,28 +401,28 @@ def test_decode_steps_are_shown_one_after_another() -> None:
 def test_an_inspection_is_written_as_text_json_and_figure(tmp_path: Path) -> None:
     prompt = ["inspect-attention", "The cat sat", "--backend", "numpy", "-l", "2", "-H", "3"]
     for kind in ("txt", "json", "svg"):
-        run = kvgen(*prompt, "-o", str(tmp_path / f"map.{kind}"))
+        run = inside(*prompt, "-o", str(tmp_path / f"map.{kind}"))
         if kind == "svg" and importlib.util.find_spec("matplotlib") is None:
             assert run.returncode == 2 and b"pip install 'kvgen[plot]'" in run.stderr
             continue
         assert run.returncode == 0 and run.stdout == b"", run.stderr
-    assert (tmp_path / "map.txt").read_bytes() == kvgen(*prompt).stdout
+    assert (tmp_path / "map.txt").read_bytes() == inside(*prompt).stdout
     assert len(json.loads((tmp_path / "map.json").read_text())["maps"]) == 1
 
 
 def test_verify_says_so_in_a_line_each() -> None:
-    run = kvgen("verify", "--dtype", "f32,int8", "-p", "70")
+    run = inside("verify", "--dtype", "f32,int8", "-p", "70")
     lines = run.stdout.decode().splitlines()
     assert run.returncode == 0 and len(lines) == 11
     assert all(": ok" in line for line in lines[:-1])
     assert lines[-1] == "verified: 10 checks over 70 positions agree"
-    content = json.loads(kvgen("verify", "-p", "20", "--json").stdout)
+    content = json.loads(inside("verify", "-p", "20", "--json").stdout)
     assert content["passed"] and len(content["checks"]) == 5
 
 
 def test_bench_as_json_and_file(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
-    run = kvgen("bench", "The cat sat", "-n", "3", "-r", "1", "-o", "json", "--out", str(file))
+    run = inside("bench", "The cat sat", "-n", "3", "-r", "1", "-o", "json", "--out", str(file))
     content = json.loads(run.stdout)
     assert content == json.loads(file.read_text())
     assert [result["test"] for result in content["results"]] == ["pp4", "tg3"]
@@ -425,14 +432,14 @@ def test_bench_as_json_and_file(tmp_path: Path) -> None:
 
 
 def test_bench_without_a_length_reads_the_shipped_text() -> None:
-    run = kvgen("bench", "-n", "2", "-r", "1")
+    run = inside("bench", "-n", "2", "-r", "1")
     assert "512 tokens of the text that ships with the benchmark" in run.stdout.decode()
 
 
 def test_bench_fits_a_small_context_and_needs_no_tokenizer(
     tiny_folder: Callable[..., Path],
 ) -> None:
-    run = kvgen("bench", "-m", str(tiny_folder("gpt2")), "-r", "1", "-o", "json")
+    run = inside("bench", "-m", str(tiny_folder("gpt2")), "-r", "1", "-o", "json")
     content = json.loads(run.stdout)
     assert [result["test"] for result in content["results"]] == ["pp205", "tg51"]
 
@@ -465,11 +472,11 @@ def test_a_benchmark_that_cannot_be_run_is_refused(arguments: list[str], message
 
 def test_inspection_gets_closer_index_by_index() -> None:
     base = ["inspect-attention", "The cat sat on the mat", "-n", "3"]
-    summary = kvgen(*base).stdout.decode()
+    summary = inside(*base).stdout.decode()
     best = re.search(r"strongest \(layer.head\): previous (\d+).(\d+) (?:0.[5-9]|1.00)", summary)
     assert best is not None
     layer, head, row = (
-        kvgen(*base, "-l", best[1], *rest).stdout.decode()
+        inside(*base, "-l", best[1], *rest).stdout.decode()
         for rest in ([], ["-H", best[2]], ["-H", best[2], "--explain", "last"])
     )
     share = SHAPE["num_attention_heads"] // SHAPE["num_key_value_heads"]
@@ -483,21 +490,21 @@ def test_inspection_gets_closer_index_by_index() -> None:
 
 def test_the_head_that_writes_most_is_explained_unless_another_is_named() -> None:
     base = ["inspect-attention", "The cat sat on the mat"]
-    chosen = kvgen(*base, "--explain").stdout.decode()
+    chosen = inside(*base, "--explain").stdout.decode()
     assert "the head that writes most for this query" in chosen and " · query 7 at · " in chosen
     place = re.match(r"layer (\d+) head (\d+) ", chosen)
     assert place is not None
-    named = kvgen(*base, "--at", f"L{place[1]}H{place[2]}", "--explain", "last").stdout.decode()
+    named = inside(*base, "--at", f"L{place[1]}H{place[2]}", "--explain", "last").stdout.decode()
     assert named == chosen.replace(chosen.splitlines()[1] + "\n", "").replace(
         chosen.splitlines()[-1], named.splitlines()[-1]
     )
-    of_layer = kvgen(*base, "-l", "4", "--explain").stdout.decode()
+    of_layer = inside(*base, "-l", "4", "--explain").stdout.decode()
     assert of_layer.startswith("layer 4 head ")
 
 
 def test_maps_can_be_saved(tmp_path: Path) -> None:
     file = tmp_path / "maps.npz"
-    run = kvgen(
+    run = inside(
         "inspect-attention", "The cat", "-n", "4", "-l", "1,3", "-H", "0-2", "-o", str(file)
     )
     assert run.returncode == 0 and run.stdout == b""
@@ -554,20 +561,23 @@ def test_an_inspection_out_of_range_names_the_range(arguments: list[str], messag
 
 def test_indices_may_count_from_the_end_or_name_all() -> None:
     base = ["inspect-attention", "The cat", "--width", "200"]
-    last = kvgen(*base, "-l", "-1", "-H", "-1").stdout.decode()
+    last = inside(*base, "-l", "-1", "-H", "-1").stdout.decode()
     assert f"layer {LAST_LAYER} head {LAST_HEAD}" in last
-    before = kvgen(*base, "-l", "-2", "-H", "-3").stdout.decode()
+    before = inside(*base, "-l", "-2", "-H", "-3").stdout.decode()
     assert f"layer {LAST_LAYER - 1} head {LAST_HEAD - 2}" in before
-    everything = kvgen(*base, "-l", "all").stdout.decode()
+    everything = inside(*base, "-l", "all").stdout.decode()
     headings = [f"layer {layer} · {LAST_HEAD + 1} heads" for layer in range(LAST_LAYER + 1)]
     assert all(heading in everything for heading in headings)
 
 
-def test_colour_only_where_it_is_wanted() -> None:
+def test_colour_only_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     base = ["inspect-attention", "The cat", "-l", "1", "-H", "1"]
-    assert b"\x1b[" not in kvgen(*base).stdout
-    assert b"\x1b[" not in kvgen(*base, "--color", "never", FORCE_COLOR="1").stdout
-    colored = kvgen(*base, "--color", "always", NO_COLOR="1").stdout
+    assert b"\x1b[" not in inside(*base).stdout
+    with monkeypatch.context() as environment:
+        environment.setenv("FORCE_COLOR", "1")
+        assert b"\x1b[" not in inside(*base, "--color", "never").stdout
+    monkeypatch.setenv("NO_COLOR", "1")
+    colored = inside(*base, "--color", "always").stdout
     assert b"48;2;253;231;37m" in colored or b"48;5;" in colored
 
 
@@ -579,7 +589,7 @@ def test_views_survive_any_code_page(encoding: str) -> None:
 
 
 def test_a_formula_stays_one_in_ascii() -> None:
-    run = kvgen("inspect-attention", "hi", "-l", "2", "-H", "1", "--explain", "last", "--ascii")
+    run = inside("inspect-attention", "hi", "-l", "2", "-H", "1", "--explain", "last", "--ascii")
     assert b"softmax_j(q_2.k_j * scale)" in run.stdout and b"1) q.k_j" in run.stdout
 
 
@@ -600,7 +610,7 @@ def test_a_user_without_a_home_can_run() -> None:
 def test_an_existing_file_keeps_its_rights(tmp_path: Path) -> None:
     file = tmp_path / "maps.npz"
     file.touch(mode=0o600)
-    assert kvgen("inspect-attention", "hi", "-o", str(file)).returncode == 0
+    assert inside("inspect-attention", "hi", "-o", str(file)).returncode == 0
     assert file.stat().st_mode & 0o777 == 0o600
 
 
@@ -618,7 +628,7 @@ def test_a_closed_stderr_does_not_cost_the_text() -> None:
 
 def test_ascii_where_the_stream_holds_nothing_else() -> None:
     base = ["inspect-attention", "The cat", "-l", "2"]
-    assert kvgen(*base, "--ascii").stdout.isascii()
+    assert inside(*base, "--ascii").stdout.isascii()
     assert kvgen(*base, PYTHONIOENCODING="cp1252").stdout.isascii()
 
 
@@ -661,14 +671,16 @@ def test_an_interrupted_run_keeps_its_text(
     sent: signal.Signals, code: int, flags: list[str]
 ) -> None:
     process = subprocess.Popen(
-        [*KVGEN, "generate", PROMPT, "-n", "1000", "--greedy", "--no-cache", *flags],
+        [*KVGEN, "generate", PROMPT, "-n", "1000", "--greedy", "--no-cache", "-v", *flags],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
     )  # fmt: skip
-    assert process.stdout is not None
+    assert process.stdout is not None and process.stderr is not None
     if not flags:
         process.stdout.read(20)
-    else:
-        time.sleep(4)
+    else:  # nothing is printed before the end, but for the notes before the first token
+        while not process.stderr.readline().startswith(b"sampling: ") and process.poll() is None:
+            pass
+        time.sleep(1)
     process.send_signal(sent)
     rest, message = process.communicate(timeout=60)
     assert process.returncode == code, message
@@ -740,7 +752,7 @@ def test_help_has_examples(command: list[str]) -> None:
 
 
 def test_no_command_prints_the_help_and_fails() -> None:
-    run = kvgen()
+    run = inside()
     assert run.returncode == 2 and b"Commands:" in run.stderr
 
 
