@@ -594,11 +594,15 @@ def test_a_formula_stays_one_in_ascii() -> None:
 
 
 def test_a_user_without_a_home_can_run() -> None:
+    # That kernels run which are kept nowhere is a test of tests/test_kernel_cache.py.
     script = (
         "import os, sys\n"
         "os.path.expanduser = lambda path: path\n"
         "from kvgen.cli import run\n"
-        f"sys.exit(run(['generate', {PROMPT!r}, '-n', '2', '-q', '--greedy']))\n"
+        "from kvgen.engine.fast import compiler\n"
+        "assert compiler.FOLDER is None\n"
+        "flags = ['-n', '2', '-q', '--greedy', '--backend', 'numpy']\n"
+        f"sys.exit(run(['generate', {PROMPT!r}, *flags]))\n"
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith("XDG")}
     run = subprocess.run(
@@ -692,6 +696,7 @@ def test_an_interrupted_run_keeps_its_text(
         assert message.decode().splitlines()[-1] == "interrupted"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"]
 )

@@ -273,8 +273,11 @@ for kind in sys.argv[2:]:
 """
 
 
+@pytest.mark.parametrize(
+    "dtypes", [[], pytest.param(["bf16"], marks=pytest.mark.slow)], ids=["float16", "engine"]
+)
 def test_a_cpu_without_wide_vectors_gives_the_same(
-    tmp_path: Path, tiny_folder: Callable[..., Path]
+    dtypes: list[str], tmp_path: Path, tiny_folder: Callable[..., Path]
 ) -> None:
     environment = {
         "NUMBA_CPU_NAME": "x86-64" if "x86" in os.uname().machine else "generic",
@@ -284,7 +287,7 @@ def test_a_cpu_without_wide_vectors_gives_the_same(
     script = tmp_path / "script.py"
     script.write_text(ON_ANOTHER_CPU)
     subprocess.run(
-        [sys.executable, str(script), str(tiny_folder("llama_gqa")), "bf16"],
+        [sys.executable, str(script), str(tiny_folder("llama_gqa")), *dtypes],
         env=os.environ | environment,
         check=True,
         timeout=300,

@@ -9,7 +9,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numba
 import pytest
+
+from kvgen.engine.fast import compiler
+from tests.conftest import Loader
 
 SCRIPT = """
 import sys, kvgen
@@ -40,6 +44,16 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("kernels")
 
 
+def test_another_process_takes_the_kernels_of_this_one(
+    tiny_folder: Callable[..., Path], tiny_model: Loader
+) -> None:
+    # Another family with the same stored type needs no kernel of its own.
+    tiny_model("gpt2", backend="numba")
+    place, hits, misses = load_in_a_process(tiny_folder("llama_gqa"))
+    assert (place, hits, misses) == (str(compiler.FOLDER), 1, 0)
+
+
+@pytest.mark.slow
 def test_a_second_process_compiles_nothing(kernels: Path, tiny_folder: Callable[..., Path]) -> None:
     first = load_in_a_process(tiny_folder("gpt2"), KVGEN_CACHE_DIR=str(kernels))
     # Another family with the same stored type needs no kernel of its own.
@@ -48,6 +62,7 @@ def test_a_second_process_compiles_nothing(kernels: Path, tiny_folder: Callable[
     assert first[0] == second[0] and first[0].startswith(str(kernels))
 
 
+@pytest.mark.slow
 def test_a_damaged_kernel_file_is_made_again(
     kernels: Path, tiny_folder: Callable[..., Path]
 ) -> None:
@@ -57,6 +72,15 @@ def test_a_damaged_kernel_file_is_made_again(
     assert place.startswith(str(kernels))
 
 
+def test_a_place_that_cannot_be_written_to_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("KVGEN_CACHE_DIR", str(tmp_path / "file"))
+    assert compiler.kernel_folder() is None
+
+
+@pytest.mark.slow
 def test_without_a_place_for_kernels_everything_still_runs(
     tmp_path: Path, tiny_folder: Callable[..., Path]
 ) -> None:
@@ -69,8 +93,6 @@ def test_without_a_place_for_kernels_everything_still_runs(
 def test_folders_of_old_versions_are_pruned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kvgen.engine.fast import compiler
-
     monkeypatch.setenv("KVGEN_CACHE_DIR", str(tmp_path))
     old, recent = tmp_path / "kernels" / "old", tmp_path / "kernels" / "recent"
     for folder in (old, recent):
@@ -83,8 +105,4 @@ def test_folders_of_old_versions_are_pruned(
 
 
 def test_the_compiler_setting_of_others_is_left_alone() -> None:
-    import numba
-
-    from kvgen.engine.fast import compiler
-
     assert str(compiler.FOLDER) not in str(numba.config.CACHE_DIR)
