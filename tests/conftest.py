@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import kvgen
+from kvgen.engine import calibration
 from kvgen.model import Model
 from tests import tiny
 
@@ -19,6 +20,15 @@ os.environ.pop("PYTHONUNBUFFERED", None)  # users have buffers, which may fail t
 BACKENDS = ("numpy", "numba")
 
 Loader = Callable[..., Model]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_calibration() -> Iterator[None]:
+    """No test needs the true speed of this machine: it is measured shortly, and not kept."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "MEASURED_SECONDS", 0.0)
+        patch.setattr(calibration, "_write", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -308,7 +308,9 @@ def test_bench_runs_lists_and_other_arms() -> None:
 
 
 def test_bench_leaves_the_cached_arm_out() -> None:
-    run = inside("bench", "--no-cache", "--no-baseline", "-p", "5", "-n", "2", "-r", "1", "-o", "md")
+    run = inside(
+        "bench", "--no-cache", "--no-baseline", "-p", "5", "-n", "2", "-r", "1", "-o", "md"
+    )
     text = run.stdout.decode()
     assert "| off | tg2 @ d5 |" in text and "| on | tg2" not in text
     table = inside("bench", "--no-cache", "--no-baseline", "-p", "5", "-n", "2", "-r", "1")
@@ -345,7 +347,9 @@ def test_a_saved_recording_is_shown_without_a_model(kind: str, tmp_path: Path) -
         assert again.returncode == 0, again.stderr
         # The last line is the verification: of what was recorded, and that was all layers.
         assert again.stdout.splitlines()[:-1] == live.stdout.splitlines()[:-1]
-    assert_fails(inside("inspect-attention", file, "--probe"), 2, "a saved recording holds no model")
+    assert_fails(
+        inside("inspect-attention", file, "--probe"), 2, "a saved recording holds no model"
+    )
     Path(file).write_bytes(b"broken")
     assert_fails(inside("inspect-attention", file), 1, "is no recording of attention")
 
