@@ -50,8 +50,19 @@ def test_prefill_in_two_chunks_equals_one_at_every_split(backend: str, tiny_mode
         assert_equal_to_rounding(cache.values(1), values)
 
 
-@pytest.mark.parametrize("length", [8, 9, 10, 63, 64, 65, 191, 192, 193, 300])
-@every_model
+# On both sides of a window, of a block of keys and of a chunk; several chunks.
+LENGTHS = [8, 9, 10, 63, 64, 65, 191, 192, 193, 300]
+AT_EVERY_LENGTH = ["llama_gqa", "gpt2", "gemma3", "phi3_longrope"]
+
+
+@pytest.mark.parametrize(
+    ("name", "length"),
+    [
+        (name, length)
+        for name in CONFIGS
+        for length in (LENGTHS if name in AT_EVERY_LENGTH else (10, 65, 193, 300))
+    ],
+)
 def test_prefill_is_right_around_windows_and_chunks(
     name: str, length: int, tiny_model: Loader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,10 +81,25 @@ def test_prefill_is_right_around_windows_and_chunks(
     assert_equal_to_rounding(logits, whole)
 
 
-@pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
-@pytest.mark.parametrize("dtype", ["auto", "f32", "bf16", "f16", "int8"])
-@every_model
-def test_numba_equals_numpy(name: str, dtype: str, kind: str, tiny_model: Loader) -> None:
+KINDS = ["F32", "F16", "BF16"]
+# Fused and separate projections, a tied head and one of its own.
+CONVERTED = ["llama_gqa", "gpt2", "gpt_neox", "phi3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "dtype"),
+    [
+        *((name, kind, "auto") for name in CONFIGS for kind in KINDS),
+        *((name, "F32", "int8") for name in CONFIGS if name not in CONVERTED),
+        *(
+            (name, kind, dtype)
+            for name in CONVERTED
+            for kind in KINDS
+            for dtype in ("f32", "bf16", "f16", "int8")
+        ),
+    ],
+)
+def test_numba_equals_numpy(name: str, kind: str, dtype: str, tiny_model: Loader) -> None:
     one, other = (
         tiny_model(name, kind=kind, backend=backend, dtype=dtype, cache_dtype="f32")
         for backend in BACKENDS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -93,15 +94,14 @@ def test_a_benchmark_of_a_model_with_dollars_in_its_name_is_drawn(tmp_path: Path
     for file in default_model().iterdir():
         (folder / file.name).symlink_to(file)
     figure = tmp_path / "y.png"
-    run = subprocess.run(
-        [*KVGEN, *BENCH, "-m", str(folder), "--plot", str(figure), "-q"],
-        capture_output=True, check=False,
-    )  # fmt: skip
+    run = inside(*BENCH, "-m", str(folder), "--plot", str(figure), "-q")
     assert (run.returncode, run.stderr) == (0, b"")
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
-def test_settings_of_the_user_neither_break_a_figure_nor_speak(tmp_path: Path) -> None:
+def test_settings_of_the_user_neither_break_a_figure_nor_speak(
+    tmp_path: Path, tiny_folder: Callable[..., Path]
+) -> None:
     settings = tmp_path / "matplotlibrc"
     settings.write_text(
         "text.usetex: True\ntext.parse_math: False\nbackend: nonsense\nfont.family: nonsense\n"
@@ -109,7 +109,8 @@ def test_settings_of_the_user_neither_break_a_figure_nor_speak(tmp_path: Path) -
     )
     figure = tmp_path / "y.svg"
     run = subprocess.run(
-        [*KVGEN, *BENCH, "--plot", str(figure), "-q"], capture_output=True, check=False,
+        [*KVGEN, *BENCH, "-m", str(tiny_folder("gpt2")), "--plot", str(figure), "-q"],
+        capture_output=True, check=False,
         env=os.environ | {"MATPLOTLIBRC": str(settings), "MPLCONFIGDIR": str(tmp_path / "no/such")},
     )  # fmt: skip
     assert (run.returncode, run.stderr) == (0, b"")

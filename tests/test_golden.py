@@ -54,7 +54,8 @@ def test_default_model_equals_the_reference_implementation(
 
 
 @pytest.mark.parametrize(
-    ("story", "use_cache"), [*((story, True) for story in range(5)), (0, False)]
+    ("story", "use_cache"),
+    [*((story, True) for story in range(5)), pytest.param(0, False, marks=pytest.mark.slow)],
 )
 def test_default_model_writes_the_same_greedy_text(
     storyteller: Model, story: int, use_cache: bool

@@ -28,7 +28,7 @@ from kvgen.render.head_map import MapView, chosen_cells, head_map
 from kvgen.render.ink import Ink
 from kvgen.sampling import Sampler, SamplingOptions
 from tests import tiny
-from tests.command import LAST_LAYER, inside, kvgen
+from tests.command import LAST_LAYER, inside
 from tests.configs import CONFIGS
 from tests.conftest import Loader
 from tests.test_render import lines_of, make_recording, make_trace, without_colors
@@ -358,7 +358,7 @@ def test_the_example_does_not_say_that_only_q_equal_k_is_symmetric() -> None:
 def test_a_saved_recording_shows_every_measure_again(tmp_path) -> None:
     file = str(tmp_path / "seen.npz")
     prompt = ["inspect-attention", "The cat sat on the mat", "--backend", "numpy"]
-    assert kvgen(*prompt, "-o", file).returncode == 0
+    assert inside(*prompt, "-o", file).returncode == 0
     for view in (
         ["-l", "2", "-H", "3", "--show", "norm"],
         ["--explain"],
@@ -390,7 +390,7 @@ def test_a_figure_links_nowhere_and_says_no_date(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     file = tmp_path / "maps.svg"
     prompt = ["inspect-attention", "</script> [/] $x$", "--backend", "numpy", "-l", "2"]
-    assert kvgen(*prompt, "-H", "3", "-o", str(file)).returncode == 0
+    assert inside(*prompt, "-H", "3", "-o", str(file)).returncode == 0
     text = file.read_text()
     assert all(
         link.startswith("://www.w3.org/") for link in re.findall(r"https?(://[^\"' <]*)", text)

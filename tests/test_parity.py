@@ -20,6 +20,7 @@ from tests.test_golden import TOLERANCE
 
 torch = pytest.importorskip("torch", reason="needs the extra `parity`")
 transformers = pytest.importorskip("transformers", reason="needs the extra `parity`")
+pytestmark = [pytest.mark.parity, pytest.mark.slow]  # the golden files stand for it elsewhere
 WEIGHT_TOLERANCE = 1e-5
 # Training, padding, classifiers, and how the same numbers are computed.
 NO_ARITHMETIC = {
@@ -31,7 +32,6 @@ NO_ARITHMETIC = {
 }  # fmt: skip
 
 
-@pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
 @pytest.mark.parametrize("name", CONFIGS)
@@ -49,7 +49,6 @@ def test_logits_equal_transformers(
         np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "name", ["llama_gqa", "gpt2", "gpt_neox", "mistral", "qwen3", "gemma2", "gemma3"]
@@ -73,7 +72,6 @@ def test_attention_weights_equal_transformers(
             )
 
 
-@pytest.mark.parity
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_key_that_transformers_reads_is_declared(name: str) -> None:
     """Attributes of the config that a modelling file asks for, and fields of the config's class."""

@@ -215,6 +215,7 @@ def test_the_written_gradient_is_the_one_of_the_loss() -> None:
     torch.testing.assert_close(d_logits.float(), logits.grad, atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +234,7 @@ def test_a_stopped_run_goes_on_to_the_same_model(
     assert (halves / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_trained_folder_is_what_was_trained(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     texts = write_texts(tmp_path)

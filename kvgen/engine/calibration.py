@@ -18,7 +18,7 @@ from kvgen.atomic_write import write_atomically
 from kvgen.engine.config import ModelConfig
 from kvgen.engine.machine import cpu_name, user_cache
 
-MEASURED_SECONDS = 0.15  # at least, for a median
+FEWEST_SAMPLES, MEASURED_SECONDS = 5, 0.15  # of a median
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +42,10 @@ def median_calibration(calibrations: Sequence[Calibration]) -> Calibration:
 
 
 def median_seconds(work: Callable[[], object]) -> float:
-    """The median time of some work after a warm-up: at least 5 times, and some time long."""
+    """The median time of some work after a warm-up: several times, and some time long."""
     work()
     samples: list[float] = []
-    while len(samples) < 5 or (sum(samples) < MEASURED_SECONDS and len(samples) < 200):
+    while len(samples) < FEWEST_SAMPLES or (sum(samples) < MEASURED_SECONDS and len(samples) < 200):
         began = time.perf_counter()
         work()
         samples.append(time.perf_counter() - began)
