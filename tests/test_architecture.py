@@ -47,7 +47,9 @@ MAY_IMPORT = {
     "engine.cache": {"engine.config", "engine.rope", "engine.tensors"},
     "engine.trace": {"engine.config", "engine.tensors"},
     "engine.calibration": {"engine.config", "engine.machine"},
-    "engine.contract": {"engine.calibration", "engine.config", "engine.tensors", "engine.trace"},
+    "engine.contract": {
+        "engine.cache", "engine.calibration", "engine.config", "engine.tensors", "engine.trace",
+    },
     "engine.reference": {*_ENGINES, "engine.edits", "engine.formula"},
     "engine.fast": _ENGINES,
     "engine.open": {
@@ -62,7 +64,7 @@ MAY_IMPORT = {
     "text": {"checkpoint.files"},
     "sampling": {"engine.tensors"},
     "recommendation": {"checkpoint.families", "checkpoint.files", "sampling"},
-    "session": {"engine.contract", "engine.tensors", "engine.trace"},
+    "session": {"engine.cache", "engine.contract", "engine.tensors", "engine.trace"},
     "generate": {"engine.config", "engine.tensors", "sampling", "session"},
     "model": {
         *_SHARED, "checkpoint.bind", "checkpoint.families", "checkpoint.folder", "checkpoint.hub",
@@ -77,7 +79,9 @@ MAY_IMPORT = {
         "engine.config", "engine.contract", "engine.edits", "engine.formula", "engine.machine",
         "engine.tensors", "engine.trace", "generate", "session",
     },
-    "bench": {*_ENGINES, "attention", "engine.open", "generate", "session"},
+    "bench": {
+        *_ENGINES, "attention", "engine.edits", "engine.reference", "generate", "session",
+    },
     "render": {
         "attention", "bench", "engine.calibration", "engine.config", "engine.edits",
         "engine.machine", "engine.tensors", "engine.trace", "facts",

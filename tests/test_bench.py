@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ import pytest
 from kvgen.attention.steps import attention_weights
 from kvgen.bench.compare import compare_reports
 from kvgen.bench.cost import calibrate_with_overhead, cost_of, first_length_above
+from kvgen.bench.phases import CALIBRATION_SECONDS, expected_seconds, pass_seconds
 from kvgen.bench.plan import BenchPlan, Workload
 from kvgen.bench.report import BenchReport, Verification, spread
-from kvgen.bench.run import bench, predicted_seconds
+from kvgen.bench.run import bench
 from kvgen.bench.verify import verify
 from kvgen.engine import formula
 from kvgen.engine.cache import KeyValueCache
@@ -50,6 +51,14 @@ SPEED = Calibration(
     read_bytes_per_second=1e10, flops_per_second=1e11, attention_flops_per_second=1e10
 )
 CONTEXT = make_context()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_calibrations_between_passes() -> Iterator[None]:
+    """They take long, and the figures of a report would depend on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kvgen.bench.run.calibrate_with_overhead", lambda _: SPEED)
+        yield
 
 
 def run(model: Model, plan: BenchPlan = PLAN, **options: Any) -> BenchReport:
@@ -99,11 +108,19 @@ def test_new_tokens_take_one_decode_step_less(tiny_model: Loader) -> None:
 
 
 def test_progress_counts_what_is_run(tiny_model: Loader) -> None:
-    done: list[int] = []
-    plan = replace(PLAN, arms=("on",), warmup=2)
-    run(tiny_model("gpt2"), plan, on_progress=done.append)
-    maps = WORK.positions("on")  # one more pass to capture the attention
-    assert sum(done) == (2 + 2) * WORK.positions("on") + maps
+    engine = tiny_model("gpt2").engine
+    told: dict[str, float] = {}
+
+    def hear(phase: str, seconds: float) -> None:
+        told[phase] = told.get(phase, 0.0) + seconds
+
+    plan = replace(PLAN, arms=("on", "off"), warmup=2)
+    run(tiny_model("gpt2"), plan, on_progress=hear)
+    expected = expected_seconds([engine], [SPEED], plan)
+    assert told == pytest.approx({name: time for name, time in expected.items() if time})
+    on, off = (pass_seconds(engine, SPEED, WORK, arm) for arm in ("on", "off"))
+    rounds = plan.repetitions * CALIBRATION_SECONDS
+    assert expected["timing"] == pytest.approx((2 - 1 + 2) * (on + off) + rounds)
 
 
 def test_maps_are_what_each_arm_computed(report: BenchReport, tiny_model: Loader) -> None:
@@ -116,7 +133,7 @@ def test_maps_are_what_each_arm_computed(report: BenchReport, tiny_model: Loader
     for maps in report.maps:
         S = 9 + maps.step + 1
         assert maps.on.shape == (1, S) and maps.off is not None and maps.off.shape == (S, S)
-        assert (maps.n_scores("on"), maps.n_scores("off")) == (S, S * (S + 1) // 2)
+        assert (maps.n_scores_on, maps.n_scores_off) == (S, S * (S + 1) // 2)
         np.testing.assert_allclose(maps.on[0], whole[S - 1, :S], atol=1e-5)
         np.testing.assert_allclose(maps.off, whole[:S, :S], atol=1e-5)
 
@@ -182,23 +199,26 @@ def test_a_spread_by_hand() -> None:
 def test_with_the_cache_a_step_computes_one_row_and_reads_all_keys(report: BenchReport) -> None:
     for number, step in enumerate(report.ledger.on):
         length = 9 + number
-        assert (step.length, step.computed, step.old_computed) == (length, 1, 0)
-        assert (step.keys_read, step.old_keys_read) == (length + 1, length)
-        assert step.old_queries_read == 0
+        assert (step.length, step.computed, step.recomputed) == (length, 1, 0)
+        assert (step.keys_read, step.values_read, step.queries_read) == (length + 1, length + 1, 1)
+        assert (step.kept_keys_read, step.kept_values_read) == (length, length)
+        assert step.kept_queries_read == 0
         assert step.max_abs_change == 0
 
 
 def test_without_it_every_row_is_computed_again_and_is_the_same(report: BenchReport) -> None:
     for number, step in enumerate(report.ledger.off):
         length = 9 + number
-        assert (step.computed, step.old_computed) == (length + 1, length)
-        assert (step.keys_read, step.old_keys_read) == (length + 1, 0)
+        assert (step.computed, step.recomputed) == (length + 1, length)
+        assert (step.keys_read, step.values_read, step.queries_read) == (length + 1,) * 3
+        assert (step.kept_keys_read, step.kept_values_read, step.kept_queries_read) == (0, 0, 0)
         assert step.max_abs_change < 1e-5
 
 
 def test_a_key_is_read_once_more_by_each_later_query(report: BenchReport) -> None:
     ledger, n = report.ledger, 9 + len(report.ledger.on)
     np.testing.assert_array_equal(ledger.reads_of_keys, n - np.arange(n))
+    np.testing.assert_array_equal(ledger.reads_of_values, n - np.arange(n))
     np.testing.assert_array_equal(ledger.reads_of_queries, np.ones(n))
     # A row is there from its own step on: three uncached steps after the prefill.
     expected = [4] * 9 + [3, 2, 1]
@@ -209,7 +229,7 @@ def test_the_timed_engine_counts_the_same(report: BenchReport) -> None:
     ledger = report.ledger
     assert ledger.agrees
     layers = report.runs[0].cost.config.n_layers
-    assert ledger.n_compared == 2 * 5 * layers
+    assert ledger.n_compared == 3 * 2 * 5 * layers  # of K, of V and of old Q
 
 
 @pytest.mark.parametrize("name", ["gemma3", "mistral", "gpt_neo"])
@@ -225,6 +245,10 @@ def test_windows_are_counted(name: str, backend: str, tiny_model: Loader) -> Non
     ledger = report.ledger
     assert ledger.on[0].keys_read == min(41, windows[ledger.layer])
     assert ledger.off[0].keys_read == 41  # each row by the queries near it
+    shown = report.maps[0]
+    window = windows[report.head[0]]
+    assert shown.n_scores_on == min(41, window)
+    assert shown.n_scores_off == sum(min(length, window) for length in range(1, 42))
 
 
 def test_a_large_model_is_counted_by_its_first_layers(
@@ -234,7 +258,7 @@ def test_a_large_model_is_counted_by_its_first_layers(
     monkeypatch.setattr("kvgen.bench.ledger._WIDENED_BYTES", 4 * 2 * model.config.layer_weights)
     assert model.config.n_layers > 2
     ledger = run(model).ledger
-    assert ledger.n_layers == 2 and ledger.agrees
+    assert ledger is not None and ledger.n_layers == 2 and ledger.agrees
 
 
 # --- The cost model ---------------------------------------------------------------------------
@@ -268,7 +292,7 @@ def test_a_calibration_measures_something(backend: str, tiny_model: Loader) -> N
     assert 1e6 < measured.attention_flops_per_second < 1e14
     assert 1e6 < measured.flops_per_second < 1e14
     assert 0 <= measured.overhead_seconds_per_step < 1
-    assert predicted_seconds([engine], [measured], PLAN) > 0
+    assert pass_seconds(engine, measured, WORK, "on") > 0
 
 
 def test_a_length_is_found_by_its_time() -> None:
@@ -281,29 +305,46 @@ def test_a_length_is_found_by_its_time() -> None:
 
 
 JSON_NAMES = """
-calibration.attention_gflops calibration.gflops calibration.read_gb_per_second
-calibration.overhead_seconds_per_position calibration.overhead_seconds_per_step
+calibration.attention_gflops calibration.gflops calibration.overhead_seconds_per_position
+calibration.overhead_seconds_per_step calibration.read_gb_per_second
+crossing.above crossing.below crossing.over_seconds
 environment.blas environment.blas_architecture environment.blas_threads environment.cores
-environment.cpu environment.kvgen environment.load_average environment.numba environment.numpy
-environment.python environment.system
+environment.cpu environment.cpus environment.kvgen environment.last_level_cache_bytes
+environment.load_average environment.numba environment.numpy environment.python environment.system
 generated_ids
-ledger.agrees ledger.layer ledger.layers ledger.off.computed ledger.off.keys_read ledger.off.length
-ledger.off.max_abs_change ledger.off.old_computed ledger.off.old_keys_read
-ledger.off.old_queries_read ledger.off.pairs ledger.on.computed ledger.on.keys_read ledger.on.length
-ledger.on.max_abs_change ledger.on.old_computed ledger.on.old_keys_read ledger.on.old_queries_read
-ledger.on.pairs ledger.reads_of_each_key ledger.reads_of_each_query
+interrupted
+interventions.as_expected interventions.backend interventions.first_visible interventions.layer
+interventions.max_abs_logit_change interventions.positions interventions.q_live interventions.row
+interventions.with_other_key interventions.step
+later_token.causal later_token.unmasked
+ledger.agrees ledger.layer ledger.layers ledger.off.computed ledger.off.kept_keys_read
+ledger.off.kept_queries_read ledger.off.kept_values_read ledger.off.keys_read ledger.off.length
+ledger.off.max_abs_change ledger.off.pairs ledger.off.queries_read ledger.off.recomputed
+ledger.off.values_read ledger.on.computed ledger.on.kept_keys_read ledger.on.kept_queries_read
+ledger.on.kept_values_read ledger.on.keys_read ledger.on.length ledger.on.max_abs_change
+ledger.on.pairs ledger.on.queries_read ledger.on.recomputed ledger.on.values_read
+ledger.reads_of_each_key ledger.reads_of_each_query ledger.reads_of_each_value
 ledger.times_each_row_is_computed_without_cache ledger.totals_compared ledger.totals_different
 maps.head maps.layer maps.steps.scores_off maps.steps.scores_on maps.steps.step
-model model_hash parameters prompt prompt_ids
+model
+model_hash
+old_queries_as_nan.max_abs_logit_change
+other_programs_cpus
+parameters
+prompt
+prompt_ids
 results.backend results.bytes_per_step results.cache results.cache_dtype
 results.calibration.attention_gflops results.calibration.gflops
-results.calibration.read_gb_per_second results.calibration.overhead_seconds_per_position
-results.calibration.overhead_seconds_per_step results.depth results.dtype results.flops_per_step
-results.positions_processed results.predicted_seconds_per_step results.prefill results.samples
-results.seconds_per_step results.test results.threads results.tokens_per_second.max
-results.tokens_per_second.mean results.tokens_per_second.median results.tokens_per_second.min
-results.tokens_per_second.stdev
+results.calibration.overhead_seconds_per_position results.calibration.overhead_seconds_per_step
+results.calibration.read_gb_per_second results.depth results.dtype results.first_step_seconds
+results.flops_per_step results.positions_processed results.predicted_seconds_per_step
+results.prefill results.samples results.seconds_per_step results.test results.threads
+results.tokens_per_second.max results.tokens_per_second.mean results.tokens_per_second.median
+results.tokens_per_second.min results.tokens_per_second.stdev
 seed
+uncached_interventions.backend uncached_interventions.layer
+uncached_interventions.max_abs_logit_change uncached_interventions.n_positions
+uncached_interventions.next_rows_change uncached_interventions.row
 verification.max_abs_logit_difference verification.near_ties verification.passed
 verification.tokens_equal verification.tolerance
 version
@@ -314,6 +355,7 @@ environment.blas_threads environment.cores environment.cpu environment.kvgen
 environment.load_average environment.numba environment.numpy environment.python environment.system
 median_ts model_filename model_hash model_n_params model_size model_type n_depth n_gen n_prompt
 n_threads prefill samples_ts stddev_ts test type_k type_v
+environment.cpus environment.last_level_cache_bytes
 """
 COMPARISON_NAMES = """
 differences only_in_one reports results.backend results.beyond_spread results.cache

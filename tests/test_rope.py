@@ -14,6 +14,7 @@ import pytest
 import kvgen
 from kvgen.attention.diagnostics import diagnose
 from kvgen.attention.record import record
+from kvgen.bench.contender import WARM_STEPS
 from kvgen.bench.plan import BenchPlan, Workload
 from kvgen.bench.run import bench
 from kvgen.bench.verify import verify
@@ -160,9 +161,10 @@ def test_rows_read_count_what_was_run_again(name: str, backend: str, tiny_model:
     engine = tiny_model(name, backend=backend).engine
     session = fed(engine, IDS[:99], 110)
     session.feed(IDS[99:100])
-    assert set(session.rows_read) == {100} and session.positions_run == 1
+    n_heads = engine.config.n_heads
+    assert set(session.rows_read.k) == {n_heads * 100} and session.positions_run == 1
     session.feed(IDS[100:101])
-    assert set(session.rows_read) == {101 * 102 // 2} and session.positions_run == 101
+    assert set(session.rows_read.k) == {n_heads * 101 * 102 // 2} and session.positions_run == 101
 
 
 @every_backend
@@ -316,7 +318,7 @@ def test_nothing_is_prepared_for_other_models(tiny_model: Loader) -> None:
 @every_backend
 @every_name
 def test_a_benchmark_counts_and_compares_across_the_boundary(
-    name: str, backend: str, tiny_model: Loader
+    name: str, backend: str, tiny_model: Loader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(name, backend=backend)
     work = Workload(ids=tuple(IDS[:98]), n_prompt=98, n_gen=6, ropes=length_dependent(model.config))
@@ -328,27 +330,26 @@ def test_a_benchmark_counts_and_compares_across_the_boundary(
     speed = Calibration(
         read_bytes_per_second=1e10, flops_per_second=1e11, attention_flops_per_second=1e10
     )
-    done: list[int] = []
-    report = bench(
-        [model.engine], model.params, plan, calibrations=[speed], on_progress=done.append
-    )
-    assert report.passed
+    report = bench([model.engine], model.params, plan, calibrations=[speed])
+    assert report.passed and report.ledger is not None
     on = report.ledger.on
     assert [count.computed for count in on] == fed[: len(on)]
-    assert [count.old_keys_read for count in on][:3] == [98, 99, 0]
-    assert report.maps[0].n_scores("on") == 99
-    assert [maps.run_again for maps in report.maps] == [
-        count > 1 for count in (fed[0], fed[3], fed[5])
+    assert [count.kept_keys_read for count in on][:3] == [98, 99, 0]
+    assert [maps.n_scores_on for maps in report.maps] == [
+        maps.n_scores_off if count > 1 else maps.on.shape[1]
+        for maps, count in zip(report.maps, (fed[0], fed[3], fed[5]), strict=True)
     ]
     for maps in report.maps:
         assert maps.off is not None
         np.testing.assert_allclose(maps.on[0], maps.off[-1], rtol=0, atol=1e-5)
     # A depth belongs to the same text: its positions are not run again in the timed prefill.
     deep = replace(work, ids=tuple(IDS[:110]), n_prompt=20, depth=90, n_gen=1)
-    done.clear()
+    counting = Session(model.engine, 111)
     plan = replace(plan, workloads=(deep,), arms=("on",))
-    bench([model.engine], model.params, plan, calibrations=[speed], on_progress=done.append)
-    assert sum(done) == 3 * deep.positions("on")
+    monkeypatch.setattr("kvgen.bench.contender.Session", lambda *_: counting)
+    bench([model.engine], model.params, plan, calibrations=[speed])
+    # Compared, timed behind warm steps, and captured: each run of the text once.
+    assert counting.cache.positions_run == 3 * deep.positions("on") + WARM_STEPS
 
 
 @every_backend

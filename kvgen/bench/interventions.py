@@ -50,9 +50,9 @@ class Intervention:
     positions: tuple[int, ...]  # ascending, all before the step's own
     max_abs_logit_change: tuple[float, ...]  # for each of the positions
     first_visible: int  # the first position inside the layer's window
-    # Positions whose weight is so small that rounding hides every random row: a row of NaN shows
-    # that theirs is read. Their change is infinite, as the logits are no numbers then.
-    shown_by_nan: tuple[int, ...] = ()
+    # Row v: positions whose weight is so small that rounding hides every other value. There K is
+    # replaced too, by a key that draws attention, and the change is that by V beside this key.
+    with_other_key: tuple[int, ...] = ()
     q_live: float | None = None  # row q: the change where the step's own query is replaced
 
     @property
@@ -115,28 +115,42 @@ def change_kept_rows(
     expected = session.feed(ids[before:])
     require_finite(expected)
 
-    def with_row(kind: RowKind, layer: int, position: int, row: FloatArray) -> FloatArray:
-        """The step's logits with one row replaced."""
+    def with_rows(layer: int, position: int, rows: dict[RowKind, FloatArray]) -> FloatArray:
+        """The step's logits with these rows of one position replaced."""
         session.rewind(before)
-        place = cache.row(kind, layer, position)
-        kept = place.copy()
-        place[:] = row
+        places = {kind: cache.row(kind, layer, position) for kind in rows}
+        kept = {kind: place.copy() for kind, place in places.items()}
+        for kind, row in rows.items():
+            places[kind][:] = row
         logits = session.feed(ids[before:])
-        place[:] = kept
+        for kind, row in kept.items():
+            places[kind][:] = row
         return logits
+
+    def random_row(kind: RowKind) -> FloatArray:
+        shape = cache.row(kind, 0, 0).shape
+        return (random.standard_normal(shape) * sizes[kind]).astype(np.float32)
+
+    def larger(kind: RowKind, row: FloatArray) -> Iterator[FloatArray]:
+        return (np.clip(factor * row, -_LARGEST, _LARGEST) for factor in _FACTORS[kind])
 
     def changed_by(kind: RowKind, layer: int, position: int) -> float:
         """The change of the logits by the first row that changes them, or 0."""
-        row = random.standard_normal(cache.row(kind, layer, position).shape) * sizes[kind]
+        row = random_row(kind)
         on_row()
-        for factor in _FACTORS[kind]:
-            larger = np.clip(factor * row, -_LARGEST, _LARGEST).astype(np.float32)
-            change = _change(with_row(kind, layer, position, larger), expected)
+        for other in larger(kind, row):
+            change = _change(with_rows(layer, position, {kind: other}), expected)
             if change or position < first_visible:
                 return change
-        if kind == "q":
+        if kind != "v":
             return 0.0
-        return _change(with_row(kind, layer, position, np.full_like(row, np.nan)), expected)
+        for key in larger("k", random_row("k")):
+            alone = with_rows(layer, position, {"k": key})
+            change = _change(with_rows(layer, position, {"k": key, "v": row}), alone)
+            if change:
+                with_other_key.append(position)
+                return change
+        return 0.0
 
     positions = list(range(before))
     if before > most_positions:
@@ -145,6 +159,7 @@ def change_kept_rows(
         first_visible = max(0, len(ids) - (engine.config.window(layer) or len(ids)))
         sizes = {kind: _size(cache, kind, layer, before) for kind in get_args(RowKind)}
         for kind in get_args(RowKind):
+            with_other_key: list[int] = []
             live = None
             if kind == "q":
                 cache.held = Held(layer, before, before + 1)
@@ -159,11 +174,7 @@ def change_kept_rows(
                 positions=tuple(positions),
                 max_abs_logit_change=tuple(changes),
                 first_visible=first_visible,
-                shown_by_nan=tuple(
-                    position
-                    for position, change in zip(positions, changes, strict=True)
-                    if change == float("inf")
-                ),
+                with_other_key=tuple(with_other_key),
                 q_live=live,
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, get_args
 
 from kvgen.bench.contender import LONGEST_CROSSING_SECONDS, WARM_STEPS
@@ -36,15 +37,14 @@ def expected_seconds(
     n_passes = plan.warmup - 1 + plan.repetitions
     for engine, calibration in zip(engines, calibrations, strict=True):
         for workload in plan.workloads:
-            once = {arm: pass_seconds(engine, calibration, workload, arm) for arm in plan.arms}
-            seconds["timing"] += n_passes * sum(once.values())
+            one = partial(pass_seconds, engine, calibration, workload)
+            seconds["timing"] += n_passes * sum(map(one, plan.arms))
             seconds["timing"] += plan.repetitions * CALIBRATION_SECONDS
-            once["on"] = pass_seconds(engine, calibration, workload, "on")
-            seconds["comparing logits"] += sum(once.values())
+            seconds["comparing logits"] += sum(one(arm, timed=False) for arm in {"on", *plan.arms})
         first, cost = plan.workloads[0], cost_of(engine)
         if first.n_gen and plan.most_positions and (uncached or "on+q" in plan.arms):
             n_layers = engine.config.n_layers
-            rows = 3 * n_layers * min(first.length, plan.most_positions)
+            rows = n_layers * (1 + 3 * min(first.length, plan.most_positions))
             step = cost.seconds(first.length, 1, calibration)
             seconds["changing kept rows"] += rows * step
             whole = cost.seconds(0, first.length + 1, calibration)
@@ -54,7 +54,7 @@ def expected_seconds(
         return seconds
     cost, calibration = cost_of(engines[0]), calibrations[0]
     whole = cost.seconds(0, first.length + first.n_gen, calibration)
-    seconds["drawing maps"] = pass_seconds(engines[0], calibration, first, "on")
+    seconds["drawing maps"] = pass_seconds(engines[0], calibration, first, "on", timed=False)
     seconds["drawing maps"] += 3 * whole * uncached
     if uncached and plan.over_seconds <= LONGEST_CROSSING_SECONDS:
         longest = cost.seconds(0, cost.config.max_context, calibration)
@@ -65,15 +65,25 @@ def expected_seconds(
 
 
 def pass_seconds(
-    engine: Engine, calibration: Calibration, workload: Workload, arm: ArmName
+    engine: Engine,
+    calibration: Calibration,
+    workload: Workload,
+    arm: ArmName,
+    *,
+    timed: bool = True,
 ) -> float:
-    """What one pass of an arm should take: the prefill and every decode step."""
+    """What one pass of an arm should take: the prefill and every decode step.
+
+    A pass that is not timed has no warm steps, and none of the arm without a cache a prefill.
+    """
     cost = cost_of(engine)
-    seconds = cost.seconds(0, workload.length, calibration)
+    seconds = cost.seconds(0, workload.depth, calibration) if workload.depth else 0.0
+    seconds += cost.seconds(workload.depth, workload.n_prompt, calibration)
+    seconds *= timed or arm != "off"
     for step in range(workload.n_gen):
         start, fed = workload.start(arm, step), workload.fed(arm, step)
         seconds += cost.seconds(start, fed, calibration)
-    if workload.n_gen and arm != "off":
+    if timed and workload.n_gen and arm != "off":
         start, fed = workload.start(arm, 0), workload.fed(arm, 0)
         seconds += WARM_STEPS * cost.seconds(start, fed, calibration)
     return seconds

@@ -145,7 +145,7 @@ def _needs(report: BenchReport, contender: Contender, about: _Bench) -> BenchRep
         return report
     ids = contender.ids[: n_before + 1]
     n_layers = about.params.config.n_layers
-    n_rows = 3 * n_layers * min(n_before, plan.most_positions) * len(about.engines)
+    n_rows = n_layers * (1 + 3 * min(n_before, plan.most_positions)) * len(about.engines)
     n_passes = n_layers * len(about.engines)
     interventions: list[Intervention] = []
     for engine in about.engines:

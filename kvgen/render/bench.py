@@ -14,7 +14,7 @@ from kvgen.render.bench_tables import rates, rates_legend, times_slower, traits,
 from kvgen.render.canvas import Canvas
 from kvgen.render.chart import SEVERAL, Curve, chart
 from kvgen.render.need import need_picture, need_sentence
-from kvgen.render.numbers import size
+from kvgen.render.numbers import size, three_digits
 from kvgen.visible import one_line
 
 _CHART_HEIGHT = 9
@@ -74,8 +74,8 @@ def _answers(report: BenchReport) -> list[str]:
         if work.n_gen > 1:
             where = f"positions {work.length:,} to {work.length + work.n_gen - 1:,}"
         answers.append(
-            f"without the KV cache a token takes {slower:.3g} times as long: {without:.3g} ms "
-            f"instead of {with_cache:.3g} ms, at {where}"
+            f"without the KV cache a token takes {three_digits(slower)} times as long: "
+            f"{three_digits(without)} ms instead of {three_digits(with_cache)} ms, at {where}"
         )
     need = need_sentence(report)
     answers += [need] if need is not None else []
@@ -114,7 +114,8 @@ def _setting(report: BenchReport, context: ReportContext) -> list[str]:
     """Model, machine and prompt, and what else ran meanwhile."""
     run = report.runs[0]
     name, cpu = (one_line(text) for text in (context.model, context.environment.cpu))
-    rounded = " · rounded prefill" if run.prefill == "fast" else ""
+    dtypes = " or ".join(dict.fromkeys(one.dtype for one in report.runs))
+    rounded = f" · rounded prefill (activations rounded to {dtypes})" * (run.prefill == "fast")
     threads = f"{run.threads} thread{'s' if run.threads != 1 else ''}"
     lines = [
         f"{name} · {run.dtype} weights, {run.cache_dtype} cache · {run.backend} · {threads} · "

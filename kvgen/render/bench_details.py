@@ -16,7 +16,7 @@ from kvgen.render.canvas import Canvas, causal
 from kvgen.render.ink import WEIGHT_INK
 from kvgen.render.layout import beside_or_below, side_by_side, width_of
 from kvgen.render.need import later_token_picture, recomputed_picture
-from kvgen.render.numbers import size
+from kvgen.render.numbers import size, three_digits
 from kvgen.render.thumbnail import thumbnail
 
 _GAP = 3  # columns between the table and the maps beside it
@@ -61,7 +61,7 @@ def _maps(report: BenchReport, canvas: Canvas, *, side: int) -> Text:
     assert report.head is not None
     layer, head = report.head
     size = max((maps.on.shape[1] for maps in report.maps), default=0)
-    lines = [Text(f"scores of layer {layer} head {head} that each step computed, counted")]
+    lines = [Text(f"what each step computed · layer {layer} head {head}")]
     note = ""
     arms: tuple[ArmName, ...] = ("on", "off") if "off" in report.plan.arms else ("on",)
     for arm in arms:
@@ -184,10 +184,10 @@ def _last_step(run: Run) -> list[str]:
         part = cost.parts(start, fed, run.calibration)
         line = (
             f"last step, cache {arm.name}: {size(cost.bytes_read(start, fed))} read, "
-            f"{_flops(cost.flops(start, fed))}; predicted {1e3 * sum(part):.3g} ms = "
+            f"{_flops(cost.flops(start, fed))}; predicted {three_digits(1e3 * sum(part))} ms = "
             f"{1e3 * part.reading:.2g} reading + {1e3 * part.computing:.2g} computing + "
             f"{1e3 * part.overhead:.2g} overhead fitted to this model, measured "
-            f"{1e3 * arm.median_step(last):.3g} ms"
+            f"{three_digits(1e3 * arm.median_step(last))} ms"
         )
         if fed == 1:
             line += f"; {_of_the_limit(cost.bytes_read(start, fed) / arm.median_step(last), run)}"

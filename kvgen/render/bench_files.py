@@ -162,10 +162,9 @@ def _environment(environment: Environment) -> dict[str, str | int | float | None
 
 
 def _intervention(one: Intervention) -> dict[str, Any]:
-    """The rows of one kind in one layer; logits that are no numbers as the greatest float32."""
+    """The rows of one kind in one layer; logits that overflow as the greatest float32."""
     names = asdict(one)
-    changes = names["max_abs_logit_change"]
-    names["max_abs_logit_change"] = [min(x, _GREATEST) for x in changes]
+    names["max_abs_logit_change"] = [min(x, _GREATEST) for x in one.max_abs_logit_change]
     names["as_expected"] = one.as_expected
     if one.row != "q":
         del names["q_live"]

@@ -70,8 +70,10 @@ def need_picture(report: BenchReport, canvas: Canvas) -> list[Text]:
         f"height: change of the logits, logarithmic, up to {_number(greatest)}",
         "dot: not one bit",
     ]
-    if any(one.shown_by_nan for one in asked):
-        legend.append("NaN: the weight is so small that rounding hides other changes")
+    if any(one.with_other_key for one in asked):
+        legend.append(
+            "another K: one that draws attention, where rounding hides V"
+        )
     return [*lines, flow([Text(part, "dim") for part in legend], canvas.width, between=" · ")]
 
 
@@ -93,8 +95,8 @@ def _words(of_kind: Sequence[Intervention]) -> str:
         for position, change in zip(one.positions, one.max_abs_logit_change, strict=True)
         if position < one.first_visible
     )
-    small = sum(len(one.shown_by_nan) for one in of_kind)
-    words += f" ({small} shown by NaN)" if small else ""
+    small = sum(len(one.with_other_key) for one in of_kind)
+    words += f" ({small} with another K)" if small else ""
     return words + (f", {outside} of {hidden:,} outside a window" if hidden else "")
 
 
