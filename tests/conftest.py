@@ -32,6 +32,18 @@ def quick_calibration() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny models run in one thread where a test names no number: more would wait for each other.
+
+    That teams compute the same bits is a test of every model (tests/test_fast.py).
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for place in ("open", "reference.decoder"):
+            patch.setattr(f"kvgen.engine.{place}.usable_cores", lambda: 1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Gives the checkpoint folder of a configuration, stored as F32, F16 or BF16."""

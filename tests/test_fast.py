@@ -44,6 +44,7 @@ from kvgen.engine.reference import ops
 from kvgen.engine.tensors import Dense, Int8, Tensor, quantize
 from kvgen.errors import NonFiniteError, UsageError
 from tests import tiny
+from tests.configs import CONFIGS
 from tests.conftest import Loader
 
 IDS = tiny.make_ids(65, seed=1)
@@ -308,8 +309,13 @@ def test_the_weights_of_a_calibration_are_ordinary_numbers(dtype: DTypeName) -> 
 # --- The team ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("threads", [2, 3, 5])
-@pytest.mark.parametrize("name", ["llama_gqa", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize(
+    ("name", "threads"),
+    [
+        *((name, 2) for name in CONFIGS),
+        *((name, threads) for name in ("llama_gqa", "gemma2", "gpt_neox") for threads in (3, 5)),
+    ],
+)
 def test_the_number_of_threads_does_not_change_a_bit(
     name: str, threads: int, tiny_model: Loader
 ) -> None:

@@ -31,7 +31,7 @@ from tests import tiny
 from tests.command import LAST_LAYER, inside
 from tests.configs import CONFIGS
 from tests.conftest import Loader
-from tests.test_render import lines_of, make_recording, make_trace, without_colors
+from tests.test_render import SIZES, lines_of, make_recording, make_trace, without_colors
 
 NAN = np.float32(np.nan)
 
@@ -238,8 +238,7 @@ def many(recording: Recording, canvas: Canvas) -> list[str]:
     return [without_colors(line) for view in views for line in lines_of(view, canvas)]
 
 
-@pytest.mark.parametrize("mode", ["color", "glyphs", "ascii"])
-@pytest.mark.parametrize("width", [60, 80, 100, 200])
+@pytest.mark.parametrize(("width", "mode"), SIZES)
 @pytest.mark.parametrize("n", [1, 2, 60])
 def test_every_measure_keeps_to_its_width(
     n: int, width: int, mode: Mode, tiny_model: Loader
