@@ -23,12 +23,13 @@ Loader = Callable[..., Model]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_calibration() -> Iterator[None]:
-    """No test needs the true speed of this machine: it is measured shortly, and not kept."""
+def quick_calibration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test needs the true speed of this machine: measured shortly, and kept for the run only."""
+    folder = tmp_path_factory.mktemp("calibration")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibration, "FEWEST_SAMPLES", 1)
         patch.setattr(calibration, "MEASURED_SECONDS", 0.0)
-        patch.setattr(calibration, "_write", lambda *_: None)
+        patch.setattr(calibration, "user_cache", lambda: folder)
         yield
 
 
