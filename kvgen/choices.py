@@ -16,7 +16,8 @@ DTypeName = Literal["f32", "bf16", "f16", "int8"]
 DTypeChoice = Literal["auto", DTypeName]
 CacheDTypeName = Literal["f32", "f16"]
 CacheDTypeChoice = Literal["auto", CacheDTypeName]
-PrefillName = Literal["exact", "fast"]  # with activations in float32, or rounded as the weights
+# Several positions at once, in float32; with activations rounded as the weights; one at a time.
+PrefillName = Literal["exact", "fast", "stepwise"]
 # One way to run the same work in a benchmark: keys and values kept; nothing; queries kept too.
 ArmName = Literal["on", "off", "on+q"]
 

@@ -146,9 +146,10 @@ class Model:
         """Every position's logits, float32 [T, V].
 
         With `cache` the first half is prefilled and the rest decoded one by one through the cache;
-        without it everything is one full pass. Both agree to rounding: every position is turned
-        with the rotary frequencies of the whole length, where they depend on it. Raises UsageError
-        for ids outside the vocabulary or more of them than the context holds.
+        without it everything is one full pass. Both agree to rounding, and to the bit where the
+        model was loaded with `prefill="stepwise"`: every position is turned with the rotary
+        frequencies of the whole length, where they depend on it. Raises UsageError for ids outside
+        the vocabulary or more of them than the context holds.
         """
         ids = self._as_ids(ids)
         check_lengths(self.config, len(ids), 0)
@@ -231,9 +232,11 @@ def load(
     `dtype` is the width in which weights are held, `auto` the stored one; arithmetic is float32
     throughout. `cache_dtype` is that of keys and values: `auto` is f32 where weights are f32 and on
     the numpy backend, else f16. `prefill="fast"` rounds activations to the width of bf16 or int8
-    weights where several tokens run at once: faster, and no longer exact. `threads` is one for each
-    core unless given. `revision` is a branch, tag or commit of a model on the Hub. Raises
-    ModelNotFoundError, CheckpointError or UsageError.
+    weights where several tokens run at once: faster, and no longer exact. `prefill="stepwise"` runs
+    one position at a time, so that logits with and without the cache are equal to the bit; each
+    position takes as long as a decode step. `threads` is one for each core unless given. `revision`
+    is a branch, tag or commit of a model on the Hub. Raises ModelNotFoundError, CheckpointError or
+    UsageError.
     """
     options = LoadOptions(
         backend=backend, dtype=dtype, cache_dtype=cache_dtype, prefill=prefill, threads=threads

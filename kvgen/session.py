@@ -42,12 +42,18 @@ class Session:
         return self.cache.ids
 
     def feed(
-        self, ids: Sequence[int], *, all_logits: bool = False, rope_length: int | None = None
+        self,
+        ids: Sequence[int],
+        *,
+        all_logits: bool = False,
+        rope_length: int | None = None,
+        chunk: int | None = None,
     ) -> FloatArray:
         """Run ids behind the sequence: the last one's logits [V], or those of all [T, V].
 
         Afterwards `positions_run` and `rows_read` tell of this feed: positions that went through
-        the model, and rows that attention has read. For `rope_length` see `Engine.forward`.
+        the model, and rows that attention has read. For `rope_length` and `chunk` see
+        `Engine.forward`.
         """
         run_before, read_before = self.cache.positions_run, _copy(self.cache.rows_read)
         logits = self.engine.forward(
@@ -56,6 +62,7 @@ class Session:
             capture=self.capture,
             all_logits=all_logits,
             rope_length=rope_length,
+            chunk=chunk,
             on_progress=self.on_progress,
         )
         self.positions_run = self.cache.positions_run - run_before

@@ -119,6 +119,20 @@ def test_a_stop_text_ends_the_text() -> None:
     assert content["finish_reason"] == "stop"
 
 
+def test_a_stepwise_prefill_is_named_in_the_timing_block() -> None:
+    run = kvgen("generate", PROMPT, "-n", "3", "--greedy", "--prefill", "stepwise")
+    assert run.returncode == 0
+    assert run.stderr.decode().splitlines()[1].endswith("(stepwise: one token at a time)")
+    assert run.stdout == kvgen("generate", PROMPT, "-n", "3", "--greedy").stdout
+
+
+@pytest.mark.parametrize("command", ["bench", "verify"])
+def test_a_stepwise_prefill_is_refused_where_it_means_nothing(command: str) -> None:
+    run = inside(command, "--prefill", "stepwise")
+    assert run.returncode == 2
+    assert b"--prefill stepwise" in run.stderr and b"leave it out" in run.stderr
+
+
 def test_no_new_tokens_is_a_prefill() -> None:
     run = inside("generate", PROMPT, "-n", "0")
     assert run.returncode == 0 and run.stdout == b""
@@ -417,11 +431,16 @@ def test_an_inspection_is_written_as_text_json_and_figure(tmp_path: Path) -> Non
 def test_verify_says_so_in_a_line_each() -> None:
     run = inside("verify", "--dtype", "f32,int8", "-p", "70")
     lines = run.stdout.decode().splitlines()
-    assert run.returncode == 0 and len(lines) == 11
+    assert run.returncode == 0 and len(lines) == 13
     assert all(": ok" in line for line in lines[:-1])
-    assert lines[-1] == "verified: 10 checks over 70 positions agree"
+    assert lines[-1] == "verified: 12 checks over 70 positions agree"
+    same = "token by token: the same bits with and without the cache"
+    assert f"{same}: ok, all logits equal to the bit at 3 lengths" in lines[1]
     content = json.loads(inside("verify", "-p", "20", "--json").stdout)
-    assert content["passed"] and len(content["checks"]) == 5
+    assert content["passed"] and len(content["checks"]) == 6
+    (bits,) = [check for check in content["checks"] if check["check"] == same]
+    assert bits["different_bits"] == 0 and bits["positions"] == 3
+    assert {check["different_bits"] for check in content["checks"]} == {0, None}
 
 
 def test_bench_as_json_and_file(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ class EditingEngine(Engine, Protocol):
         capture: Recorder | None = None,
         all_logits: bool = False,
         rope_length: int | None = None,
+        chunk: int | None = None,
         on_progress: Callable[[int], None] | None = None,
         edit: Edit | None = None,
     ) -> FloatArray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -34,10 +34,12 @@ class Check:
     n_equal: int  # positions where the most probable token is the same
     near_ties: int  # others where the two best lie within rounding of each other
     miscounted: int = 0  # totals of rows read that differ from what the shapes say
+    different_bits: int | None = None  # logits with other bits; None where bits play no part
 
     @property
     def passed(self) -> bool:
-        close = self.max_abs_difference <= self.tolerance and not self.miscounted
+        wrong = self.miscounted or self.different_bits
+        close = self.max_abs_difference <= self.tolerance and not wrong
         return close and self.n_equal + self.near_ties == self.n_positions
 
 
@@ -52,13 +54,14 @@ def verify(engine: Engine, reference: Engine, ids: Sequence[int]) -> Iterator[Ch
     allowed = ROUNDING[engine.cache_dtype]
     one_by_one = _in_pieces(engine, ids, range(1, len(ids)))
     yield _check("cached, token by token", one_by_one, whole, allowed)
+    yield _same_bits(engine, ids)
     cuts = [cut for cut in SPLITS if cut < len(ids)]
     of_cuts = [_check("", _in_pieces(engine, ids, [cut]), whole, allowed) for cut in cuts]
     yield _summary(f"cut at {', '.join(map(str, cuts))}", of_cuts)
     if len(ids) > 2:
         yield _check("cut back and fed again", _after_truncate(engine, ids), whole, allowed)
     yield _counted(engine, ids)
-    changed = _across_a_change(engine, ids)
+    changed = _across_a_change(engine, ids, chunk=None)
     if changed is not None:
         yield _check("across a change of frequencies", *changed, allowed)
     if engine is not reference and engine.backend != reference.backend:
@@ -93,7 +96,7 @@ def _after_truncate(engine: Engine, ids: Sequence[int]) -> FloatArray:
 
 
 def _across_a_change(
-    engine: Engine, ids: Sequence[int]
+    engine: Engine, ids: Sequence[int], *, chunk: int | None
 ) -> tuple[FloatArray, FloatArray] | None:  # -> [N, V] and [N, V]
     """Decode steps around the first change of rotary frequencies, and one pass at each length."""
     ropes = length_dependent(engine.config)
@@ -102,10 +105,32 @@ def _across_a_change(
         return None
     first, last = changes[0], min(changes[0] + 2, len(ids))
     session = Session(engine, len(ids))
-    cached = [session.feed(ids[:first])]
-    cached += [session.feed([ids[n]]) for n in range(first, last)]
-    whole = [Session(engine, n).feed(ids[:n]) for n in range(first, last + 1)]
+    cached = [session.feed(ids[:first], chunk=chunk)]
+    cached += [session.feed([ids[n]], chunk=chunk) for n in range(first, last)]
+    whole = [Session(engine, n).feed(ids[:n], chunk=chunk) for n in range(first, last + 1)]
     return np.stack(cached), np.stack(whole)
+
+
+def _same_bits(engine: Engine, ids: Sequence[int]) -> Check:
+    """One feed after another, and from an empty cache, in chunks of one: the same bits of logits.
+
+    Every sum has the same order then, so that rounding explains nothing. Compared at a few lengths,
+    and around the first change of rotary frequencies.
+    """
+    lengths = sorted({2, len(ids) // 2 + 1, len(ids)})
+    feed = partial(Session.feed, rope_length=len(ids), chunk=1)
+    session = Session(engine, len(ids))
+    one_by_one = [feed(session, [token]) for token in ids]
+    cached = np.stack([one_by_one[length - 1] for length in lengths])
+    again = np.stack([feed(Session(engine, length), ids[:length]) for length in lengths])
+    changed = _across_a_change(engine, ids, chunk=1)
+    if changed is not None:
+        cached, again = np.concatenate([cached, changed[0]]), np.concatenate([again, changed[1]])
+    check = _check(
+        "token by token: the same bits with and without the cache", cached, again, allowed=0.0
+    )
+    different = int((cached.view(np.uint32) != again.view(np.uint32)).sum())
+    return replace(check, different_bits=different)
 
 
 def _check(name: str, got: FloatArray, whole: FloatArray, allowed: float) -> Check:

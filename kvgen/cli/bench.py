@@ -139,6 +139,11 @@ def _check(text: str | None, model: ModelFlags, work: WorkFlags, arms: ArmFlags)
         raise UsageError(
             "--no-baseline leaves out the cached arm: add --no-cache to measure the other one"
         )
+    if model.stepwise_prefill:
+        raise UsageError(
+            "--prefill stepwise runs the prompt as decode steps, which bench times as tg: leave it "
+            "out"
+        )
     if not arms.cached_only and model.fast_prefill:
         raise UsageError(
             "--prefill fast rounds activations, and --no-cache compares logits: leave out one"

@@ -47,6 +47,11 @@ class ModelFlags(NamedTuple):
         """Whether activations are rounded while the prompt runs."""
         return self.ways[0].prefill == "fast"
 
+    @property
+    def stepwise_prefill(self) -> bool:
+        """Whether the prompt runs one token at a time."""
+        return self.ways[0].prefill == "stepwise"
+
 
 class _ModelValues(NamedTuple):
     """The values of the options, as click gives them."""
@@ -182,7 +187,9 @@ def _model_options(*, several: bool) -> Callable[[Command], Command]:
             default="exact",
             show_default=True,
             help="fast rounds activations to the width of bf16 or int8 weights while the prompt "
-            "runs: faster, not exact, and named in every report.",
+            "runs: faster, not exact, and named in every report. stepwise runs one token at a "
+            "time: each takes as long as a decode step, and logits with and without the cache are "
+            "equal to the bit.",
         ),
         click.option(
             "-t",

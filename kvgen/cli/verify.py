@@ -27,6 +27,8 @@ Each line is one way to run the same ids, compared with one pass over all
 of them: token by token through the cache; in two chunks, cut at several
 places; after the cache was cut back; on the NumPy reference; and, where
 rotary frequencies change with the length, in steps across the change.
+One line compares bits: with and without the cache, always one token at a
+time, so that every sum has the same order (--prefill stepwise elsewhere).
 Exit code 5 where one differs by more than rounding explains.
 
 \b
@@ -64,6 +66,11 @@ def verify(
     if model_flags.fast_prefill:
         raise UsageError(
             "--prefill fast rounds activations, and verify compares exact runs: leave it out"
+        )
+    if model_flags.stepwise_prefill:
+        raise UsageError(
+            "--prefill stepwise has no chunks, and verify runs the ids in chunks and token by "
+            "token: leave it out"
         )
     named = model_flags._replace(name=model or model_flags.name)
     models = load_models(named, quiet=quiet, verbose=verbose)
@@ -114,6 +121,14 @@ def _describe(check: Check) -> str:
     if not check.n_positions:
         counts = f", {check.miscounted} totals are wrong" if check.miscounted else ""
         return f"{check.name}: {state}{counts}"
+    if check.different_bits is not None:
+        rows = f"at {check.n_positions} lengths"
+        if not check.different_bits:
+            return f"{check.name}: {state}, all logits equal to the bit {rows}"
+        return (
+            f"{check.name}: {state}, {check.different_bits:,} logits have other bits {rows}, by at "
+            f"most {check.max_abs_difference:.1e}"
+        )
     ties = f", {check.near_ties} near-ties" if check.near_ties else ""
     return (
         f"{check.name}: {state}, logits differ by {check.max_abs_difference:.1e} (at most "
@@ -136,6 +151,7 @@ def _as_json(model: Model, n_positions: int, results: list[tuple[str, Check]]) -
                 "tokens_equal": check.n_equal,
                 "near_ties": check.near_ties,
                 "miscounted": check.miscounted,
+                "different_bits": check.different_bits,
             }
             for name, check in results
         ],

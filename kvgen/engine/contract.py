@@ -91,7 +91,10 @@ class Engine(Protocol):
 
     @property
     def prefill(self) -> PrefillName:
-        """`fast` rounds activations in chunks of several tokens; a single token is always exact."""
+        """`fast` rounds activations in chunks of several tokens; a single token is always exact.
+
+        `stepwise` runs one position at a time, unless `forward` is given another `chunk`.
+        """
         ...
 
     @property
@@ -129,6 +132,7 @@ class Engine(Protocol):
         capture: Recorder | None = None,
         all_logits: bool = False,
         rope_length: int | None = None,
+        chunk: int | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> FloatArray:
         """Run T new positions through the model, in chunks, and append them to the cache.
@@ -138,6 +142,9 @@ class Engine(Protocol):
         after this pass, or of `rope_length` where that is longer: who feeds a text in parts gives
         the length of the whole. Kept ids whose keys have other frequencies are run again first; a
         pass that fails meanwhile leaves fewer of them in the cache, or none.
+        At most `chunk` positions run at a time (None: what suits the engine). In chunks of one,
+        every sum of a position is taken in the order of a decode step: its logits, keys and values
+        have the same bits, whatever was fed together, on one engine with one number of threads.
         With `capture`, each captured layer's q and z of these positions are written into it; the
         compiled engine knows no other recorder than `kvgen.engine.trace.Capture`. `on_progress`
         hears of each chunk of the new positions, by their number.

@@ -21,7 +21,7 @@ def open_engine(
     """The engine of that name around these weights.
 
     `auto` is numba where it can be imported; its cache is float32 where the weights are, else
-    float16. The reference keeps float32 and is exact; asking it for something else is a UsageError.
+    float16. The reference keeps float32 and has no fast prefill; asking for one is a UsageError.
     """
     if backend != "numpy":
         try:
@@ -49,4 +49,4 @@ def open_engine(
         )
     from kvgen.engine.reference.decoder import ReferenceEngine
 
-    return ReferenceEngine(params, threads=threads)
+    return ReferenceEngine(params, threads=threads, prefill=prefill)

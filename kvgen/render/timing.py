@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+# What sets a prefill apart from an exact one.
+_PREFILLS = {
+    "fast": "   (fast: with rounded activations)",
+    "stepwise": "   (stepwise: one token at a time)",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunTimings:
@@ -39,7 +45,7 @@ def timing_block(run: RunTimings) -> str:
     lines.append(
         f"prefill {run.prefill_tokens:>4} tokens  {_duration(run.prefill_seconds):>8}  "
         f"{_rate(run.prefill_tokens, run.prefill_seconds):>8} tok/s"
-        + ("   (rounded prefill: --prefill fast)" if run.prefill == "fast" else "")
+        + _PREFILLS.get(run.prefill, "")
     )
     if n_steps:
         first, last = run.decode_seconds[0], run.decode_seconds[-1]

@@ -52,6 +52,7 @@ class FastEngine:
         self.dtype: DTypeName = params.dtype
         self.cache_dtype: CacheDTypeName = cache_dtype
         self.prefill: PrefillName = prefill
+        self._chunk = 1 if prefill == "stepwise" else layout.CHUNK
         self.threads = threads
         self.weight_bytes = params.matrix_bytes
         self._keep_alive = params  # the addresses point into its arrays
@@ -83,6 +84,7 @@ class FastEngine:
         capture: Recorder | None = None,
         all_logits: bool = False,
         rope_length: int | None = None,
+        chunk: int | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> FloatArray:  # T ids -> logits [V] or [T, V]
         """Run T new positions through the model; see `kvgen.engine.contract.Engine.forward`.
@@ -92,19 +94,19 @@ class FastEngine:
         assert isinstance(cache, KeyValueCache) and cache.k.shape[-1] == BLOCK
         assert capture is None or isinstance(capture, Capture)
         check_request(self.config, ids, cache)
-        T = len(ids)
+        T, longest = len(ids), min(chunk or self._chunk, layout.CHUNK)
         tokens = np.asarray(ids, np.int64)
         logits = np.empty((T if all_logits else 1, self.config.vocab_size), np.float32)
         with self._team.lock:
             self._own_reads[:] = 0
             again = cache.prepare(T, rope_length=rope_length)
             self._point_to(cache, capture)
-            for begin in range(0, len(again), layout.CHUNK):
-                part = np.asarray(again[begin : begin + layout.CHUNK], np.int64)
+            for begin in range(0, len(again), longest):
+                part = np.asarray(again[begin : begin + longest], np.int64)
                 self._run(part, begin, layout.NONE, logits)
             cache.extend(again)
-            for begin in range(0, T, layout.CHUNK):
-                part = tokens[begin : begin + layout.CHUNK]
+            for begin in range(0, T, longest):
+                part = tokens[begin : begin + longest]
                 last = begin + len(part) == T
                 which = layout.ALL if all_logits else layout.LAST if last else layout.NONE
                 rows = logits[begin if all_logits else 0 :]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
-from kvgen.choices import DTypeName
+from kvgen.choices import DTypeName, PrefillName
 from kvgen.engine.cache import KeyValueCache
 from kvgen.engine.calibration import Calibration, median_seconds
 from kvgen.engine.config import ModelConfig
@@ -82,10 +82,13 @@ class ReferenceEngine:
 
     backend: Literal["numpy"] = "numpy"
     cache_dtype: Literal["f32"] = "f32"
-    prefill: Literal["exact"] = "exact"
     compile_seconds = 0.0
 
-    def __init__(self, params: Params, *, threads: int | None = None) -> None:
+    def __init__(
+        self, params: Params, *, threads: int | None = None, prefill: PrefillName = "exact"
+    ) -> None:
+        assert prefill != "fast"
+        self.prefill: PrefillName = prefill
         self.config: ModelConfig = params.config
         self.dtype: DTypeName = params.dtype
         self._blas = ThreadpoolController().select(user_api="blas")
@@ -130,6 +133,7 @@ class ReferenceEngine:
         capture: Recorder | None = None,
         all_logits: bool = False,
         rope_length: int | None = None,
+        chunk: int | None = None,
         on_progress: Callable[[int], None] | None = None,
         edit: Edit | None = None,
     ) -> FloatArray:  # T ids -> logits [V] or [T, V]
@@ -141,21 +145,25 @@ class ReferenceEngine:
         assert edit is None or cache.length == 0
         assert isinstance(cache, RowCache)
         check_request(self.config, ids, cache)
-        final_norm = self._params.final_norm
+        longest = min(chunk or (1 if self.prefill == "stepwise" else CHUNK), CHUNK)
         # A model that has lost its way may overflow: the caller checks the logits.
         with _BLAS, self._blas.limit(limits=self.threads), np.errstate(all="ignore"):
-            for part in _chunks(cache.prepare(len(ids), rope_length=rope_length)):
+            for part in _chunks(cache.prepare(len(ids), rope_length=rope_length), longest):
                 self._run(part, cache, capture, None)
-            hidden = []
-            for part in _chunks(ids) if edit is None else [ids]:
+            logits = []
+            for part in _chunks(ids, longest) if edit is None else [ids]:
                 x = self._run(part, cache, capture, edit)
-                hidden.append(x if all_logits else x[-1:])
+                if all_logits:
+                    logits.append(self._logits(x))
                 if on_progress is not None:
                     on_progress(len(part))
-            x = self._norm(np.concatenate(hidden if all_logits else hidden[-1:]), final_norm)
-            logits = linear(x, self._head) * np.float32(self.config.logit_scale)
-            logits = soft_cap(logits, self.config.logit_softcap)
-        return logits if all_logits else logits[0]
+            return np.concatenate(logits) if all_logits else self._logits(x[-1:])[0]
+
+    def _logits(self, x: FloatArray) -> FloatArray:  # [T, C] -> [T, V]
+        """The final norm and the head."""
+        x = self._norm(x, self._params.final_norm)
+        logits = linear(x, self._head) * np.float32(self.config.logit_scale)
+        return soft_cap(logits, self.config.logit_softcap)
 
     def _run(
         self, ids: Sequence[int], cache: RowCache, capture: Recorder | None, edit: Edit | None
@@ -300,5 +308,5 @@ def _widen(layer: LayerParams) -> _Layer:
     )
 
 
-def _chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
-    return (ids[begin : begin + CHUNK] for begin in range(0, len(ids), CHUNK))
+def _chunks(ids: Sequence[int], longest: int) -> Iterator[Sequence[int]]:
+    return (ids[begin : begin + longest] for begin in range(0, len(ids), longest))
