@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 # What sets a prefill apart from an exact one.
 _PREFILLS = {
-    "fast": "   (fast: with rounded activations)",
+    "fast": "   (rounded prefill: --prefill fast)",
     "stepwise": "   (stepwise: one token at a time)",
 }
 
