@@ -65,23 +65,33 @@ def masked(output: str, command: str) -> str:
     """The output with what differs from run to run taken out: durations, rates, rounding, CPU."""
     # A CPU's name may take a second line; a busy or slow machine is told how long it will take.
     output = re.sub(r"(threads?) · .*(\n(?!prompt).*)?(?=\nprompt: )", r"\1", output)
+    if " bench" in command:
+        return _masked_bench(output)
     lines = []
     for line in output.splitlines():
-        if line.endswith("make it shorter"):
-            continue
-        timed = r"load|prefill +\d|decode +\d|cache +o"
-        if " bench" in command:
-            timed += r"|pp\d|tg\d| +[\d,]+ +[\d.]+ |this machine|last step|without the cache, dec"
-            if re.match(r"[ \d.]*( m?s)? [│└]", line):  # a curve
-                continue
-        if re.match(timed, line):
+        if re.match(r"load|prefill +\d|decode +\d|cache +o", line):
             line = re.sub(r" +", " ", re.sub(r"[\d.,]+( m?s\b)?", "#", line))
-        if " bench" in command:  # columns move with the width of the figures in them
-            line = re.sub(r" +", " ", line)
-        line = re.sub(r"\d(\.\d)?e[-+]\d\d", "#", line)
-        line = re.sub(r"passes 100 ms/token .*|stays below .*", "#", line)
-        lines.append(line.rstrip())
+        lines.append(re.sub(r"\d(\.\d)?e[-+]\d\d", "#", line).rstrip())
     return "\n".join(lines)
+
+
+def _masked_bench(output: str) -> str:
+    """The words of a benchmark: its lines move with the width of the figures in them."""
+    lines = []
+    for line in output.splitlines():
+        # Notes of a slow or busy machine, and a curve.
+        noise = r".*(make it shorter|chosen to take|machine was busy)|[ \d.]*( m?s)? [│└]"
+        if re.match(noise, line):
+            continue
+        if re.match(r"pp\d+ |tg\d+ |without the KV cache", line):
+            line = re.sub(r"(?<= )[\d.,]+(?! tokens)", "#", line)
+        lines.append(line)
+    words = " ".join(" ".join(lines).split())
+    words = re.sub(r"[▁▂▃▄▅▆▇█][·▁▂▃▄▅▆▇█]+", "strip", words)
+    words = re.sub(r" \(\d+ with another K\)| · another K: [^·]* hides V", "", words)
+    words = re.sub(r"logarithmic, up to [\d.]+", "logarithmic, up to #", words)
+    words = re.sub(r"(keeping Q [^;]*); .*?(?= storyteller)", r"\1", words)
+    return re.sub(r"\d(\.\d)?e[-+]\d\d", "#", words)
 
 
 def update() -> None:

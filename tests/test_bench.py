@@ -8,11 +8,13 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from kvgen.attention.steps import attention_weights
 from kvgen.bench.compare import compare_reports
@@ -31,6 +33,7 @@ from kvgen.engine.reference import decoder, ops
 from kvgen.engine.rope import rope_tables
 from kvgen.errors import UsageError
 from kvgen.model import Model
+from kvgen.render.bench import bench_view
 from kvgen.render.bench_files import (
     bench_csv,
     bench_json,
@@ -38,6 +41,7 @@ from kvgen.render.bench_files import (
     bench_markdown,
     comparison_json,
 )
+from kvgen.render.canvas import Canvas
 from tests import tiny
 from tests.command import inside
 from tests.conftest import BACKENDS, Loader
@@ -121,6 +125,40 @@ def test_progress_counts_what_is_run(tiny_model: Loader) -> None:
     on, off = (pass_seconds(engine, SPEED, WORK, arm) for arm in ("on", "off"))
     rounds = plan.repetitions * CALIBRATION_SECONDS
     assert expected["timing"] == pytest.approx((2 - 1 + 2) * (on + off) + rounds)
+
+
+@pytest.mark.parametrize("phase", ["timing", "changing kept rows"])
+def test_an_interrupted_run_reports_what_it_has(phase: str, tiny_model: Loader) -> None:
+    told: list[str] = []
+
+    def interrupt(now: str, _: float) -> None:
+        told.append(now)
+        # A round is a calibration, the prefill, warm steps and steps of an arm, and the other's.
+        if now == phase and told.count(now) > 1 + (1 + 3 + 5) + (1 + 5):
+            raise KeyboardInterrupt
+
+    report = run(tiny_model("gpt2"), on_progress=interrupt)
+    assert report.interrupted and report.passed
+    n_passes = 1 if phase == "timing" else 2
+    assert {len(arm.prefill_seconds) for arm in report.runs[0].arms} == {n_passes}
+    assert report.ledger is None and bool(report.maps) == (phase != "timing")
+    content = json.loads(json.dumps(bench_json(report, CONTEXT)))
+    assert content["interrupted"] and content["ledger"] is None
+    canvas = Canvas(100, "glyphs")
+    for details in (False, True):
+        shown = StringIO()
+        Console(file=shown, width=100).print(bench_view(report, CONTEXT, canvas, details=details))
+        assert "interrupted: this is what had been measured by then" in shown.getvalue()
+
+
+def test_a_run_that_is_interrupted_before_it_has_anything_reports_nothing(
+    tiny_model: Loader,
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_model("gpt2"), on_progress=interrupt)
 
 
 def test_maps_are_what_each_arm_computed(report: BenchReport, tiny_model: Loader) -> None:

@@ -21,6 +21,8 @@ from safetensors.numpy import load_file, save_file
 
 import kvgen as kvgen_package
 from kvgen.cli import cli
+from kvgen.engine.calibration import Calibration
+from kvgen.engine.contract import Engine
 from kvgen.model import default_model
 from kvgen.sampling import SamplingOptions
 from tests.command import (
@@ -300,11 +302,19 @@ def test_bench_compares_both_arms() -> None:
     for line in ("pp12 on", "tg4 @ d12 on", "tg4 @ d12 off"):
         assert line.replace(" ", "") in text.replace(" ", "")
     assert "\nverified: same tokens at 4 of 4 steps, logits differ by at most" in text
-    assert "16 positions run with the cache, 70 without (4.4x)" in " ".join(text.split())
-    assert "what each step computed" in text and "91 scores" in text
+    words = " ".join(text.split())
+    assert words.startswith("without the KV cache a token takes ")
+    assert "of 12 kept rows in each of 7 layers a step needs every one of K and V" in words
+    assert "84 of 84 visible rows matter" in words and "0 of 84 rows matter" in words
+    details = inside(
+        "bench", "--no-cache", "-p", "12", "-n", "4", "-r", "1", "--seed", "1", "--details"
+    )
+    words = " ".join(details.stdout.decode().split())
+    assert "16 with the cache, 70 without" in words and "a kept row would be wrong" in words
+    assert "what each step computed" in words and "91 scores" in words
     assert "time per token, logarithmic" in text
-    n_totals = 2 * (LAST_LAYER + 1) * 4  # by arm, layer and step
-    assert f"row counts match the reference engine ({n_totals} layer x step totals)" in text
+    n_totals = 3 * 2 * (LAST_LAYER + 1) * 4  # of K, V and old Q, by arm, layer and step
+    assert f"rows of K, V and old Q read, as expected in {n_totals} totals" in text
 
 
 def test_bench_runs_lists_and_other_arms() -> None:
@@ -441,6 +451,24 @@ def test_verify_says_so_in_a_line_each() -> None:
     (bits,) = [check for check in content["checks"] if check["check"] == same]
     assert bits["different_bits"] == 0 and bits["positions"] == 3
     assert {check["different_bits"] for check in content["checks"]} == {0, None}
+
+
+def test_an_interrupted_bench_prints_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = iter(range(2))
+
+    def calibrate(_: Engine) -> Calibration:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return Calibration(
+            read_bytes_per_second=1e10, flops_per_second=1e11, attention_flops_per_second=1e10
+        )
+
+    monkeypatch.setattr("kvgen.bench.run.calibrate_with_overhead", calibrate)
+    run = inside("bench", "--no-cache", "-p", "12", "-n", "2", "-r", "5", "--seed", "1")
+    text = " ".join(run.stdout.decode().split())
+    assert run.returncode == 130
+    assert "interrupted: this is what had been measured by then" in text
+    assert "seed 1 · medians of 2" in text
 
 
 def test_bench_as_json_and_file(tmp_path: Path) -> None:

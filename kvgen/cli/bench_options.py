@@ -141,8 +141,8 @@ work_options = bundle(
     click.option(
         "--changed-rows",
         type=click.IntRange(min=0),
-        help="With --no-cache or --q-cache: of K, V and Q in each layer, change so many kept rows "
-        f"one at a time. [default: {CHANGED_ROWS}, or fewer to take 45 seconds]",
+        help="Kept rows of K, V and Q to change in each layer, one at a time, with --no-cache or "
+        f"--q-cache. [default: {CHANGED_ROWS}, or fewer to take 45 seconds]",
     ),
 )
 arm_options = bundle(

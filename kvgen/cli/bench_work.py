@@ -129,8 +129,9 @@ def _plan(
     if work_flags.changed_rows is None and seconds["changing kept rows"] > _CHANGING_SECONDS:
         n_rows = min(CHANGED_ROWS, work.workloads[0].length)
         fewer = int(n_rows * _CHANGING_SECONDS / seconds["changing kept rows"])
-        plan = replace(plan, most_positions=max(_FEWEST_ROWS, fewer))
-        seconds = expected_seconds(engines, calibrations, plan)
+        if fewer < 0.75 * n_rows:
+            plan = replace(plan, most_positions=max(_FEWEST_ROWS, fewer))
+            seconds = expected_seconds(engines, calibrations, plan)
     while (
         work_flags.repetitions is None
         and plan.repetitions > _FEWEST_REPETITIONS

@@ -28,8 +28,11 @@ def bench_details(
     """Every part that a report has, under headings."""
     run, uncached = report.runs[0], "off" in report.plan.arms
     parts: list[RenderableType] = [Text("TIMED", "bold")]
-    parts += [_beside(by_position(run, canvas.width), report, canvas)]
-    parts += [canvas.legend(WEIGHT_INK)] * bool(report.maps)
+    tables = by_position(run, canvas.width)
+    if report.maps:
+        parts += [_beside(tables, report, canvas), canvas.legend(WEIGHT_INK)]
+    else:
+        parts += tables
     parts += map(Text, _first_step(run))
     parts += map(Text, _crossing(report))
     if report.ledger is not None:

@@ -71,9 +71,7 @@ def need_picture(report: BenchReport, canvas: Canvas) -> list[Text]:
         "dot: not one bit",
     ]
     if any(one.with_other_key for one in asked):
-        legend.append(
-            "another K: one that draws attention, where rounding hides V"
-        )
+        legend.append("another K: one that draws attention, where rounding hides V")
     return [*lines, flow([Text(part, "dim") for part in legend], canvas.width, between=" · ")]
 
 
