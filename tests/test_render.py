@@ -21,6 +21,7 @@ from kvgen.bench.ledger import Ledger, StepCount
 from kvgen.bench.plan import BenchPlan, Workload
 from kvgen.bench.report import Arm, BenchReport, Crossing, Run, StepMaps, Verification
 from kvgen.choices import ArmName, DTypeName
+from kvgen.cli import output
 from kvgen.cli.output import Prose, draw, make_canvas, write_line
 from kvgen.engine.calibration import Calibration
 from kvgen.engine.config import ModelConfig
@@ -347,6 +348,17 @@ def test_no_table_of_a_benchmark_loses_a_column(width: int) -> None:
     assert "tg3 @ d2000: 3 decode steps after 2,000 tokens" in text
     assert "pp2000: prefill, 2,000 tokens at once" in text
     assert "tokens a row, " in text and "weight: blank <.01" in text
+
+
+def test_a_remark_goes_to_a_line_of_its_own_where_it_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = "decode    29 tokens   24.6 ms    1177.7 tok/s   (0.85 ms/token; last 0.75)"
+    monkeypatch.setattr("kvgen.cli.output._columns", lambda: 60)
+    first, second = output.in_lines(line).splitlines()
+    assert (first, second) == (line[:45], " " * 8 + line[48:])
+    monkeypatch.setattr("kvgen.cli.output._columns", lambda: 100)
+    assert output.in_lines(line) == line
 
 
 def test_a_curve_by_hand() -> None:

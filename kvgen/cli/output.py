@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _PATIENCE_SECONDS = 0.5  # shorter work shows no spinner
 _PIPE_WIDTH, _NARROWEST = 100, 60
 _LONGEST_NOTE = 2000  # characters; the keys of a large config.json go into it
+_REMARK_INDENT = " " * 8  # behind the names that begin the lines of a timing block
 _SHAPES = "▁▂▃▄▅▆▇█▀░▒▓·│◂…␣⏎⇥"  # the characters of views that are not in ASCII
 
 
@@ -56,7 +57,7 @@ def write_line(text: str, *, good: bool | None = None) -> None:
     if sys.stdout is None or not sys.stdout.isatty():
         write_text(line + "\n")
         return
-    line = _by_words(line)
+    line = in_lines(line)
     if good is not None and "NO_COLOR" not in os.environ:
         line = click.style(line, fg="green" if good else "red")
     _write_encodable(line + "\n")
@@ -88,9 +89,12 @@ class Prose:
             _write_encodable(self._wrap.end(_columns()))
 
 
-def _by_words(text: str) -> str:
+def in_lines(text: str) -> str:
+    """The text in lines that the terminal has room for; a remark in brackets begins one first."""
     from kvgen.render.words import WordWrap
 
+    if len(text) > _columns():
+        text = text.replace("   (", f"\n{_REMARK_INDENT}(")
     wrap = WordWrap()
     return wrap.feed(text, _columns()) + wrap.end(_columns())
 
@@ -157,7 +161,7 @@ def note(text: str) -> None:
     """Print a line on stderr; where stderr is closed the run goes on."""
     with suppress(OSError):
         line = one_line(text, most=_LONGEST_NOTE)
-        click.echo(_by_words(line) if _stderr_is_terminal() else line, err=True)
+        click.echo(in_lines(line) if _stderr_is_terminal() else line, err=True)
 
 
 def make_canvas(*, color: Color, width: int | None, ascii_only: bool) -> Canvas:

@@ -33,7 +33,7 @@ def bench_view(
     `details` adds what was predicted, counted and drawn.
     """
     run = report.runs[0]
-    parts: list[RenderableType] = [*map(Text, _answers(report)), Text()]
+    parts: list[RenderableType] = [*(Text(line, "bold") for line in _answers(report)), Text()]
     parts += map(Text, _setting(report, context))
     parts += [Text(), *rates(report, canvas.width, details=details)]
     parts.append(rates_legend(report, canvas.width, details=details))
@@ -75,7 +75,7 @@ def _answers(report: BenchReport) -> list[str]:
             where = f"positions {work.length:,} to {work.length + work.n_gen - 1:,}"
         answers.append(
             f"without the KV cache a token takes {three_digits(slower)} times as long: "
-            f"{three_digits(without)} ms instead of {three_digits(with_cache)} ms, at {where}"
+            f"{three_digits(without)} ms, not {three_digits(with_cache)} ms ({where})"
         )
     need = need_sentence(report)
     answers += [need] if need is not None else []

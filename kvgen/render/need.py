@@ -13,7 +13,7 @@ from kvgen.bench.report import BenchReport
 from kvgen.render.canvas import Canvas, draw_level
 from kvgen.render.layout import flow
 
-_STRIP = 48  # columns at most
+_STRIP = 40  # columns at most
 _DECADES = 6  # of the greatest change, drawn at different heights: float32 has no more
 
 
@@ -81,9 +81,8 @@ def _words(of_kind: Sequence[Intervention]) -> str:
     if of_kind[0].row == "q":
         n_layers, live = len(of_kind), sum(bool(one.q_live) for one in of_kind)
         n_rows = sum(len(one.positions) for one in of_kind)
-        return f"{changing:,} of {n_rows:,} rows matter; the step's own q does in {live} of " + (
-            f"{n_layers} layers"
-        )
+        own = f"its own q does ({live} of {n_layers} layers)"
+        return f"{changing:,} of {n_rows:,} rows matter; {own}"
     visible = sum(one.n_visible for one in of_kind)
     words = f"{changing:,} of {visible:,} visible rows matter"
     hidden = sum(len(one.positions) for one in of_kind) - visible
