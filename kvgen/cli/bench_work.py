@@ -16,7 +16,8 @@ from kvgen.cli.bench_options import (
     ArmFlags,
     WorkFlags,
 )
-from kvgen.cli.output import counting_phases, note, working
+from kvgen.cli.output import note
+from kvgen.cli.progress import counting_phases, working
 from kvgen.engine.places import check_number
 from kvgen.errors import UsageError
 

@@ -13,7 +13,8 @@ import click
 
 from kvgen.cli.command import PromptCommand
 from kvgen.cli.options import ModelFlags, load_model, model_options
-from kvgen.cli.output import Prose, counting, note, write_text
+from kvgen.cli.output import Prose, note, write_text
+from kvgen.cli.progress import counting
 from kvgen.cli.prompt import PromptFlags, encode_prompt, prompt_options, read_prompt
 from kvgen.cli.sampling_options import SamplingFlags, choose_sampling, sampling_options
 from kvgen.cli.watch import Watch

@@ -7,7 +7,8 @@ import json
 import click
 
 from kvgen.cli.options import DisplayFlags, display_options, find_model, note_ignored
-from kvgen.cli.output import make_canvas, note, show, working, write_line, write_text
+from kvgen.cli.output import make_canvas, note, show, write_line, write_text
+from kvgen.cli.progress import working
 from kvgen.errors import UsageError
 
 

@@ -28,7 +28,8 @@ from kvgen.cli.attention_views import (
 )
 from kvgen.cli.command import PromptCommand
 from kvgen.cli.options import display_options, load_model, model_options
-from kvgen.cli.output import Destination, counting, make_canvas, note, show
+from kvgen.cli.output import Destination, make_canvas, note, show
+from kvgen.cli.progress import counting
 from kvgen.cli.prompt import encode_prompt, prompt_options, read_prompt
 from kvgen.cli.sampling_options import choose_sampling, sampling_options
 from kvgen.cli.what_ifs import EditedRuns, print_edits, show_edits

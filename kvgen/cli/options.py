@@ -26,7 +26,8 @@ from kvgen.choices import (
 )
 from kvgen.cli import signals
 from kvgen.cli.command import OneOf
-from kvgen.cli.output import note, working
+from kvgen.cli.output import note
+from kvgen.cli.progress import working
 from kvgen.errors import UsageError
 
 if TYPE_CHECKING:

@@ -7,9 +7,8 @@ import os
 import re
 import shutil
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from kvgen.render.canvas import Canvas
     from kvgen.render.words import WordWrap
 
-_PATIENCE_SECONDS = 0.5  # shorter work shows no spinner
 _PIPE_WIDTH, _NARROWEST = 100, 60
 _LONGEST_NOTE = 2000  # characters; the keys of a large config.json go into it
 _REMARK_INDENT = " " * 8  # behind the names that begin the lines of a timing block
@@ -161,7 +159,7 @@ def note(text: str) -> None:
     """Print a line on stderr; where stderr is closed the run goes on."""
     with suppress(OSError):
         line = one_line(text, most=_LONGEST_NOTE)
-        click.echo(in_lines(line) if _stderr_is_terminal() else line, err=True)
+        click.echo(in_lines(line) if stderr_is_terminal() else line, err=True)
 
 
 def make_canvas(*, color: Color, width: int | None, ascii_only: bool) -> Canvas:
@@ -243,78 +241,6 @@ def _can_encode(characters: str) -> bool:
     return True
 
 
-@contextmanager
-def working(what: str, *, quiet: bool = False) -> Iterator[None]:
-    """Show a spinner on a terminal while something takes longer than half a second."""
-    if quiet or not _stderr_is_terminal():
-        yield
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    status = Console(stderr=True).status(Text(one_line(what)))
-    timer = threading.Timer(_PATIENCE_SECONDS, status.start)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        timer.join()
-        status.stop()
-
-
-@contextmanager
-def counting(what: str, total: float, *, quiet: bool = False) -> Iterator[Callable[[float], None]]:
-    """Show a progress bar on a terminal while something countable takes long.
-
-    Gives the function to call with each amount done.
-    """
-    with counting_phases(what, total, quiet=quiet) as advance:
-        yield lambda amount: advance(what, amount)
-
-
-@contextmanager
-def counting_phases(
-    what: str, total: float, *, quiet: bool = False
-) -> Iterator[Callable[[str, float], None]]:
-    """The same for work of several phases: the function is told a phase's name and an amount.
-
-    The bar stays below its end until the block is left, however wrong the total was.
-    """
-    if quiet or not _stderr_is_terminal():
-        yield lambda *_: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    task = bar.add_task(one_line(what), total=total)
-    timer = threading.Timer(_PATIENCE_SECONDS, bar.start)
-    timer.daemon = True
-    timer.start()
-    done = 0.0
-
-    def advance(phase: str, amount: float) -> None:
-        nonlocal done
-        done += amount
-        bar.update(task, description=one_line(phase), completed=min(done, 0.99 * total))
-
-    try:
-        yield advance
-    finally:
-        timer.cancel()
-        timer.join()
-        if bar.live.is_started:
-            bar.stop()
-
-
-def _stderr_is_terminal() -> bool:
+def stderr_is_terminal() -> bool:
+    """Whether notes and progress reach a person."""
     return sys.stderr is not None and sys.stderr.isatty()

@@ -10,7 +10,8 @@ import click
 
 from kvgen.cli.command import Count
 from kvgen.cli.options import ModelFlags, load_models, several_model_options
-from kvgen.cli.output import working, write_line, write_text
+from kvgen.cli.output import write_line, write_text
+from kvgen.cli.progress import working
 from kvgen.errors import UsageError, VerificationError
 
 if TYPE_CHECKING:

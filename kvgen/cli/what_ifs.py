@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvgen.cli.attention_options import EditFlags, Selection
 from kvgen.cli.options import DisplayFlags
-from kvgen.cli.output import counting, make_canvas, show, working, write_text
+from kvgen.cli.output import make_canvas, show, write_text
+from kvgen.cli.progress import counting, working
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
