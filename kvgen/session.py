@@ -34,12 +34,17 @@ class Session:
         self.capture = capture
         self.on_progress = on_progress
         self.positions_run = 0  # by the last feed: those that ran again are counted too
-        self.rows_read = _copy(self.cache.rows_read)  # by the last feed
+        self._read_before = self.cache.rows_read.counts.copy()
 
     @property
     def ids(self) -> Sequence[int]:
         """The ids of the positions so far."""
         return self.cache.ids
+
+    @property
+    def rows_read(self) -> RowsRead:
+        """Rows that attention has read in the last feed."""
+        return RowsRead(self.cache.rows_read.counts - self._read_before)
 
     def feed(
         self,
@@ -55,7 +60,8 @@ class Session:
         the model, and rows that attention has read. For `rope_length` and `chunk` see
         `Engine.forward`.
         """
-        run_before, read_before = self.cache.positions_run, _copy(self.cache.rows_read)
+        run_before = self.cache.positions_run
+        self._read_before = self.cache.rows_read.counts.copy()
         logits = self.engine.forward(
             ids,
             self.cache,
@@ -66,7 +72,6 @@ class Session:
             on_progress=self.on_progress,
         )
         self.positions_run = self.cache.positions_run - run_before
-        self.rows_read = self.cache.rows_read.since(read_before)
         return logits
 
     def rewind(self, length: int = 0) -> None:
@@ -99,7 +104,3 @@ class Session:
                 for row, layer in enumerate(capture.layers)
             ),
         )
-
-
-def _copy(rows: RowsRead) -> RowsRead:
-    return RowsRead(*(of_layers.copy() for of_layers in rows))

@@ -173,6 +173,7 @@ def test_attention_by_segments_is_attention(
         out=np.zeros(6 * pitch, np.float32),
         peaks=np.zeros(6, np.float32),
         totals=np.zeros(6, np.float32),
+        reads=np.zeros(2, np.int64),
     )
     queries.q[: n_rows * D] = q.ravel()
     head = HeadCache(
@@ -180,6 +181,7 @@ def test_attention_by_segments_is_attention(
     )
     positions = Range(int(firsts[:n_rows].min()), int(ends[:n_rows].max()))
     run_attend(n_rows, queries, head, positions, 0.0)
+    assert set(queries.reads) == {int((ends - firsts)[:n_rows].sum())}  # of K, and of V
     for row in range(n_rows):
         seen = slice(firsts[row], ends[row])
         weights = formula.softmax(q[row] @ keys[seen].astype(np.float32).T)

@@ -26,14 +26,25 @@ class RowsRead(NamedTuple):
     A row counts once for every query head and position that reads it.
     """
 
-    k: npt.NDArray[np.int64]  # [L]
-    v: npt.NDArray[np.int64]  # [L]
-    q: npt.NDArray[np.int64]  # [L] out of a cache that keeps queries; without one 0
-    old_q: npt.NDArray[np.int64]  # [L] of these, queries of positions before the pass
+    counts: npt.NDArray[np.int64]  # [L, 4] the columns that the properties name
 
-    def since(self, before: RowsRead) -> RowsRead:
-        """What has been read since an earlier look."""
-        return RowsRead(*(now - then for now, then in zip(self, before, strict=True)))
+    @property
+    def k(self) -> npt.NDArray[np.int64]:
+        return self.counts[:, 0]
+
+    @property
+    def v(self) -> npt.NDArray[np.int64]:
+        return self.counts[:, 1]
+
+    @property
+    def q(self) -> npt.NDArray[np.int64]:
+        """Queries out of a cache that keeps them; without one 0."""
+        return self.counts[:, 2]
+
+    @property
+    def old_q(self) -> npt.NDArray[np.int64]:
+        """Of these, queries of positions before the pass."""
+        return self.counts[:, 3]
 
 
 class Held(NamedTuple):
@@ -92,7 +103,7 @@ class KeyValueCache:
         self.rope = rope_tables(config, capacity, self._frequencies_from)
         self._ids: list[int] = []
         self._positions_run = 0
-        self.rows_read = RowsRead(*(np.zeros(config.n_layers, np.int64) for _ in range(4)))
+        self.rows_read = RowsRead(np.zeros((config.n_layers, 4), np.int64))
         self.held: Held | None = None
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvgen.choices import CacheDTypeName, DTypeName, PrefillName
-from kvgen.engine.cache import KeyValueCache
+from kvgen.engine.cache import Held, KeyValueCache
 from kvgen.engine.calibration import Calibration
 from kvgen.engine.config import ModelConfig
 from kvgen.engine.contract import KVCache, check_request
@@ -27,6 +28,12 @@ from kvgen.engine.params import Params
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import Capture, Recorder
 from kvgen.errors import KvgenError, NonFiniteError, UsageError
+
+_NOTHING_HELD = Held(-1, 0, 0)
+
+
+def _no_object() -> None:
+    """Like a weak reference to None."""
 
 
 class FastEngine:
@@ -63,6 +70,9 @@ class FastEngine:
         self._team = Team(
             threads, worker_loop, (shape_of(params), self._weights, self._request, workspace)
         )
+        # What the kernels know of the last forward, as references that keep nothing alive.
+        self._pointed_to: tuple[Callable[[], object], ...] = (_no_object,) * 4
+        self._held = _NOTHING_HELD
         self.compile_seconds = self._compile()
 
     def new_cache(self, capacity: int, *, queries: bool = False) -> KeyValueCache:
@@ -114,9 +124,8 @@ class FastEngine:
                 if on_progress is not None:
                     on_progress(len(part))
             cache.extend(ids)
-            reads = self._own_reads[:, : self.config.n_layers].sum(axis=0)  # [L, N_READS]
-            for total, of_layers in zip(cache.rows_read, reads.T, strict=True):
-                total += of_layers
+            counts = cache.rows_read.counts  # [L, N_READS]
+            counts += self._own_reads[:, : self.config.n_layers].sum(axis=0)
         return logits if all_logits else logits[0]
 
     def calibrate(self) -> Calibration:
@@ -132,7 +141,16 @@ class FastEngine:
         )
 
     def _point_to(self, cache: KeyValueCache, capture: Capture | None) -> None:
-        """Give the kernels the addresses of this cache and this capture."""
+        """Give the kernels the addresses of this cache and this capture, where they are others."""
+        known = tuple(each() for each in self._pointed_to)
+        now = (cache, cache.rope.cos, cache.rope.sin, capture)
+        held = cache.held or _NOTHING_HELD
+        if held == self._held and all(one is other for one, other in zip(known, now, strict=True)):
+            return
+        self._held = held
+        self._pointed_to = tuple(
+            weakref.ref(each) if each is not None else _no_object for each in now
+        )
         row = self._request.sequence
         row[layout.KEYS] = cache.k.ctypes.data
         row[layout.VALUES] = cache.v.ctypes.data
@@ -141,8 +159,7 @@ class FastEngine:
         row[layout.COS] = cache.rope.cos.ctypes.data
         row[layout.SIN] = cache.rope.sin.ctypes.data
         row[layout.QUERIES] = cache.q.ctypes.data if cache.q is not None else 0
-        held = [layout.HELD_LAYER, layout.HELD_BEGIN, layout.HELD_END]
-        row[held] = cache.held or (-1, 0, 0)
+        row[[layout.HELD_LAYER, layout.HELD_BEGIN, layout.HELD_END]] = held
         self._weights.tables[:] = cache.rope.of_layer
         self._weights.captured[:] = -1
         if capture is not None:
