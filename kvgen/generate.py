@@ -21,6 +21,8 @@ from kvgen.errors import NonFiniteError, UsageError
 from kvgen.sampling import log_probability
 from kvgen.session import Session
 
+MOST_NEW_TOKENS = 128  # of a run whose length nobody says
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -38,15 +40,30 @@ class ChooseToken(Protocol):
     def __call__(self, logits: FloatArray, history: Sequence[int]) -> int: ...
 
 
+def positions_fed(n_prompt: int, max_new_tokens: int) -> int:
+    """Positions of a whole run: the first new token comes out of the prefill, the last is not fed.
+
+    >>> positions_fed(8191, 2)
+    8192
+    """
+    return n_prompt + max(max_new_tokens - 1, 0)
+
+
+def usual_new_tokens(config: ModelConfig, n_prompt: int) -> int:
+    """How many new tokens a run makes at most where nobody says: as many as fit, up to 128."""
+    return max(0, min(MOST_NEW_TOKENS, config.max_context - n_prompt + 1))
+
+
 def check_lengths(config: ModelConfig, n_prompt: int, max_new_tokens: int) -> None:
     """Raise UsageError where the prompt is empty or the whole run exceeds the context."""
     if n_prompt < 1:
         raise UsageError("the prompt is empty, and this model's tokenizer adds no start token")
     if max_new_tokens < 0:
         raise UsageError(f"cannot generate {max_new_tokens} tokens")
-    if n_prompt + max_new_tokens > config.max_context:
-        room = config.max_context - n_prompt
-        advice = f"at most {room} new tokens fit" if room >= 0 else "shorten the prompt"
+    if positions_fed(n_prompt, max_new_tokens) > config.max_context:
+        room = config.max_context - n_prompt + 1
+        tokens = "token fits" if room == 1 else "tokens fit"
+        advice = f"at most {room} new {tokens}" if room > 0 else "shorten the prompt"
         raise UsageError(
             f"{n_prompt} prompt tokens and {max_new_tokens} new ones exceed the context of "
             f"{config.max_context}: {advice}"

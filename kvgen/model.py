@@ -28,7 +28,13 @@ from kvgen.engine.open import open_engine
 from kvgen.engine.params import Params
 from kvgen.engine.tensors import FloatArray
 from kvgen.errors import CheckpointError, UsageError
-from kvgen.generate import check_lengths, generate, require_finite
+from kvgen.generate import (
+    check_lengths,
+    generate,
+    positions_fed,
+    require_finite,
+    usual_new_tokens,
+)
 from kvgen.recommendation import Recommendation, read_recommendation
 from kvgen.sampling import Sampler, SamplingOptions
 from kvgen.session import Session
@@ -166,7 +172,7 @@ class Model:
         self,
         prompt: str | Sequence[int],
         *,
-        max_new_tokens: int = 128,
+        max_new_tokens: int | None = None,
         sampling: SamplingOptions | None = None,
         seed: int | None = None,
         sampler: Sampler | None = None,
@@ -178,17 +184,20 @@ class Model:
 
         Without `sampling` it follows generation_config.json where that asks for sampling, else it
         is greedy. The run ends at a stop id of the checkpoint, before the first `stop` text, or
-        after `max_new_tokens`. A ready `sampler` takes the place of `sampling` and `seed`. A
-        `session` that is given can be looked at between the records.
+        after `max_new_tokens` (None: 128, or as many as fit the context). A ready `sampler` takes
+        the place of `sampling` and `seed`. A `session` that is given can be looked at between the
+        records.
         """
         ids = self.encode(prompt) if isinstance(prompt, str) else self._as_ids(prompt)
+        if max_new_tokens is None:
+            max_new_tokens = usual_new_tokens(self.config, len(ids))
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int):
             raise UsageError(f"cannot generate {max_new_tokens!r} tokens")
         check_lengths(self.config, len(ids), max_new_tokens)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         stop_ids = self.stop_ids
         steps = generate(
-            session or Session(self.engine, len(ids) + max_new_tokens),
+            session or Session(self.engine, positions_fed(len(ids), max_new_tokens)),
             ids,
             sampler=sampler or self.sampler(sampling or self.sampling, seed=seed),
             max_new_tokens=max_new_tokens,

@@ -189,7 +189,7 @@ def test_idle_filters_are_pointed_out() -> None:
         ([PROMPT, "--greedy", "--temp", "1"], "contradict each other"),
         ([PROMPT, "-n", "-1"], "'-n'"),
         ([PROMPT, "-n", "many"], "'many' is not a valid integer"),
-        ([PROMPT, "-n", "1018"], "7 prompt tokens and 1018 new ones exceed the context of 1024"),
+        ([PROMPT, "-n", "1019"], "7 prompt tokens and 1019 new ones exceed the context of 1024"),
         ([PROMPT, "--bogus"], "No such option"),
         ([PROMPT, "--stop", ""], "a stop text must not be empty"),
         ([PROMPT, "--dtype", "int3"], "'int3' is not one of"),

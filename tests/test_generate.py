@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kvgen.errors import CheckpointError, UsageError
-from kvgen.generate import generate
+from kvgen.generate import generate, usual_new_tokens
 from kvgen.model import Model
 from kvgen.sampling import Sampler, SamplingOptions
 from kvgen.session import Session
@@ -108,7 +108,12 @@ def test_the_whole_context_can_be_used(tiny_model: Loader) -> None:
     ("n_prompt", "n_new", "message"),
     [
         (0, 5, "the prompt is empty"),
-        (250, 7, "250 prompt tokens and 7 new ones exceed the context of 256: at most 6"),
+        (
+            250,
+            8,
+            "250 prompt tokens and 8 new ones exceed the context of 256: at most 7 new tokens",
+        ),
+        (256, 2, "exceed the context of 256: at most 1 new token fits"),
         (257, 0, "exceed the context of 256: shorten the prompt"),
         (5, -1, "cannot generate -1 tokens"),
     ],
@@ -166,3 +171,35 @@ def test_logits_of_ids_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(UsageError):
         tiny_model("gpt2").logits(ids, cache=use_cache)
+
+
+@pytest.mark.parametrize("cache", [True, False], ids=["cached", "uncached"])
+@pytest.mark.parametrize("name", ["gpt2", "llama_gqa"])  # learned positions, and RoPE
+@every_backend
+def test_the_last_new_token_needs_no_position(
+    name: str, backend: str, cache: bool, tiny_model: Loader
+) -> None:
+    model = tiny_model(name, backend=backend)
+    context = model.config.max_context
+    ids = tiny.make_ids(context)
+    for n_prompt, n_new in ((context, 1), (context - 1, 2)):
+        pieces = list(model.generate(ids[:n_prompt], max_new_tokens=n_new, cache=cache))
+        assert len(pieces) == n_new or pieces[-1].finish_reason == "stop"
+        assert pieces[0].token == int(model.logits(ids[:n_prompt])[-1].argmax())
+        with pytest.raises(UsageError, match=f"at most {n_new} new token"):
+            list(model.generate(ids[:n_prompt], max_new_tokens=n_new + 1, cache=cache))
+
+
+@pytest.mark.parametrize(("n_prompt", "n_new"), [(1, 128), (129, 128), (130, 127), (256, 1)])
+def test_without_a_number_as_many_new_tokens_as_fit(
+    n_prompt: int, n_new: int, tiny_model: Loader
+) -> None:
+    model = tiny_model("llama_gqa", backend="numba")
+    assert usual_new_tokens(model.config, n_prompt) == n_new
+    pieces = list(model.generate(tiny.make_ids(n_prompt)))
+    assert len(pieces) == n_new or pieces[-1].finish_reason == "stop"
+
+
+def test_a_prompt_beyond_the_context_is_refused_without_a_number_too(tiny_model: Loader) -> None:
+    with pytest.raises(UsageError, match="shorten the prompt"):
+        list(tiny_model("llama_gqa").generate(tiny.make_ids(257)))

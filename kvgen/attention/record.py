@@ -16,7 +16,7 @@ from kvgen.engine.machine import usable_cores
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import AttentionTrace, Capture
 from kvgen.errors import UsageError
-from kvgen.generate import ChooseToken, generate, require_finite
+from kvgen.generate import ChooseToken, generate, positions_fed, require_finite
 from kvgen.session import Session
 
 
@@ -51,7 +51,7 @@ def record(
     never fed. Where rotary frequencies change with the length, all rows are those of the last
     length. `output_weights` gives a layer's W_O [C, H * D]; for `probe` see `diagnose`.
     """
-    capacity = len(prompt_ids) + max(max_new_tokens, 0)
+    capacity = positions_fed(len(prompt_ids), max_new_tokens)
 
     def captured(progress: Callable[[int], None] | None) -> Session:
         capture = Capture(engine.config, layers, capacity, heads=heads)
@@ -91,7 +91,7 @@ def recording_bytes(
     Decode rows are held against one full pass, which keeps q and z once more. The maps of one
     key/value head for each core are in memory at a time.
     """
-    T = n_prompt + max(n_new - 1, 0)
+    T = positions_fed(n_prompt, n_new)
     captured = 2 * n_layers * T * n_heads * config.head_dim
     copies = 2 if n_new > 1 else 1
     group = min(n_heads, config.n_heads // config.n_kv_heads)

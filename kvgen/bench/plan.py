@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvgen.choices import ArmName
-from kvgen.engine.config import RopeConfig
+from kvgen.engine.config import ModelConfig, RopeConfig
 from kvgen.engine.rope import positions_run_again
+from kvgen.errors import UsageError
 
 MOST_POSITIONS = 256  # whose kept rows are changed: all of them up to here, a sample beyond
 
@@ -39,6 +40,19 @@ class Workload:
     def positions(self, arm: ArmName) -> int:
         """Positions that one pass of an arm runs through the model."""
         return self.length + sum(self.fed(arm, step) for step in range(self.n_gen))
+
+
+def check_steps(config: ModelConfig, n_before: int, n_steps: int) -> None:
+    """Raise UsageError where decode steps behind so many tokens exceed the context."""
+    if n_before < 1:
+        raise UsageError("the prompt is empty, and this model's tokenizer adds no start token")
+    if n_before + n_steps > config.max_context:
+        room = config.max_context - n_before
+        advice = f"at most {room} steps fit" if room >= 0 else "shorten the prompt"
+        raise UsageError(
+            f"{n_before} tokens and {n_steps} decode steps exceed the context of "
+            f"{config.max_context}: {advice}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

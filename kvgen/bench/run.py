@@ -17,7 +17,7 @@ from kvgen.bench.interventions import (
 )
 from kvgen.bench.ledger import count_rows, first_layers
 from kvgen.bench.phases import CALIBRATION_SECONDS, Phase, expected_seconds
-from kvgen.bench.plan import BenchPlan
+from kvgen.bench.plan import BenchPlan, check_steps
 from kvgen.bench.report import BenchReport, Run
 from kvgen.choices import ArmName
 from kvgen.engine.calibration import Calibration
@@ -25,7 +25,6 @@ from kvgen.engine.contract import Engine
 from kvgen.engine.machine import OtherPrograms
 from kvgen.engine.params import Params
 from kvgen.engine.reference.decoder import ReferenceEngine
-from kvgen.generate import check_lengths
 
 # Hears how many expected seconds of a phase are done since its last call.
 OnProgress = Callable[[Phase, float], None]
@@ -61,7 +60,7 @@ def bench(
     Raises UsageError where the plan exceeds the context.
     """
     for workload in plan.workloads:
-        check_lengths(engines[0].config, workload.length, workload.n_gen)
+        check_steps(engines[0].config, workload.length, workload.n_gen)
     measured = [[calibration] for calibration in calibrations]
     runs: list[Run] = []
     contenders: list[Contender] = []  # the first engine's, of each text that was timed

@@ -174,9 +174,8 @@ def choose_work(model: Model, text: str | None, flags: WorkFlags, *, n_halvings:
     Numbers of tokens that nobody has given are halved, the new ones first, then the prompt's, and
     so on by turns.
     """
-    from kvgen.bench.plan import Workload
+    from kvgen.bench.plan import Workload, check_steps
     from kvgen.engine.rope import length_dependent
-    from kvgen.generate import check_lengths
 
     ropes = length_dependent(model.config)
     context = model.config.max_context
@@ -185,7 +184,7 @@ def choose_work(model: Model, text: str | None, flags: WorkFlags, *, n_halvings:
     n_new = flags.n_gen if flags.n_gen is not None else min(most_new, max(1, context // 5))
     if text is not None:
         ids = tuple(model.encode(text))
-        check_lengths(model.config, len(ids), n_new)
+        check_steps(model.config, len(ids), n_new)
         only = Workload(ids=ids, n_prompt=len(ids), n_gen=n_new, ropes=ropes)
         return Work(workloads=(only,), prompt=f"{len(ids)} tokens", seed=None)
     most_prompt = max(16, PROMPT_TOKENS >> n_halvings // 2)
@@ -208,7 +207,7 @@ def choose_work(model: Model, text: str | None, flags: WorkFlags, *, n_halvings:
     workloads = []
     for n_prompt in flags.n_prompt or (usual,):
         for depth in flags.depth or (0,):
-            check_lengths(model.config, n_prompt + depth, n_new)
+            check_steps(model.config, n_prompt + depth, n_new)
             random_ids = np.random.default_rng(seed).integers(0, n_tokens, n_prompt + depth)
             workloads.append(
                 Workload(

@@ -50,9 +50,8 @@ Examples:
     "--max-new-tokens",
     "max_new_tokens",
     type=click.IntRange(min=0),
-    default=128,
-    show_default=True,
-    help="Generate at most this many new tokens; 0 runs the prefill only.",
+    help="Generate at most this many new tokens; 0 runs the prefill only. [default: 128, or as "
+    "many as fit the context]",
 )
 @sampling_options(default="what the checkpoint recommends, else greedy")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text. Repeatable.")
@@ -75,7 +74,7 @@ Examples:
 def generate(
     prompt_flags: PromptFlags,
     model_flags: ModelFlags,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     sampling_flags: SamplingFlags,
     stop: tuple[str, ...],
     use_cache: bool,
@@ -90,7 +89,7 @@ def generate(
     New text goes to stdout as it is generated, timings to stderr. The prompt may also come from -p,
     a file (-f) or a pipe.
     """
-    from kvgen.generate import check_lengths
+    from kvgen.generate import check_lengths, positions_fed, usual_new_tokens
     from kvgen.session import Session
 
     text = read_prompt(prompt_flags)
@@ -101,8 +100,10 @@ def generate(
         note(f"sampling: {sampling.describe()}")
     prompt = encode_prompt(model, text, prompt_flags, quiet=quiet)
     run = _Run(model, prompt.ids, use_cache=use_cache)
+    if max_new_tokens is None:
+        max_new_tokens = usual_new_tokens(model.config, len(prompt.ids))
     check_lengths(model.config, len(prompt.ids), max_new_tokens)
-    watched, n_positions = None, len(prompt.ids) + max_new_tokens
+    watched, n_positions = None, positions_fed(len(prompt.ids), max_new_tokens)
     if watch is not None:
         if as_json or not use_cache:
             raise UsageError(
