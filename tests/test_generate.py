@@ -108,11 +108,7 @@ def test_the_whole_context_can_be_used(tiny_model: Loader) -> None:
     ("n_prompt", "n_new", "message"),
     [
         (0, 5, "the prompt is empty"),
-        (
-            250,
-            8,
-            "250 prompt tokens and 8 new ones exceed the context of 256: at most 7 new tokens",
-        ),
+        (250, 8, "250 prompt tokens and 8 new ones exceed the context of 256: at most 7 new"),
         (256, 2, "exceed the context of 256: at most 1 new token fits"),
         (257, 0, "exceed the context of 256: shorten the prompt"),
         (5, -1, "cannot generate -1 tokens"),

@@ -29,8 +29,8 @@ _LESSONS = {
     "kq": "keys look for queries: one would have to cache Q (after RoPE, of every query head) and "
     "V, and not K",
     "unscaled": "without 1/sqrt(d_k) large products saturate the softmax: fewer keys get all",
-    "unmasked": "old rows see later tokens, so that each new token changes them: rows kept in a "
-    "cache are no longer right. The loss below is not a language model's: the target is visible",
+    "unmasked": "every position sees the token that it should predict, so a lower loss means "
+    "nothing. Old rows see later tokens: each new one changes them, and a kept row would be wrong",
     "drop-sink": "weight that a head puts on the first token has to go to other keys",
     "ablate": "this head writes nothing; many heads matter little (arXiv:1905.10650)",
 }
@@ -62,31 +62,35 @@ def what_if_view(
     maps = (
         "the maps are unchanged"
         if untouched is None
-        else f"maps: mean distance of rows, half the sum of |w - w'|, {distances.mean():.3f}; "
+        else f"maps: mean distance of rows, half the sum of |w - w'|, {distances.mean():.2f}; "
         f"largest {row}.{head} {distances[row, head]:.2f}"
         + (f"; unchanged before layer {untouched}" if untouched else "")
     )
+    visible = ", all visible" if result.edit.kind == "unmasked" else ""
     parts: list[RenderableType] = [
         Text(
             f"what if: {describe(result.edit)} (propagated: all later layers run with it)", "bold"
         ),
         Text(_LESSONS[result.edit.kind]),
         Text(
-            f"loss on the prompt {before:.3f} -> {after:.3f} nats a token ({after - before:+.3f}, "
-            f"{len(result.base_losses)} targets) · next token KL {result.divergence:.3f} nats"
+            f"loss on the prompt {before:.2f} -> {after:.2f} nats a token ({after - before:+.2f}, "
+            f"{len(result.base_losses)} targets{visible}) · next token KL {result.divergence:.2f} "
+            "nats"
         ),
         Text(maps),
     ]
     if result.kept_rows_change is not None:
         parts.append(
             Text(
-                f"rows of K and V kept before the last token differ from those it would need by up "
-                f"to {result.kept_rows_change:.2g}: the cache is not valid"
+                "rows of K and V from before the last token: it changes them by up to "
+                f"{result.kept_rows_change:.2g}, so a cache would be wrong by that"
             )
         )
     next_tokens, losses = _next_tokens(result, token_text), _losses(result, token_text, ids)
     parts += [Text(), beside_or_below(next_tokens, losses, canvas.width)]
     parts.append(flow([Text(term, "dim") for term in _TERMS], canvas.width, between=" · "))
+    if map_of is None and result.edit.kind == "unmasked":
+        map_of = (int(row), int(head))
     if map_of is not None:
         parts += [Text(), *_maps(result, map_of, canvas)]
     return Group(*parts)
