@@ -14,7 +14,8 @@ from kvgen.attention.steps import attention_weights
 from kvgen.bench.cost import cost_of
 from kvgen.bench.plan import BenchPlan, Workload
 from kvgen.bench.report import Arm, Crossing, Run, StepMaps, Verification
-from kvgen.choices import ArmName, CacheDTypeName
+from kvgen.bench.rounding import measure_rounding, n_sessions
+from kvgen.choices import ArmName
 from kvgen.engine.cache import RowsRead
 from kvgen.engine.calibration import Calibration, median_calibration
 from kvgen.engine.contract import Engine
@@ -23,9 +24,6 @@ from kvgen.engine.trace import Capture
 from kvgen.generate import require_finite
 from kvgen.session import Session
 
-# Both arms do the same float32 sums in another order: far below this fraction of the largest logit.
-# In a float16 cache the last bits of such a sum may decide which way a key is rounded.
-ROUNDING: dict[CacheDTypeName, float] = {"f32": 1e-4, "f16": 2e-3}
 PREFILL = -1  # the step before the first decode step
 # Decode steps that run behind a prefill before steps are timed. The first takes up to twice its
 # time, as the CPU's caches hold what the prefill used; it is timed by itself.
@@ -99,9 +97,15 @@ class Contender:
             else:
                 second, best = np.partition(expected, -2)[-2:]
                 near_ties += bool(best - second <= 2 * difference)
+        rounding = measure_rounding(self.engine, self.ids, n_before=self.workload.length)
+        for _ in range(n_sessions(len(cached))):
+            self._tell(self.workload.length)
+            for step in range(len(cached)):
+                self._tell(self.workload.fed("on", step), self.workload.length + step + 1)
+        own = self.engine.cache_dtype
         return Verification(
             max_abs_logit_difference=greatest,
-            tolerance=ROUNDING[self.engine.cache_dtype] * max(largest, 1.0),
+            tolerance=rounding.allowed(largest, own, other_dtype=own),
             n_steps=len(cached),
             n_equal=equal,
             near_ties=near_ties,

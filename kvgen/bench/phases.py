@@ -10,6 +10,7 @@ from kvgen.bench.contender import LONGEST_CROSSING_SECONDS, WARM_STEPS
 from kvgen.bench.cost import cost_of
 from kvgen.bench.ledger import COUNTED_STEPS
 from kvgen.bench.plan import BenchPlan, Workload
+from kvgen.bench.rounding import n_sessions
 from kvgen.choices import ArmName
 from kvgen.engine.calibration import Calibration
 from kvgen.engine.contract import Engine
@@ -40,6 +41,9 @@ def expected_seconds(
             one = partial(pass_seconds, engine, calibration, workload)
             seconds["timing"] += n_passes * sum(map(one, plan.arms))
             seconds["timing"] += plan.repetitions * CALIBRATION_SECONDS
+            if uncached:
+                runs = n_sessions(workload.n_gen)
+                seconds["comparing logits"] += runs * one("on", timed=False)
             seconds["comparing logits"] += sum(one(arm, timed=False) for arm in {"on", *plan.arms})
         first, cost = plan.workloads[0], cost_of(engine)
         if first.n_gen and plan.most_positions and (uncached or "on+q" in plan.arms):

@@ -8,9 +8,8 @@ from functools import partial
 
 import numpy as np
 
-from kvgen.bench.contender import ROUNDING
 from kvgen.bench.cost import cost_of
-from kvgen.choices import CacheDTypeName
+from kvgen.bench.rounding import measure_rounding
 from kvgen.engine.contract import Engine
 from kvgen.engine.rope import length_dependent, positions_run_again
 from kvgen.engine.tensors import FloatArray
@@ -19,8 +18,6 @@ from kvgen.session import Session
 
 # Where a prompt is cut in two: single tokens, and both sides of blocks and chunks.
 SPLITS = (1, 2, 7, 63, 64, 65, 127, 191, 192, 193)
-# Of the largest logit, against an engine whose cache is float32: keys of 11 bits in every layer.
-_NARROW_CACHE: dict[CacheDTypeName, float] = {"f32": ROUNDING["f32"], "f16": 5e-3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +48,10 @@ def verify(engine: Engine, reference: Engine, ids: Sequence[int]) -> Iterator[Ch
     Raises NonFiniteError where the logits hold NaN or infinity.
     """
     whole = _whole(engine, ids)
-    allowed = ROUNDING[engine.cache_dtype]
+    require_finite(whole)
+    rounding, largest = measure_rounding(engine, ids), float(np.abs(whole).max())
+    own = engine.cache_dtype
+    allowed = rounding.allowed(largest, own, other_dtype=own)
     one_by_one = _in_pieces(engine, ids, range(1, len(ids)))
     yield _check("cached, token by token", one_by_one, whole, allowed)
     yield _same_bits(engine, ids)
@@ -65,8 +65,8 @@ def verify(engine: Engine, reference: Engine, ids: Sequence[int]) -> Iterator[Ch
     if changed is not None:
         yield _check("across a change of frequencies", *changed, allowed)
     if engine is not reference and engine.backend != reference.backend:
-        narrow = _NARROW_CACHE[engine.cache_dtype]
-        yield _check(f"the {reference.backend} reference", _whole(reference, ids), whole, narrow)
+        of_both = rounding.allowed(largest, own, other_dtype=reference.cache_dtype)
+        yield _check(f"the {reference.backend} reference", _whole(reference, ids), whole, of_both)
 
 
 def _whole(engine: Engine, ids: Sequence[int]) -> FloatArray:  # [T] -> [T, V]
@@ -134,7 +134,6 @@ def _same_bits(engine: Engine, ids: Sequence[int]) -> Check:
 
 
 def _check(name: str, got: FloatArray, whole: FloatArray, allowed: float) -> Check:
-    require_finite(whole)
     require_finite(got)
     differences = np.abs(got - whole).max(axis=1)
     unequal = np.flatnonzero(got.argmax(axis=1) != whole.argmax(axis=1))
@@ -143,7 +142,7 @@ def _check(name: str, got: FloatArray, whole: FloatArray, allowed: float) -> Che
     return Check(
         name=name,
         max_abs_difference=float(differences.max()),
-        tolerance=allowed * max(float(np.abs(whole).max()), 1.0),
+        tolerance=allowed,
         n_positions=len(whole),
         n_equal=len(whole) - len(unequal),
         near_ties=int(near.sum()),

@@ -1,0 +1,93 @@
+"""How far rounding alone may move logits: measured on the model and the ids at hand.
+
+Two runs that take the same sums in another order differ by rounding. How much of it reaches the
+logits depends on the model (its depth, its head size, how sharp its attention is) and on the text.
+So it is measured: every kept number of K and V is moved by one part in 1,024, up or down at random,
+and the logits of the following steps are compared with those of an untouched run. That change,
+scaled to the size of the rounding that occurs, is what rounding explains.
+
+    float32: sums of n products in another order differ by about sqrt(n) 2^-24 of their size (a
+             random walk), some sums of each layer one after another
+    float16: where such a difference decides which way a key or value is rounded, the kept number
+             differs by one place; against an engine that keeps float32, every number is rounded
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvgen.choices import CacheDTypeName
+from kvgen.engine.cache import KeyValueCache
+from kvgen.engine.config import ModelConfig
+from kvgen.engine.contract import Engine, KVCache
+from kvgen.session import Session
+
+_PROBE = 2.0**-10  # one or two places of a float16, which every cache can hold
+_ENOUGH = 64  # steps and draws whose greatest change no longer depends on luck
+_FLOAT32 = 2.0**-24  # a float32 is rounded by at most so much of itself
+# In units of what is said above. Over every tiny configuration of the tests, the default model and
+# SmolLM2, in each dtype, on both engines, honest runs need 0.5 of what these allow at most.
+_SUMS = 4.0
+_LAST_SUMS = 1.0  # of the largest logit: what no kept number takes part in
+_DIFFERENT_PLACES = 0.35  # of the change by the probe, where a float16 is rounded the other way
+_ALL_ROUNDED = 0.9  # where all are rounded, and the other engine keeps float32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounding:
+    """What rounding may do to the logits of one model on one text."""
+
+    change_by_probe: float  # greatest change of a logit
+    longest_sum: int  # products of one number of a matrix product
+
+    def allowed(
+        self, largest_logit: float, cache_dtype: CacheDTypeName, *, other_dtype: CacheDTypeName
+    ) -> float:
+        """The greatest difference of a logit between two engines' runs that rounding explains."""
+        walk = math.sqrt(self.longest_sum) * _FLOAT32
+        allowed = _SUMS * walk / _PROBE * self.change_by_probe + _LAST_SUMS * walk * largest_logit
+        if "f16" in (cache_dtype, other_dtype):
+            places = _DIFFERENT_PLACES if cache_dtype == other_dtype else _ALL_ROUNDED
+            allowed += places * self.change_by_probe
+        return allowed
+
+
+def n_sessions(n_steps: int) -> int:
+    """How many runs `measure_rounding` makes: one untouched, the fewer steps the more others."""
+    return 1 + min(4, -(-_ENOUGH // max(n_steps, 1)))
+
+
+def measure_rounding(engine: Engine, ids: Sequence[int], *, n_before: int = 1) -> Rounding:
+    """Decode the ids behind the first `n_before`, with kept numbers as they are and moved.
+
+    All positions are turned with the rotary frequencies of the whole length.
+    """
+    sessions = [Session(engine, len(ids)) for _ in range(n_sessions(len(ids) - n_before))]
+    random, change, fed = np.random.default_rng(0), 0.0, 0
+    for end in range(n_before, len(ids) + 1):
+        first, *others = (session.feed(ids[fed:end], rope_length=len(ids)) for session in sessions)
+        change = max(change, *(float(np.abs(one - first).max()) for one in others))
+        for session in sessions[1:]:
+            _move(session.cache, fed, end, random)
+        fed = end
+    return Rounding(change_by_probe=change, longest_sum=_longest_sum(engine.config))
+
+
+def _move(cache: KVCache, begin: int, end: int, random: np.random.Generator) -> None:
+    """Change the kept numbers of positions `begin` to `end` - 1 by `_PROBE` of themselves."""
+    assert isinstance(cache, KeyValueCache)
+    positions, block = np.arange(begin, end), cache.k.shape[-1]
+    of_keys = (slice(None), slice(None), positions // block, slice(None), positions % block)
+    of_values = (slice(None), slice(None), slice(begin, end))
+    for numbers, place in ((cache.k, of_keys), (cache.v, of_values)):
+        rows = numbers[place].astype(np.float32)
+        signs = random.integers(0, 2, rows.shape, dtype=np.int8) * 2 - 1
+        numbers[place] = rows * (1 + np.float32(_PROBE) * signs)
+
+
+def _longest_sum(config: ModelConfig) -> int:
+    return max(config.d_model, config.d_ff, config.n_heads * config.head_dim)
