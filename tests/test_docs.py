@@ -77,7 +77,7 @@ def test_every_exit_code_is_in_readme_and_help() -> None:
     epilog = cli.epilog or ""
     for code in codes | {0, 130, 141}:
         assert re.search(rf"\b{code} ", epilog), code
-        assert f"| {code} |" in TEXT, code
+        assert f"`{code}` " in TEXT, code
 
 
 def test_the_changelog_knows_this_version() -> None:
