@@ -163,7 +163,7 @@ def _environment(environment: Environment) -> dict[str, str | int | float | None
 
 def _intervention(one: Intervention) -> dict[str, Any]:
     """The rows of one kind in one layer; logits that overflow as the greatest float32."""
-    names = asdict(one)
+    names = asdict(one) | {"step": one.step + 1}  # from 1 on, as everywhere in files
     names["max_abs_logit_change"] = [min(x, _GREATEST) for x in one.max_abs_logit_change]
     names["as_expected"] = one.as_expected
     if one.row != "q":
