@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kvgen.engine import calibration
 from kvgen.engine.calibration import Calibration, known_calibration
 from kvgen.engine.config import ModelConfig
 
@@ -39,7 +40,7 @@ class Engine:
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the calibration is kept; the folder is not there yet."""
-    monkeypatch.setenv("KVGEN_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(calibration, "user_cache", lambda: tmp_path / "cache")
     return tmp_path / "cache" / "calibration.json"
 
 
