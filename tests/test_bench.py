@@ -18,8 +18,9 @@ from rich.console import Console
 
 from kvgen.attention.steps import attention_weights
 from kvgen.bench.compare import compare_reports
+from kvgen.bench.contender import pass_seconds
 from kvgen.bench.cost import calibrate_with_overhead, cost_of, first_length_above
-from kvgen.bench.phases import CALIBRATION_SECONDS, expected_seconds, pass_seconds
+from kvgen.bench.phases import CALIBRATION_SECONDS, expected_seconds
 from kvgen.bench.plan import BenchPlan, Workload
 from kvgen.bench.report import BenchReport, Verification, spread
 from kvgen.bench.run import bench

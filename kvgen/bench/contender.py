@@ -98,10 +98,8 @@ class Contender:
                 second, best = np.partition(expected, -2)[-2:]
                 near_ties += bool(best - second <= 2 * difference)
         rounding = measure_rounding(self.engine, self.ids, n_before=self.workload.length)
-        for _ in range(n_sessions(len(cached))):
-            self._tell(self.workload.length)
-            for step in range(len(cached)):
-                self._tell(self.workload.fed("on", step), self.workload.length + step + 1)
+        one = pass_seconds(self.engine, self._calibration, self.workload, "on", timed=False)
+        self._on_progress("comparing logits", n_sessions(len(cached)) * one)
         own = self.engine.cache_dtype
         return Verification(
             max_abs_logit_difference=greatest,
@@ -163,13 +161,12 @@ class Contender:
         Each length is the median of three passes over repeated ids; `guess` is tried first.
         """
         limit, context = self._plan.over_seconds, self.engine.config.max_context
-        session = Session(self.engine, context)
         below: tuple[int, float] | None = None
         above: tuple[int, float] | None = None
         length = max(1, min(guess, context))
         for _ in range(_CROSSING_TRIES):
             ids = (self.ids * (1 + length // len(self.ids)))[:length]
-            samples = []
+            samples, session = [], Session(self.engine, length)
             for _ in range(3):
                 session.rewind()
                 began = time.perf_counter()
@@ -270,3 +267,28 @@ class Contender:
 def _least_on_sink(mass: FloatArray) -> tuple[int, int]:
     layer, head = np.unravel_index(int(np.argmin(mass)), mass.shape)
     return int(layer), int(head)
+
+
+def pass_seconds(
+    engine: Engine,
+    calibration: Calibration,
+    workload: Workload,
+    arm: ArmName,
+    *,
+    timed: bool = True,
+) -> float:
+    """What one pass of an arm should take: the prefill and every decode step.
+
+    A pass that is not timed has no warm steps, and none of the arm without a cache a prefill.
+    """
+    cost = cost_of(engine)
+    seconds = cost.seconds(0, workload.depth, calibration) if workload.depth else 0.0
+    seconds += cost.seconds(workload.depth, workload.n_prompt, calibration)
+    seconds *= timed or arm != "off"
+    for step in range(workload.n_gen):
+        start, fed = workload.start(arm, step), workload.fed(arm, step)
+        seconds += cost.seconds(start, fed, calibration)
+    if timed and workload.n_gen and arm != "off":
+        start, fed = workload.start(arm, 0), workload.fed(arm, 0)
+        seconds += WARM_STEPS * cost.seconds(start, fed, calibration)
+    return seconds

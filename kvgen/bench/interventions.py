@@ -157,7 +157,7 @@ def change_kept_rows(
         positions = np.sort(random.choice(before, most_positions, replace=False)).tolist()
     for layer in range(engine.config.n_layers):
         first_visible = max(0, len(ids) - (engine.config.window(layer) or len(ids)))
-        sizes = {kind: _size(cache, kind, layer, before) for kind in get_args(RowKind)}
+        sizes = _sizes(cache, layer, before)
         for kind in get_args(RowKind):
             with_other_key: list[int] = []
             live = None
@@ -186,9 +186,8 @@ def spoil_old_queries(engine: Engine, ids: Sequence[int]) -> float:
     session.feed(ids[:before], rope_length=len(ids))
     expected = session.feed(ids[before:])
     session.rewind(before)
-    for layer in range(engine.config.n_layers):
-        for position in range(before):
-            cache.row("q", layer, position)[:] = np.nan
+    assert cache.q is not None
+    cache.q[:, :, :before] = np.nan
     return _change(session.feed(ids[before:]), expected)
 
 
@@ -198,14 +197,14 @@ def change_recomputed_queries(
     """Run all ids from an empty cache, with the old queries of one layer after another changed."""
     before, random, n_layers = len(ids) - 1, np.random.default_rng(seed), engine.config.n_layers
     session, cache = _keeping_queries(engine, len(ids))
+    assert cache.q is not None
     expected = session.feed(ids)
+    sizes = [_sizes(cache, layer, before)["q"] for layer in range(n_layers)]
     rows = [(cache.keys(layer).copy(), cache.values(layer).copy()) for layer in range(n_layers)]
     for layer in range(n_layers):
-        size = _size(cache, "q", layer, before)
-        for position in range(before):
-            row = cache.row("q", layer, position)
-            row[:] = random.standard_normal(row.shape) * size
-        cache.held = Held(layer, 0, before)
+        old = cache.q[layer, :, :before]
+        old[:] = random.standard_normal(old.shape) * sizes[layer]
+        cache.held = Held(layer, 0, before)  # all other layers write theirs again
         session.rewind()
         logits = session.feed(ids)
         on_pass()
@@ -213,8 +212,8 @@ def change_recomputed_queries(
         if layer + 1 < n_layers:
             now = (cache.keys(layer + 1), cache.values(layer + 1))
             following = max(
-                _change(new[:before], old[:before])
-                for new, old in zip(now, rows[layer + 1], strict=True)
+                _change(new[:before], earlier[:before])
+                for new, earlier in zip(now, rows[layer + 1], strict=True)
             )
         yield Recomputed(
             backend=engine.backend,
@@ -223,9 +222,6 @@ def change_recomputed_queries(
             max_abs_logit_change=_change(logits, expected),
             next_rows_change=following,
         )
-        cache.held = None
-        session.rewind()
-        session.feed(ids)  # the layer's own queries again
 
 
 def change_last_token(engine: EditingEngine, ids: Sequence[int], *, seed: int) -> LaterToken:
@@ -256,13 +252,16 @@ def _keeping_queries(engine: Engine, capacity: int) -> tuple[Session, KeyValueCa
     return Session(engine, capacity, cache=cache), cache
 
 
-def _size(cache: KeyValueCache, kind: RowKind, layer: int, n_rows: int) -> float:
-    """The root mean square of a layer's kept rows."""
-    squares = [
-        np.square(cache.row(kind, layer, position), dtype=np.float32).mean()
-        for position in range(n_rows)
-    ]
-    return float(np.sqrt(np.mean(squares))) or 1.0
+def _sizes(cache: KeyValueCache, layer: int, n_rows: int) -> dict[RowKind, float]:
+    """The root mean squares of a layer's first kept rows, of each kind."""
+    assert cache.q is not None
+    rows: dict[RowKind, FloatArray] = {
+        "k": cache.keys(layer)[:n_rows],
+        "v": cache.values(layer)[:n_rows],
+        "q": cache.q[layer, :, :n_rows],
+    }
+    squares = {kind: np.square(of, dtype=np.float64).mean() for kind, of in rows.items()}
+    return {kind: float(np.sqrt(mean)) or 1.0 for kind, mean in squares.items()}
 
 
 def _change(one: FloatArray, other: FloatArray) -> float:

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Literal, get_args
 
-from kvgen.bench.contender import LONGEST_CROSSING_SECONDS, WARM_STEPS
+from kvgen.bench.contender import LONGEST_CROSSING_SECONDS, pass_seconds
 from kvgen.bench.cost import cost_of
 from kvgen.bench.ledger import COUNTED_STEPS
-from kvgen.bench.plan import BenchPlan, Workload
+from kvgen.bench.plan import BenchPlan
 from kvgen.bench.rounding import n_sessions
-from kvgen.choices import ArmName
 from kvgen.engine.calibration import Calibration
 from kvgen.engine.contract import Engine
 
@@ -52,7 +51,7 @@ def expected_seconds(
             step = cost.seconds(first.length, 1, calibration)
             seconds["changing kept rows"] += rows * step
             whole = cost.seconds(0, first.length + 1, calibration)
-            seconds["running changed queries uncached"] += 2 * n_layers * whole * uncached
+            seconds["running changed queries uncached"] += n_layers * whole * uncached
     first = plan.workloads[0]
     if not first.n_gen:
         return seconds
@@ -65,29 +64,4 @@ def expected_seconds(
         seconds["measuring the crossing"] = _CROSSING_PASSES * min(plan.over_seconds, longest)
     n_runs = 2 + COUNTED_STEPS + 4 * uncached
     seconds["counting rows with the reference"] = _REFERENCE_SLOWER * n_runs * whole
-    return seconds
-
-
-def pass_seconds(
-    engine: Engine,
-    calibration: Calibration,
-    workload: Workload,
-    arm: ArmName,
-    *,
-    timed: bool = True,
-) -> float:
-    """What one pass of an arm should take: the prefill and every decode step.
-
-    A pass that is not timed has no warm steps, and none of the arm without a cache a prefill.
-    """
-    cost = cost_of(engine)
-    seconds = cost.seconds(0, workload.depth, calibration) if workload.depth else 0.0
-    seconds += cost.seconds(workload.depth, workload.n_prompt, calibration)
-    seconds *= timed or arm != "off"
-    for step in range(workload.n_gen):
-        start, fed = workload.start(arm, step), workload.fed(arm, step)
-        seconds += cost.seconds(start, fed, calibration)
-    if timed and workload.n_gen and arm != "off":
-        start, fed = workload.start(arm, 0), workload.fed(arm, 0)
-        seconds += WARM_STEPS * cost.seconds(start, fed, calibration)
     return seconds

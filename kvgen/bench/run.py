@@ -9,7 +9,6 @@ from typing import NamedTuple
 from kvgen.bench.contender import LONGEST_CROSSING_SECONDS, Contender, Timings
 from kvgen.bench.cost import calibrate_with_overhead, first_length_above
 from kvgen.bench.interventions import (
-    Intervention,
     change_kept_rows,
     change_last_token,
     change_recomputed_queries,
@@ -146,18 +145,19 @@ def _needs(report: BenchReport, contender: Contender, about: _Bench) -> BenchRep
     n_layers = about.params.config.n_layers
     n_rows = n_layers * (1 + 3 * min(n_before, plan.most_positions)) * len(about.engines)
     n_passes = n_layers * len(about.engines)
-    interventions: list[Intervention] = []
-    for engine in about.engines:
-        interventions += change_kept_rows(
+    interventions = [
+        one
+        for engine in about.engines
+        for one in change_kept_rows(
             engine,
             ids,
             seed=plan.seed,
             most_positions=plan.most_positions,
             on_row=lambda: about.done("changing kept rows", 1 / n_rows),
         )
-        report = replace(report, interventions=tuple(interventions))
+    ]
     spoiled = tuple(spoil_old_queries(engine, ids) for engine in about.engines)
-    report = replace(report, spoiled_queries=spoiled)
+    report = replace(report, interventions=tuple(interventions), spoiled_queries=spoiled)
     if "off" not in plan.arms:
         return report
     recomputed = [
