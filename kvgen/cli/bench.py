@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +27,7 @@ from kvgen.cli.options import (
     load_models,
     several_model_options,
 )
-from kvgen.cli.output import (
-    make_canvas,
-    show,
-    write_file,
-    write_text,
-)
+from kvgen.cli.output import make_canvas, show, write_file, write_text
 from kvgen.cli.prompt import PromptFlags, given_prompt
 from kvgen.errors import UsageError, VerificationError
 
@@ -106,22 +100,21 @@ def bench(
     from kvgen.checkpoint.folder import fingerprint
     from kvgen.engine.machine import environment
 
+    job = plan_job(models, text, work_flags, arm_flags, quiet=quiet)
     model = models[0]
     context = ReportContext(
         model=model.name,
         model_hash=fingerprint(model.folder),
         family=model.family,
         n_parameters=model.params.n_parameters,
-        prompt="",
-        seed=None,
+        prompt=job.work.prompt,
+        seed=job.work.seed,
         environment=environment(),
     )
     if destinations.figure is not None:
         from kvgen.render.plot import check_latency_figure
 
         check_latency_figure(context, kind=destinations.figure.kind)
-    job = plan_job(models, text, work_flags, arm_flags, quiet=quiet)
-    context = replace(context, prompt=job.work.prompt, seed=job.work.seed)
     report = run_job(job, quiet=quiet)
     _deliver(report, context, destinations, display_flags)
     if report.interrupted:
@@ -153,10 +146,7 @@ def _check(text: str | None, model: ModelFlags, work: WorkFlags, arms: ArmFlags)
 
 
 def _deliver(
-    report: BenchReport,
-    context: ReportContext,
-    to: Report,
-    display: DisplayFlags,
+    report: BenchReport, context: ReportContext, to: Report, display: DisplayFlags
 ) -> None:
     """Print the report and write its files."""
     from kvgen.render.bench import bench_view

@@ -217,5 +217,6 @@ class KeyValueCache:
         assert self.q is not None
         n_heads = self._config.n_heads
         self.rows_read.q[layer] += n_heads * len(positions)
-        self.rows_read.old_q[layer] += n_heads * sum(each < self.length for each in positions)
+        n_old = max(0, min(self.length, positions.stop) - positions.start)
+        self.rows_read.old_q[layer] += n_heads * n_old
         return self.q[layer, :, positions.start : positions.stop].swapaxes(0, 1)

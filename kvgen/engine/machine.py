@@ -60,7 +60,7 @@ def environment() -> Environment:
         cpu=cpu_name(),
         cores=usable_cores(),
         cpus=os.cpu_count() or 1,
-        last_level_cache_bytes=last_level_cache_bytes(),
+        last_level_cache_bytes=_last_level_cache_bytes(),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         kvgen=kvgen.__version__,
@@ -127,7 +127,7 @@ def _load_average() -> float | None:
         return None
 
 
-def busy_cpu_seconds() -> tuple[float, float] | None:
+def _busy_cpu_seconds() -> tuple[float, float] | None:
     """Seconds that all CPUs together have been busy, and those of this process; None where unknown.
 
     What another virtual machine has taken of these CPUs counts as busy.
@@ -151,9 +151,9 @@ class OtherPrograms:
     @contextmanager
     def counted(self) -> Iterator[None]:
         """Count what happens inside the block."""
-        before, began = busy_cpu_seconds(), time.perf_counter()
+        before, began = _busy_cpu_seconds(), time.perf_counter()
         yield
-        after = busy_cpu_seconds()
+        after = _busy_cpu_seconds()
         if before is not None and after is not None:
             self._others += (after[0] - before[0]) - (after[1] - before[1])
             self._seconds += time.perf_counter() - began
@@ -164,7 +164,7 @@ class OtherPrograms:
         return max(0.0, self._others / self._seconds) if self._seconds else None
 
 
-def last_level_cache_bytes() -> int | None:
+def _last_level_cache_bytes() -> int | None:
     """The size of the largest cache that the first CPU reads through, None where unknown."""
     sizes = []
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):

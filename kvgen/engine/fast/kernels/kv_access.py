@@ -95,7 +95,7 @@ def kept_queries(sequence, shape, layer, head):
 
 @kernel
 def is_held(sequence, layer, position):
-    """Whether a kept query stays as it is instead of being written (`KeyValueCache.hold`)."""
+    """Whether a kept query stays as it is instead of being written (`KeyValueCache.held`)."""
     begin, end = sequence[HELD_BEGIN], sequence[HELD_END]
     return layer == sequence[HELD_LAYER] and begin <= position < end
 
