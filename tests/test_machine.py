@@ -129,9 +129,9 @@ def test_a_system_without_control_groups_has_no_quota(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("quota", "expected"),
-    [(None, 4), (0.5, 1), (1.0, 1), (1.5, 1), (2.0, 2), (3.99, 3), (64.0, 4)],
+    [(None, 4), (0.5, 1), (1.0, 1), (1.5, 2), (2.0, 2), (3.99, 4), (64.0, 4)],
 )
-def test_no_more_threads_than_the_quota_keeps_running(
+def test_no_more_threads_than_the_quota_lets_run(
     quota: float | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "cpu_quota", lambda: quota)

@@ -173,7 +173,7 @@ def _report(run: _Run, sampler: Sampler, *, as_json: bool, quiet: bool, verbose:
     from kvgen.engine.calibration import known_calibration
     from kvgen.engine.machine import peak_rss_bytes
     from kvgen.engine.tensors import CACHE_ITEM_BYTES
-    from kvgen.render.timing import RunTimings, timing_block
+    from kvgen.render.timing import RunTimings, fewer_threads, timing_block
 
     model, pieces = run.model, run.pieces
     positions = len(run.prompt_ids) + max(len(pieces) - 1, 0)
@@ -212,6 +212,9 @@ def _report(run: _Run, sampler: Sampler, *, as_json: bool, quiet: bool, verbose:
         return
     for line in timing_block(timings).splitlines():
         note(line)
+    company = fewer_threads(model.engine.passes_by_threads, model.engine.threads)
+    if verbose and company:
+        note(company)
     if sampler.options.temperature > 0:
         note(f"sampled {sampler.options.describe()} · seed {sampler.seed}")
     if run.finish_reason == "interrupted":

@@ -10,7 +10,7 @@ the cache and feeds everything again. Where RoPE's frequencies depend on the len
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from kvgen.choices import Backend, CacheDTypeName, DTypeName, PrefillName
@@ -99,6 +99,11 @@ class Engine(Protocol):
 
     @property
     def threads(self) -> int: ...
+    @property
+    def passes_by_threads(self) -> Mapping[int, int]:
+        """How many passes so many threads have run; fewer than `threads` beside other programs."""
+        ...
+
     @property
     def compile_seconds(self) -> float:
         """Seconds spent compiling or loading kernels when the engine was opened."""

@@ -111,12 +111,12 @@ def _allowed_cpus() -> set[int]:
 
 
 def _within_quota(n_cpus: int) -> int:
-    """So many, or the whole CPUs of the control groups' quota, at least one.
+    """So many, or the CPUs of the control groups' quota, a part of one counted as one.
 
-    A thread beyond the quota uses up what the others need, and all of them wait for it.
+    With a quota of 1.5, two threads that stand still for a quarter of the time do more than one.
     """
     quota = cpu_quota()
-    return n_cpus if quota is None else max(1, min(n_cpus, math.floor(quota)))
+    return n_cpus if quota is None else max(1, min(n_cpus, math.ceil(quota)))
 
 
 def _load_average() -> float | None:

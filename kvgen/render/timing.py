@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 # What sets a prefill apart from an exact one.
@@ -68,6 +68,19 @@ def timing_block(run: RunTimings) -> str:
     )
     peak = f" · peak RSS {run.peak_rss_bytes / 2**20:.0f} MiB" if run.peak_rss_bytes else ""
     return "\n".join([*lines, f"cache   {state}{peak}"])
+
+
+def fewer_threads(passes: Mapping[int, int], threads: int) -> str:
+    """That other programs kept CPUs busy, and how many passes ran with fewer threads; or nothing."""
+    total = sum(passes.values())
+    fewer = total - passes.get(threads, 0)
+    if fewer <= 0.05 * total:  # a trial now and then is no company
+        return ""
+    usual = max(passes, key=lambda n: passes[n] if n < threads else 0)
+    return (
+        f"other programs kept CPUs busy: {fewer:,} of {total:,} passes ran with fewer than "
+        f"{threads} threads, most of them with {usual}"
+    )
 
 
 def _changed(changes: Sequence[tuple[int, int]]) -> str:

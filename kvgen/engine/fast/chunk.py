@@ -70,7 +70,7 @@ from kvgen.engine.fast.layout import (
     V,
 )
 from kvgen.engine.fast.step import embed
-from kvgen.engine.fast.team import barrier, own_memory
+from kvgen.engine.fast.team import barrier, has_left, own_memory
 
 
 @kernel
@@ -180,7 +180,7 @@ def chunk(worker, shape, weights, request, work):
     """Run the request's tokens through all layers; the logits of the last or of all of them."""
     noinline()
     H, G, D, C, F = shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.d_model, shape.d_ff
-    H_D, G_D, thread, n_threads = H * D, G * D, worker.thread, worker.n_threads
+    H_D, G_D = H * D, G * D
     like, packed, own = weights.like, work.packed, own_memory(work.own, worker.thread)
     T = request.numbers[N_TOKENS]
     pitch, n_tiles = (T + LANES - 1) // LANES * LANES, (T + ROWS - 1) // ROWS
@@ -188,11 +188,8 @@ def chunk(worker, shape, weights, request, work):
     branch, inner = Rows(work.branch, 0, pitch), Rows(work.inner, 0, pitch)
     k, v = rows_from(qkv, H_D), rows_from(qkv, H_D + G_D)
     epilogue = Epilogue(shape.residual_scale, activation_of(shape.activation))
-    tokens = thread_range(pitch, worker, LANES)  # this thread's tokens
-    # Each thread's rows of a matrix with so many rows.
-    query_rows, key_rows = thread_range(H_D, worker, ROWS), thread_range(G_D, worker, ROWS)
-    model_rows, inner_rows = thread_range(C, worker, ROWS), thread_range(F, worker, ROWS)
 
+    tokens = thread_range(pitch, worker, LANES)  # this thread's tokens
     for t in range(tokens.begin, tokens.end):
         if t < T:
             embed(request.tokens[t], request.numbers[FIRST_POSITION] + t, shape, weights, own.x)
@@ -202,43 +199,51 @@ def chunk(worker, shape, weights, request, work):
     lay_out_angles(tokens, pitch, request, work.cos_sin)
 
     for layer in range(shape.n_layers):
+        if has_left(worker):
+            return
         norms = weights.norms[N_NORMS * layer : N_NORMS * (layer + 1)]
+        tokens = thread_range(pitch, worker, LANES)
         norm = as_norm(norms[ATTN_NORM], shape)
         norm_or_copy_tokens(x, C, norm, shape.pre_norm, tokens, hidden)
         pack_tokens(hidden, C, tokens, like, packed)
-        barrier(worker)
+        worker = barrier(worker)
 
+        query_rows, key_rows = thread_range(H_D, worker, ROWS), thread_range(G_D, worker, ROWS)
         matrix = layer_matrix(weights, shape, layer, Q, C)
         multiply(matrix, hidden, query_rows, Use.SET, qkv, epilogue, packed, own)
         matrix = layer_matrix(weights, shape, layer, K, C)
         multiply(matrix, hidden, key_rows, Use.SET, k, epilogue, packed, own)
         matrix = layer_matrix(weights, shape, layer, V, C)
         multiply(matrix, hidden, key_rows, Use.SET, v, epilogue, packed, own)
-        barrier(worker)
+        worker = barrier(worker)
         if shape.qk_norm == WHOLE:
+            tokens = thread_range(pitch, worker, LANES)
             norm = as_norm(weights.head_norms[layer, 0], shape)
             normalise_tokens(qkv, H_D, norm, tokens, qkv)
             norm = as_norm(weights.head_norms[layer, 1], shape)
             normalise_tokens(k, G_D, norm, tokens, k)
-            barrier(worker)
-        for number in range(thread, H + G, n_threads):
+            worker = barrier(worker)
+        for number in range(worker.thread, H + G, worker.n_threads):
             prepare_head(number, layer, qkv, work.cos_sin, shape, weights, request)
-        barrier(worker)
+        worker = barrier(worker)
 
-        for item in range(thread, H * n_tiles, n_threads):  # the longest rows first
+        for item in range(worker.thread, H * n_tiles, worker.n_threads):  # the longest rows first
             first = ROWS * (n_tiles - 1 - item // H)
             tile = QueryTile(layer, item % H, first, min(ROWS, T - first))
             attend_tile(tile, qkv, hidden, shape, weights, request, own)
-        barrier(worker)
+        worker = barrier(worker)
 
+        tokens = thread_range(pitch, worker, LANES)
         if pack_tokens(hidden, H_D, tokens, like, packed):
-            barrier(worker)
+            worker = barrier(worker)
         apart = shape.parallel or shape.post_attn_norm  # not added to x at once
         use, target = (Use.SET, branch) if apart else (Use.ADD, x)
         matrix = layer_matrix(weights, shape, layer, O, H_D)
+        model_rows = thread_range(C, worker, ROWS)
         multiply(matrix, hidden, model_rows, use, target, epilogue, packed, own)
-        barrier(worker)
+        worker = barrier(worker)
 
+        tokens = thread_range(pitch, worker, LANES)
         if shape.parallel:  # the MLP reads what attention has read
             norm = as_norm(norms[MLP_NORM if shape.mlp_norm else ATTN_NORM], shape)
             norm_or_copy_tokens(x, C, norm, shape.mlp_norm or shape.pre_norm, tokens, hidden)
@@ -250,30 +255,34 @@ def chunk(worker, shape, weights, request, work):
             norm = as_norm(norms[MLP_NORM], shape)
             norm_or_copy_tokens(x, C, norm, shape.mlp_norm, tokens, hidden)
         pack_tokens(hidden, C, tokens, like, packed)
-        barrier(worker)
+        worker = barrier(worker)
 
+        inner_rows = thread_range(F, worker, ROWS)
         if shape.gated:
             matrix = layer_matrix(weights, shape, layer, GATE, C)
             multiply(matrix, hidden, inner_rows, Use.ACTIVATE, inner, epilogue, packed, own)
         use = Use.TIMES if shape.gated else Use.ACTIVATE
         matrix = layer_matrix(weights, shape, layer, UP, C)
         multiply(matrix, hidden, inner_rows, use, inner, epilogue, packed, own)
-        barrier(worker)
+        worker = barrier(worker)
 
+        tokens = thread_range(pitch, worker, LANES)
         if pack_tokens(inner, F, tokens, like, packed):
-            barrier(worker)
+            worker = barrier(worker)
         use, target = (Use.SET, branch) if shape.post_mlp_norm else (Use.ADD, x)
         matrix = layer_matrix(weights, shape, layer, DOWN, F)
+        model_rows = thread_range(C, worker, ROWS)
         multiply(matrix, inner, model_rows, use, target, epilogue, packed, own)
-        barrier(worker)
+        worker = barrier(worker)
+        tokens = thread_range(pitch, worker, LANES)
         if shape.post_mlp_norm:
             norm = as_norm(norms[POST_MLP_NORM], shape)
             norm_or_copy_tokens(branch, C, norm, shape.post_mlp_norm, tokens, branch)
             add_tokens(x, branch, C, shape.residual_scale, tokens)
 
     norm = as_norm(weights.norms[N_NORMS * shape.n_layers], shape)
-    normalise_tokens(x, C, norm, tokens, hidden)
-    barrier(worker)
+    normalise_tokens(x, C, norm, thread_range(pitch, worker, LANES), hidden)
+    worker = barrier(worker)
     which = request.numbers[WHICH_LOGITS]
     if which == ALL:
         all_logits(worker, hidden, shape, weights, request, own)

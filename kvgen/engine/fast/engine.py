@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numba
@@ -74,6 +74,11 @@ class FastEngine:
         self._pointed_to: tuple[Callable[[], object], ...] = (_no_object,) * 4
         self._held = _NOTHING_HELD
         self.compile_seconds = self._compile()
+
+    @property
+    def passes_by_threads(self) -> Mapping[int, int]:
+        """How many passes so many threads have run; see company.py."""
+        return self._team.size.requests
 
     def new_cache(self, capacity: int, *, queries: bool = False) -> KeyValueCache:
         """An empty cache for `capacity` positions; see `Engine.new_cache`."""
@@ -182,7 +187,7 @@ class FastEngine:
         numbers[layout.WHICH_LOGITS] = which
         numbers[layout.LOGITS] = logits.ctypes.data
         request.tokens[:T] = tokens
-        self._team.run()
+        self._team.run_in_company(T)
         if numbers[layout.OVERFLOW]:
             raise NonFiniteError(
                 f"layer {numbers[layout.OVERFLOW] - 1}: a key or value is beyond the range of a "

@@ -140,8 +140,9 @@ class Worker(NamedTuple):
     """A thread of the team."""
 
     thread: int
-    n_threads: int
+    n_threads: int  # that take part now
     shared: IntArray  # see team.py
+    arrivals: int  # at barriers, of all threads together, when this thread passed its last one
 
 
 class Range(NamedTuple):

@@ -26,10 +26,16 @@ from kvgen.engine.fast.layout import (
     Own,
     Range,
     Rows,
-    Worker,
 )
 from kvgen.engine.fast.tables import KERNEL_TYPES, STREAMED_BYTES, own_of
-from kvgen.engine.fast.team import Team, await_ticket, barrier, open_request, own_memory
+from kvgen.engine.fast.team import (
+    Team,
+    await_ticket,
+    barrier,
+    enter_request,
+    open_request,
+    own_memory,
+)
 from kvgen.engine.tensors import Array
 
 NOTHING, READ, MULTIPLY, ATTEND = range(4)
@@ -68,16 +74,16 @@ def multiply_rows(matrix, rows, tokens, own):
 @jit_entry
 def probe_loop(thread, n_threads, shared, last_ticket, probe):
     """Run one measurement after another, as `worker_loop` runs requests."""
-    worker = Worker(thread, n_threads, shared)
     own = own_memory(probe.own, thread)
     while True:
         if thread == 0:
-            open_request(shared)
+            worker = open_request(n_threads, shared)
         else:
             ticket = await_ticket(shared, last_ticket)
             if ticket == last_ticket:
                 return last_ticket
             last_ticket = ticket
+            worker = enter_request(thread, shared, ticket)
         if probe.what[0] == READ:
             rows = thread_range(probe.n_rows, worker, 4)
             dot_rows(probe.matrix, probe.x, probe.y, rows, own.digits)
@@ -85,7 +91,7 @@ def probe_loop(thread, n_threads, shared, last_ticket, probe):
             rows = thread_range(_MULTIPLIED_ROWS, worker, ROWS)
             multiply_rows(probe.matrix, rows, probe.tokens, own)
         elif probe.what[0] == ATTEND:
-            for _ in range(thread, _TILES, n_threads):
+            for _ in range(thread, _TILES, worker.n_threads):
                 attend(ROWS, own.queries, probe.head, Range(0, _KEYS), np.float32(0))
         barrier(worker)
         if thread == 0:

@@ -75,7 +75,7 @@ from kvgen.engine.fast.layout import (
     Range,
     V,
 )
-from kvgen.engine.fast.team import barrier, own_memory
+from kvgen.engine.fast.team import barrier, has_left, own_memory
 
 
 @kernel
@@ -218,25 +218,25 @@ def step(worker, shape, weights, request, work):
     q, k, v = qkv[:H_D], qkv[H_D : H_D + G_D], qkv[H_D + G_D :]
     gate_start = (F + LANES - 1) // LANES * LANES
     activation = activation_of(shape.activation)
-    # Each thread's rows of a matrix with so many rows.
-    query_rows, key_rows = thread_range(H_D, worker, 4), thread_range(G_D, worker, 4)
-    model_rows, inner_rows = thread_range(C, worker, 4), thread_range(F, worker, LANES)
 
     embed(request.tokens[0], position, shape, weights, x)
     for layer in range(shape.n_layers):
+        if has_left(worker):
+            return
         norms = weights.norms[N_NORMS * layer : N_NORMS * (layer + 1)]
 
         norm_or_copy(x, C, as_norm(norms[ATTN_NORM], shape), shape.pre_norm, hidden)
+        query_rows, key_rows = thread_range(H_D, worker, 4), thread_range(G_D, worker, 4)
         dot_rows(layer_matrix(weights, shape, layer, Q, C), hidden, q, query_rows, digits)
         dot_rows(layer_matrix(weights, shape, layer, K, C), hidden, k, key_rows, digits)
         dot_rows(layer_matrix(weights, shape, layer, V, C), hidden, v, key_rows, digits)
-        barrier(worker)
+        worker = barrier(worker)
         if shape.qk_norm == WHOLE:
             # One thread: the others would read what it has normalised already.
             if thread == 0:
                 normalise(q, H_D, as_norm(weights.head_norms[layer, 0], shape), q)
                 normalise(k, G_D, as_norm(weights.head_norms[layer, 1], shape), k)
-            barrier(worker)
+            worker = barrier(worker)
 
         first = max(0, position + 1 - weights.windows[layer])
         visible = position + 1 - first // BLOCK * BLOCK
@@ -244,7 +244,7 @@ def step(worker, shape, weights, request, work):
         length = ((visible + n_pieces - 1) // n_pieces + BLOCK - 1) // BLOCK * BLOCK
         n_pieces = (visible + length - 1) // length
         table = weights.tables[layer]
-        for item in range(thread, G * n_pieces, worker.n_threads):
+        for item in range(worker.thread, G * n_pieces, worker.n_threads):
             group, number = item // n_pieces, item % n_pieces
             head = head_cache(request, shape, layer, group)
             start = first // BLOCK * BLOCK + number * length
@@ -258,13 +258,19 @@ def step(worker, shape, weights, request, work):
             seen = Range(max(first, start), min(position + 1, start + length))
             piece = Piece(layer, group, number, seen)
             attend_to_piece(piece, head, qkv, pieces, shape, weights, request, own)
-        barrier(worker)
+        worker = barrier(worker)
 
         join_pieces(n_pieces, pieces, shape, own.queries.out, hidden)
         if thread == 0:
             capture_outputs(hidden, layer, shape, weights, request)
-        dot_rows(layer_matrix(weights, shape, layer, O, H_D), hidden, branch, model_rows, digits)
-        barrier(worker)
+        dot_rows(
+            layer_matrix(weights, shape, layer, O, H_D),
+            hidden,
+            branch,
+            thread_range(C, worker, 4),
+            digits,
+        )
+        worker = barrier(worker)
 
         norm = as_norm(norms[POST_ATTN_NORM], shape)
         norm_or_copy(branch, C, norm, shape.post_attn_norm, added)
@@ -275,6 +281,7 @@ def step(worker, shape, weights, request, work):
             x[i] += shape.residual_scale * added[i]
         if not shape.parallel:
             norm_or_copy(x, C, as_norm(norms[MLP_NORM], shape), shape.mlp_norm, hidden)
+        inner_rows = thread_range(F, worker, LANES)
         dot_rows(layer_matrix(weights, shape, layer, UP, C), hidden, inner, inner_rows, digits)
         begin, n = inner_rows.begin, inner_rows.end - inner_rows.begin
         if shape.gated:
@@ -284,10 +291,16 @@ def step(worker, shape, weights, request, work):
             times(inner, begin, gate_start + begin, n)
         else:
             activate(inner, begin, n, activation)
-        barrier(worker)
+        worker = barrier(worker)
 
-        dot_rows(layer_matrix(weights, shape, layer, DOWN, F), inner, branch, model_rows, digits)
-        barrier(worker)
+        dot_rows(
+            layer_matrix(weights, shape, layer, DOWN, F),
+            inner,
+            branch,
+            thread_range(C, worker, 4),
+            digits,
+        )
+        worker = barrier(worker)
         norm = as_norm(norms[POST_MLP_NORM], shape)
         norm_or_copy(branch, C, norm, shape.post_mlp_norm, added)
         for i in range(C):

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from kvgen.engine.fast.chunk import chunk
 from kvgen.engine.fast.compiler import jit_entry
-from kvgen.engine.fast.layout import N_TOKENS, Worker
+from kvgen.engine.fast.layout import N_TOKENS
 from kvgen.engine.fast.step import step
-from kvgen.engine.fast.team import await_ticket, open_request
+from kvgen.engine.fast.team import (
+    await_ticket,
+    close_request,
+    enter_request,
+    has_left,
+    open_request,
+)
 
 
 @jit_entry
@@ -16,18 +22,21 @@ def worker_loop(thread, n_threads, shared, last_ticket, shape, weights, request,
     They return when none has come for a while, with the number of the last one. One function for
     both kinds of thread, because each would hold all the code.
     """
-    worker = Worker(thread, n_threads, shared)
     while True:
         if thread == 0:
-            open_request(shared)
+            worker = open_request(n_threads, shared)
         else:
             ticket = await_ticket(shared, last_ticket)
             if ticket == last_ticket:
                 return last_ticket
             last_ticket = ticket
+            worker = enter_request(thread, shared, ticket)
+            if has_left(worker):
+                return last_ticket
         if request.numbers[N_TOKENS] == 1:
             step(worker, shape, weights, request, work)
         elif request.numbers[N_TOKENS] > 1:
             chunk(worker, shape, weights, request, work)
         if thread == 0:
+            close_request(shared)
             return last_ticket

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -97,6 +97,11 @@ class ReferenceEngine:
         self._params = params
         self._layers = [_widen(layer) for layer in params.layers]
         self._head = _project(params.head)
+
+    @property
+    def passes_by_threads(self) -> Mapping[int, int]:
+        """Not counted: BLAS decides for each product."""
+        return {}
 
     @property
     def weight_bytes(self) -> int:

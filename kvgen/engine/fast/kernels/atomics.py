@@ -11,6 +11,8 @@ from numba.extending import intrinsic
 
 from kvgen.engine.fast.kernels.vector_types import pointer_to
 
+_COUNT = ir.IntType(64)
+
 
 @intrinsic
 def atomic_add(_: Any, array: Any, offset: Any, number: Any) -> Any:
@@ -33,6 +35,37 @@ def atomic_load(_: Any, array: Any, offset: Any) -> Any:
         )
 
     return types.int64(array, types.intp), generate
+
+
+@intrinsic
+def atomic_store(_: Any, array: Any, offset: Any, number: Any) -> Any:
+    """Write one int64 that other threads read: with it, all that was written before."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = pointer_to(context, builder, signature.args[0], *arguments[:2])
+        builder.store_atomic(arguments[2], pointer, "release", 8)
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, types.int64), generate
+
+
+@intrinsic
+def ticks(_: Any) -> Any:
+    """A clock that runs at a constant rate, which one is unknown; always 0 where there is none."""
+
+    def generate(_: Any, builder: Any, __: Any, ___: Any) -> Any:
+        triple = builder.module.triple
+        if "x86" in triple or "i686" in triple:
+            name = "llvm.readcyclecounter"
+        elif "aarch64" in triple or "arm64" in triple:
+            name = "llvm.readsteadycounter"  # the cycle counter is not for programs there
+        else:
+            return ir.Constant(_COUNT, 0)
+        return builder.call(
+            cgutils.get_or_insert_function(builder.module, ir.FunctionType(_COUNT, []), name), []
+        )
+
+    return types.int64(), generate
 
 
 @intrinsic
