@@ -64,7 +64,13 @@ class Model:
     """A loaded model. Made by `load`."""
 
     def __init__(
-        self, checkpoint: Checkpoint, params: Params, engine: Engine, *, load_seconds: float
+        self,
+        checkpoint: Checkpoint,
+        params: Params,
+        engine: Engine,
+        *,
+        load_seconds: float,
+        notes: Sequence[str] = (),  # what a user should know about the engine
     ) -> None:
         self.folder = checkpoint.folder
         self.name = checkpoint.name
@@ -80,6 +86,7 @@ class Model:
         self.has_chat_template = has_template(checkpoint.folder)
         self.recommendation = read_recommendation(checkpoint.folder)
         self.notes = (
+            *notes,
             *params.notes,
             *(self.tokenizer.notes if self.tokenizer is not None else ()),
             *self.recommendation.notes,
@@ -264,15 +271,17 @@ def load_folder(folder: Path, options: LoadOptions) -> Model:
     checkpoint = open_checkpoint(folder)
     dtype = None if options.dtype == "auto" else options.dtype
     params = bind(checkpoint, find(checkpoint.config), dtype=dtype)
+    notes: list[str] = []
     engine = open_engine(
         params,
         backend=options.backend,
         threads=options.threads,
         cache_dtype=options.cache_dtype,
         prefill=options.prefill,
+        on_note=notes.append,
     )
     seconds = time.perf_counter() - began - engine.compile_seconds
-    return Model(checkpoint, params, engine, load_seconds=seconds)
+    return Model(checkpoint, params, engine, load_seconds=seconds, notes=notes)
 
 
 def stop_ids(

@@ -245,8 +245,8 @@ def test_every_float16_is_read_and_written_exactly() -> None:
     assert np.isnan(back.view(np.float16)[~numbers]).all()
 
 
-ON_ANOTHER_CPU = """
-import sys, numpy as np, kvgen
+FLOAT16_ON_ANOTHER_CPU = """
+import numpy as np
 from kvgen.engine.fast.compiler import jit_entry
 from kvgen.engine.fast.kernels.simd import load, store
 
@@ -268,29 +268,19 @@ rounded = np.zeros(2**14, np.int16)
 copy(between, rounded)
 with np.errstate(over="ignore"):
     np.testing.assert_array_equal(rounded, between.astype(np.float16).view(np.int16))
-for kind in sys.argv[2:]:
-    ids = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
-    fast = kvgen.load(sys.argv[1], backend="numba", dtype=kind, cache_dtype="f32")
-    slow = kvgen.load(sys.argv[1], backend="numpy", dtype=kind)
-    assert np.abs(fast.logits(ids) - slow.logits(ids)).max() < 5e-5
 """
 
 
-@pytest.mark.parametrize(
-    "dtypes", [[], pytest.param(["bf16"], marks=pytest.mark.slow)], ids=["float16", "engine"]
-)
-def test_a_cpu_without_wide_vectors_gives_the_same(
-    dtypes: list[str], tmp_path: Path, tiny_folder: Callable[..., Path]
-) -> None:
+def test_a_cpu_without_wide_vectors_reads_float16_too(tmp_path: Path) -> None:
     environment = {
         "NUMBA_CPU_NAME": "x86-64" if "x86" in os.uname().machine else "generic",
         "NUMBA_CPU_FEATURES": "",
         "KVGEN_CACHE_DIR": str(tmp_path),
     }
     script = tmp_path / "script.py"
-    script.write_text(ON_ANOTHER_CPU)
+    script.write_text(FLOAT16_ON_ANOTHER_CPU)
     subprocess.run(
-        [sys.executable, str(script), str(tiny_folder("llama_gqa")), *dtypes],
+        [sys.executable, str(script)],
         env=os.environ | environment,
         check=True,
         timeout=300,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kvgen.choices import BackendChoice, CacheDTypeChoice, PrefillName
 from kvgen.engine.contract import Engine
 from kvgen.engine.machine import usable_cores
 from kvgen.engine.params import Params
 from kvgen.engine.tensors import usual_cache_dtype
 from kvgen.errors import KvgenError, UsageError
+from kvgen.visible import one_line
 
 
 def open_engine(
@@ -17,29 +20,24 @@ def open_engine(
     threads: int | None,
     cache_dtype: CacheDTypeChoice = "auto",
     prefill: PrefillName = "exact",
+    on_note: Callable[[str], None] = lambda _: None,
 ) -> Engine:
     """The engine of that name around these weights.
 
-    `auto` is numba where it can be imported; its cache is float32 where the weights are, else
-    float16. The reference keeps float32 and has no fast prefill; asking for one is a UsageError.
+    `auto` is numba where it can be imported and can compile; its cache is float32 where the weights
+    are, else float16. Where it cannot, `on_note` hears why and the reference runs, which keeps
+    float32 and has no fast prefill; asking for one is a UsageError.
     """
     if backend != "numpy":
         try:
-            from kvgen.engine.fast.engine import FastEngine
-        except Exception as error:  # whatever keeps Numba from starting: ImportError, a bad setting
+            return _fast_engine(params, threads, cache_dtype, prefill)
+        except (UsageError, MemoryError):  # no fault of the compiler
+            raise
+        except Exception as error:
             if backend == "numba":
-                raise KvgenError(
-                    f"the numba backend cannot be used here ({error}): use --backend numpy"
-                ) from None
-        else:
-            if cache_dtype == "auto":
-                cache_dtype = usual_cache_dtype(params.dtype)
-            return FastEngine(
-                params,
-                threads=threads or usable_cores(),
-                cache_dtype=cache_dtype,
-                prefill=prefill,
-            )
+                raise
+            reason = str(error) or type(error).__name__
+            on_note(one_line(f"running on the numpy backend, which is slower: {reason}"))
     if cache_dtype == "f16":
         raise UsageError("the numpy backend keeps its KV cache in f32: leave out --cache-dtype")
     if prefill == "fast":
@@ -50,3 +48,21 @@ def open_engine(
     from kvgen.engine.reference.decoder import ReferenceEngine
 
     return ReferenceEngine(params, threads=threads, prefill=prefill)
+
+
+def _fast_engine(
+    params: Params, threads: int | None, cache_dtype: CacheDTypeChoice, prefill: PrefillName
+) -> Engine:
+    """The compiled engine. Raises KvgenError where numba cannot be imported."""
+    try:
+        from kvgen.engine.fast.engine import FastEngine
+    except Exception as error:  # whatever keeps Numba from starting: ImportError, a bad setting
+        raise KvgenError(
+            f"the numba backend cannot be used here ({error}): use --backend numpy"
+        ) from None
+    return FastEngine(
+        params,
+        threads=threads or usable_cores(),
+        cache_dtype=usual_cache_dtype(params.dtype) if cache_dtype == "auto" else cache_dtype,
+        prefill=prefill,
+    )
