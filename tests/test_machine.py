@@ -138,3 +138,14 @@ def test_no_more_threads_than_the_quota_lets_run(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     assert machine.usable_cpus() == expected
     assert machine.usable_cores() <= expected
+
+
+def test_processes_started_by_this_one_count_as_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    times = os.times_result((1.0, 2.0, 30.0, 40.0, 500.0))  # own, then children's, then elapsed
+    monkeypatch.setattr(machine.os, "times", lambda: times)
+    busy = machine._busy_cpu_seconds()
+    if busy is None:
+        pytest.skip("this system does not tell")
+    assert busy[1] == 73.0

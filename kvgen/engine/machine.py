@@ -128,16 +128,18 @@ def _load_average() -> float | None:
 
 
 def _busy_cpu_seconds() -> tuple[float, float] | None:
-    """Seconds that all CPUs together have been busy, and those of this process; None where unknown.
+    """Seconds that all CPUs together have been busy, and ours of them; None where unknown.
 
-    What another virtual machine has taken of these CPUs counts as busy.
+    What another virtual machine has taken of these CPUs counts as busy. Ours are those of this
+    process and of the processes that it has started and that have ended.
     """
     try:
         line = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0]
         user, nice, system, _, _, irq, softirq, steal = map(int, line.split()[1:9])
         ticks = user + nice + system + irq + softirq + steal
         own = os.times()
-        return ticks / os.sysconf("SC_CLK_TCK"), own.user + own.system
+        ours = own.user + own.system + own.children_user + own.children_system
+        return ticks / os.sysconf("SC_CLK_TCK"), ours
     except (OSError, ValueError, IndexError, AttributeError):  # not Linux
         return None
 

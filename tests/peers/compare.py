@@ -1,111 +1,176 @@
-"""kvgen and llama.cpp on the same weights, interleaved: tokens per second and their ratio.
+"""kvgen and other engines on the same weights, interleaved: tokens per second and their ratio.
 
-Each row takes the better of llama.cpp's `-fa 0` and `-fa 1`. The machines that this runs on are
-noisy, so that only the ratio says something: medians over rounds, both engines in each round.
+    python -m tests.peers.compare FOLDER --llama-bench PATH --ik-bench PATH --openvino PYTHON \\
+        --json results.json
+    python -m tests.peers.compare --table results.json
+
+Every engine, ours too, runs in a process of its own in each round: it loads the model, warms up and
+measures once. Engines take turns, and another one begins in each round. A sample counts, of ours as
+of theirs, unless other programs needed the CPUs meanwhile. Each engine has the setting with the
+best median. The machines that this runs on are noisy: only ratios say something, and kvgen's probe
+of how fast weights are read stands beside them. A JSON file that exists is continued with more
+rounds or models.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import statistics
+import os
 import subprocess
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
+from kvgen.engine.machine import OtherPrograms, cpu_name
+from tests.peers import engines
+from tests.peers.engines import FORMATS, Contender, Reading, Work
+from tests.peers.quality import Judge
+from tests.peers.samples import Results, Sample, is_busy, read_results, write_results
+from tests.peers.shapes import REAL, SHAPES
+from tests.peers.table import one_line, write_table
 
-import kvgen
-from kvgen.model import Model
-from kvgen.session import Session
-from tests.peers.models import SHAPES
-
-# Checkpoint, weights as kvgen holds them, and llama.cpp's format.
-FORMATS = {
-    "f32": ("f32", "auto", "F32"),
-    "bf16": ("bf16", "auto", "BF16"),
-    "int8": ("bf16", "int8", "Q8_0"),
-}
-DEPTHS = (16, 960)
-PROMPT = 512
+SMALL_MODELS = ("tiny", "default")
+_STEPS, _STEPS_OF_SMALL = 48, 256  # of decoding: GPT-2's context ends at 1024
+_LONGEST_SECONDS = 900.0
 
 
-def decode_rate(model: Model, depth: int, steps: int) -> float:
-    """Tokens per second of decoding behind `depth` positions, choosing the best token each time."""
-    session = Session(model.engine, depth + steps)
-    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, depth).tolist()
-    logits = session.feed(ids)
-    began = time.perf_counter()
-    for _ in range(steps):
-        logits = session.feed([int(logits.argmax())])
-    return steps / (time.perf_counter() - began)
+def contenders(work: Work, arguments: argparse.Namespace) -> list[Contender]:
+    """Every engine that was named, with each of its settings, and that has this model."""
+    found = engines.kvgen(work)
+    if arguments.llama_bench:
+        found += engines.llama(work, arguments.llama_bench)
+    if arguments.ik_bench:
+        found += engines.ik_llama(work, arguments.ik_bench)
+    if arguments.openvino:
+        found += engines.openvino(work, arguments.openvino)
+    if arguments.onnxruntime:
+        found += engines.onnxruntime(work, arguments.onnxruntime)
+    for one in found:
+        if not one.needs.exists():
+            say(f"{one.engine} {one.setting}: left out, {one.needs} is missing")
+    return [one for one in found if one.needs.exists()]
 
 
-def prefill_rate(model: Model) -> float:
-    """Tokens per second of a prompt."""
-    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, PROMPT).tolist()
-    session = Session(model.engine, PROMPT)
-    began = time.perf_counter()
-    session.feed(ids)
-    return PROMPT / (time.perf_counter() - began)
-
-
-def llama_rates(bench: str, file: Path, threads: int, steps: int) -> dict[str, float]:
-    """llama.cpp's tokens per second of each test, the better of both kinds of attention."""
-    best: dict[str, float] = {}
-    tests = [["-p", "0", "-n", str(steps), "-d", ",".join(map(str, DEPTHS))]]
-    tests.append(["-p", str(PROMPT), "-n", "0"])
-    for flash in ("0", "1"):
-        for test in tests:
-            command = [bench, "-m", str(file), "-t", str(threads), "-r", "1", "-fa", flash]
+def run(contender: Contender) -> tuple[Reading, float | None]:
+    """What an engine measures, and how many CPUs other programs kept busy meanwhile."""
+    others, rates, reading = OtherPrograms(), {}, Reading()
+    with others.counted():
+        for command in contender.commands:
             done = subprocess.run(
-                [*command, *test, "-o", "csv"], check=True, capture_output=True, text=True
+                command, check=True, capture_output=True, text=True, timeout=_LONGEST_SECONDS
             )
-            for row in csv.DictReader(io.StringIO(done.stdout)):
-                name = f"tg@{row['n_depth']}" if row["n_gen"] != "0" else f"pp{PROMPT}"
-                best[name] = max(best.get(name, 0.0), float(row["avg_ts"]))
-    return best
+            reading = contender.parse(done.stdout)
+            rates |= reading.rates
+    return replace(reading, rates=rates), others.cpus
+
+
+def measure(
+    work: Work, entrants: list[Contender], results: Results, judge: Judge, number: int
+) -> Results:
+    """The results with one more round of a model in one format."""
+    begin = number % len(entrants)
+    for one in entrants[begin:] + entrants[:begin]:
+        try:
+            reading, others = run(one)
+            quality = judge.judge(one, work) if number == 0 else None
+        except (subprocess.SubprocessError, ValueError, KeyError) as error:
+            why = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1:]
+            say(f"{work.model} {work.format} {one.engine} {one.setting}: failed: {''.join(why)}")
+            continue
+        sample = Sample(
+            round=number,
+            model=work.model,
+            format=work.format,
+            engine=one.engine,
+            setting=one.setting,
+            rates=reading.rates,
+            busy=is_busy(others, threads=work.threads, cpus=results.cpus),
+            read_bytes_per_second=reading.read_bytes_per_second,
+        )
+        say(one_line(sample))
+        results = replace(
+            results,
+            samples=(*results.samples, sample),
+            versions=results.versions | {one.engine: reading.version},
+            quality=(*results.quality, *([quality] if quality else [])),
+        )
+    return results
+
+
+def compare(arguments: argparse.Namespace) -> Results:
+    """Run every round, keeping the results after each model in each format."""
+    file: Path | None = arguments.json
+    results = Results(cpu=cpu_name(), cpus=os.cpu_count() or 1, threads=arguments.threads)
+    if file is not None and file.exists():
+        results = read_results(file)
+        if (results.cpu, results.threads) != (cpu_name(), arguments.threads):
+            raise SystemExit(f"{file}: measured on another machine or with other threads")
+    with tempfile.TemporaryDirectory() as folder:
+        judge = Judge(Path(folder))
+        for turn in range(arguments.rounds):
+            for model in arguments.models:
+                for form in arguments.formats:
+                    work = Work(
+                        folder=arguments.folder,
+                        model=model,
+                        format=form,
+                        threads=arguments.threads,
+                        n_new=_STEPS_OF_SMALL if model in SMALL_MODELS else _STEPS,
+                    )
+                    began = time.perf_counter()
+                    entrants = contenders(work, arguments)
+                    number = next_round(results, work)
+                    results = measure(work, entrants, results, judge, number)
+                    if file is not None:
+                        write_results(file, results)
+                    seconds = time.perf_counter() - began
+                    say(f"round {turn + 1}: {model} {form} took {seconds:.0f} s")
+    return results
+
+
+def next_round(results: Results, work: Work) -> int:
+    """The number of the round that comes, for a model in one format."""
+    rounds = [
+        one.round for one in results.samples if (one.model, one.format) == (work.model, work.format)
+    ]
+    return max(rounds, default=-1) + 1
+
+
+def say(text: str) -> None:
+    """Print a line at once."""
+    print(text, flush=True)  # noqa: T201
 
 
 def main() -> None:
-    """Compare what the command line names and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="what tests.peers.models has written")
-    parser.add_argument("--llama-bench", required=True)
-    parser.add_argument("--models", nargs="*", default=list(SHAPES), choices=list(SHAPES))
-    parser.add_argument("--formats", nargs="*", default=list(FORMATS), choices=list(FORMATS))
+    """Compare what the command line names, or show what has been measured."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "folder", type=Path, nargs="?", help="what tests.peers.models and .convert have written"
+    )
+    parser.add_argument("--llama-bench", metavar="PATH", help="llama.cpp's llama-bench")
+    parser.add_argument("--ik-bench", metavar="PATH", help="ik_llama.cpp's llama-bench")
+    parser.add_argument("--openvino", metavar="PYTHON", help="a Python with openvino-genai")
+    parser.add_argument("--onnxruntime", metavar="PYTHON", help="a Python with onnxruntime-genai")
+    models = [*SHAPES, REAL]
+    parser.add_argument("--models", nargs="*", default=list(SHAPES), choices=models)
+    usual = [name for name in FORMATS if name != "int4"]
+    parser.add_argument("--formats", nargs="*", default=usual, choices=list(FORMATS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="keep the results here, after every model")
+    parser.add_argument("--table", type=Path, help="measure nothing: show the results of a file")
+    parser.add_argument("--write", action="store_true", help="--table: into tests/README.md")
     arguments = parser.parse_args()
-    print("model    format  test      kvgen  llama.cpp  ratio (min..max)")  # noqa: T201
-    for name in arguments.models:
-        steps = 24 if name in ("smol", "qwen", "gpt2") else 200
-        for form in arguments.formats:
-            stored, dtype, theirs = FORMATS[form]
-            model = kvgen.load(
-                arguments.folder / f"{name}-{stored}", backend="numba", dtype=dtype,
-                threads=arguments.threads,
-            )  # fmt: skip
-            prefill_rate(model)  # warm-up
-            rounds: list[tuple[dict[str, float], dict[str, float]]] = []
-            for _ in range(arguments.rounds):
-                ours = {f"tg@{depth}": decode_rate(model, depth, steps) for depth in DEPTHS}
-                ours[f"pp{PROMPT}"] = prefill_rate(model)
-                file = arguments.folder / f"{name}-{theirs}.gguf"
-                rounds.append(
-                    (ours, llama_rates(arguments.llama_bench, file, arguments.threads, steps))
-                )
-            for test in rounds[0][0]:
-                us = [ours[test] for ours, _ in rounds]
-                them = [llama[test] for _, llama in rounds]
-                ratios = [one / other for one, other in zip(us, them, strict=True)]
-                print(  # noqa: T201
-                    f"{name:8} {form:6} {test:7} {statistics.median(us):8.1f} "
-                    f"{statistics.median(them):10.1f}  {statistics.median(ratios):5.2f} "
-                    f"({min(ratios):.2f}..{max(ratios):.2f})",
-                    flush=True,
-                )
+    if arguments.table:
+        text = write_table(read_results(arguments.table), into_readme=arguments.write)
+    elif arguments.folder:
+        text = write_table(compare(arguments), into_readme=False)
+    else:
+        parser.error("name the folder of the models, or --table FILE")
+    say(text)
 
 
 if __name__ == "__main__":
