@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -231,6 +232,20 @@ def test_engines_take_turns_and_a_failing_one_is_left_out(
     assert results.versions == {"one": "7", "three": "7"}
     assert all(one.rates == RATES for one in results.samples)
     assert "tiny int8 two : failed: no such model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("stderr", "expected"),
+    [
+        ("ggml.c:17447: GGML_ASSERT(eps > 0.0f) failed\nNo stack.\n", "GGML_ASSERT(eps > 0.0f)"),
+        ("Traceback\n  run()\nValueError: no such file\n", "ValueError: no such file"),
+        ("", "exit status 2"),
+        (None, "exit status 2"),
+    ],
+)
+def test_a_failure_is_told_by_its_telling_line(stderr: str | None, expected: str) -> None:
+    error = subprocess.CalledProcessError(2, ["llama-bench"], stderr=stderr)
+    assert expected in compare.reason(error)
 
 
 def test_the_divergence_of_two_distributions() -> None:

@@ -35,8 +35,8 @@ _STEPS, _STEPS_OF_SMALL = 48, 256  # of decoding: GPT-2's context ends at 1024
 _LONGEST_SECONDS = 900.0
 
 
-def contenders(work: Work, arguments: argparse.Namespace) -> list[Contender]:
-    """Every engine that was named, with each of its settings, and that has this model."""
+def contenders(work: Work, arguments: argparse.Namespace, *, quiet: bool) -> list[Contender]:
+    """Every engine that was named and has this model, with each of its settings."""
     found = engines.kvgen(work)
     if arguments.llama_bench:
         found += engines.llama(work, arguments.llama_bench)
@@ -47,7 +47,7 @@ def contenders(work: Work, arguments: argparse.Namespace) -> list[Contender]:
     if arguments.onnxruntime:
         found += engines.onnxruntime(work, arguments.onnxruntime)
     for one in found:
-        if not one.needs.exists():
+        if not one.needs.exists() and not quiet:
             say(f"{one.engine} {one.setting}: left out, {one.needs} is missing")
     return [one for one in found if one.needs.exists()]
 
@@ -75,8 +75,7 @@ def measure(
             reading, others = run(one)
             quality = judge.judge(one, work) if number == 0 else None
         except (subprocess.SubprocessError, ValueError, KeyError) as error:
-            why = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1:]
-            say(f"{work.model} {work.format} {one.engine} {one.setting}: failed: {''.join(why)}")
+            say(f"{work.model} {work.format} {one.engine} {one.setting}: failed: {reason(error)}")
             continue
         sample = Sample(
             round=number,
@@ -96,6 +95,13 @@ def measure(
             quality=(*results.quality, *([quality] if quality else [])),
         )
     return results
+
+
+def reason(error: Exception) -> str:
+    """The line that says why an engine failed: an assertion that does not hold, or the last one."""
+    printed = getattr(error, "stderr", None)
+    lines = (printed if isinstance(printed, str) else "").strip().splitlines() or [str(error)]
+    return next((line for line in lines if "ASSERT" in line), lines[-1])
 
 
 def compare(arguments: argparse.Namespace) -> Results:
@@ -119,7 +125,7 @@ def compare(arguments: argparse.Namespace) -> Results:
                         n_new=_STEPS_OF_SMALL if model in SMALL_MODELS else _STEPS,
                     )
                     began = time.perf_counter()
-                    entrants = contenders(work, arguments)
+                    entrants = contenders(work, arguments, quiet=turn > 0)
                     number = next_round(results, work)
                     results = measure(work, entrants, results, judge, number)
                     if file is not None:
