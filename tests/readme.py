@@ -78,9 +78,11 @@ def masked(output: str, command: str) -> str:
 def _masked_bench(output: str) -> str:
     """The words of a benchmark: its lines move with the width of the figures in them."""
     lines = []
+    # A note of a busy machine takes two lines where they are short.
+    output = re.sub(r"^the machine was busy: .*?\bvary\n", "", output, flags=re.M | re.S)
     for line in output.splitlines():
-        # Notes of a slow or busy machine, and a curve.
-        noise = r".*(make it shorter|chosen to take|machine was busy)|[ \d.]*( m?s)? [│└]"
+        # Notes of a slow machine, and a curve.
+        noise = r".*(make it shorter|chosen to take)|[ \d.]*( m?s)? [│└]"
         if re.match(noise, line):
             continue
         if re.match(r"pp\d+ |tg\d+ |without the KV cache", line):

@@ -37,6 +37,16 @@ def test_the_readme_shows_what_its_commands_print(
     assert readme.masked(now, block.command) == readme.masked(block.output, block.command)
 
 
+@pytest.mark.parametrize("between", [" ", "\n"])
+def test_the_note_of_a_busy_machine_is_masked_on_one_line_or_two(between: str) -> None:
+    note = (
+        f"the machine was busy: other programs used 1.4 of 2 CPUs meanwhile, so times are{between}"
+    )
+    calm = "prompt: 17 tokens\n\ntest cache\n"
+    busy = calm.replace("\n\n", f"\n{note}long and vary\n\n")
+    assert readme.masked(busy, "kvgen bench") == readme.masked(calm, "kvgen bench")
+
+
 def test_there_are_eight_questions_each_with_one_answer() -> None:
     questions = readme.QUESTIONS.read_text(encoding="utf-8").split("\n## ")[1:]
     assert len(questions) == 8
