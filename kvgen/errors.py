@@ -17,6 +17,10 @@ class KvgenError(Exception):
         super().__init__(one_line(text))
 
 
+class NoCompilerError(KvgenError):
+    """Kernels would have to be compiled, and nothing here can."""
+
+
 class UsageError(KvgenError):
     """What was asked for does not fit: a flag, a prompt, a length."""
 

@@ -651,8 +651,8 @@ def test_a_user_without_a_home_can_run() -> None:
         "import os, sys\n"
         "os.path.expanduser = lambda path: path\n"
         "from kvgen.cli import run\n"
-        "from kvgen.engine.fast import compiler\n"
-        "assert compiler.FOLDER is None\n"
+        "from kvgen.engine.fast import kernel_folder\n"
+        "assert kernel_folder.FOLDER is None\n"
         "flags = ['-n', '2', '-q', '--greedy', '--backend', 'numpy']\n"
         f"sys.exit(run(['generate', {PROMPT!r}, *flags]))\n"
     )

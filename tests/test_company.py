@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kvgen.engine.contract import Engine
+from kvgen.engine.fast import layout
 from kvgen.engine.fast import team as team_module
 from kvgen.engine.fast.company import TeamSize
 from kvgen.engine.tensors import FloatArray
@@ -131,10 +132,10 @@ def test_threads_that_leave_a_request_do_not_change_a_bit(
     def with_all(team: team_module.Team, _: int) -> None:
         # A patience that is used up at once: two of three threads leave at the first barrier.
         shared = team._state.shared
-        shared[team_module.PATIENCE] = -(2**62)
-        arrived = int(shared[team_module.ARRIVED])
+        shared[layout.PATIENCE] = -(2**62)
+        arrived = int(shared[layout.ARRIVED])
         team._run_with(3)
-        left.append(int(shared[team_module.LEAVE_AT]) == arrived + 3)
+        left.append(int(shared[layout.LEAVE_AT]) == arrived + 3)
 
     monkeypatch.setattr(team_module.Team, "run_in_company", with_all)
     for one, other in zip(

@@ -23,11 +23,9 @@ from kvgen.engine.fast import layout
 from kvgen.engine.fast.compiler import jit_entry
 from kvgen.engine.fast.kernels.attention import attend
 from kvgen.engine.fast.kernels.elementwise import activate, normalise
-from kvgen.engine.fast.kernels.kv_access import row_pitch
 from kvgen.engine.fast.kernels.packed import multiply_packed, pack_tokens
 from kvgen.engine.fast.kernels.products import dot_rows, tile_across, widen_rows
 from kvgen.engine.fast.kernels.simd import load, store
-from kvgen.engine.fast.kernels.x86_intrinsics import MULTIPLIES_BYTES, MULTIPLIES_PAIRS
 from kvgen.engine.fast.layout import (
     ROWS,
     Activation,
@@ -37,9 +35,11 @@ from kvgen.engine.fast.layout import (
     Queries,
     Range,
     Rows,
+    row_pitch,
 )
 from kvgen.engine.fast.probe import stored_ones
 from kvgen.engine.fast.tables import KERNEL_TYPES
+from kvgen.engine.fast.target import MULTIPLIES_BYTES, MULTIPLIES_PAIRS
 from kvgen.engine.reference import ops
 from kvgen.engine.tensors import Dense, Int8, Tensor, quantize
 from kvgen.errors import NonFiniteError, UsageError

@@ -9,7 +9,7 @@ from kvgen.engine.contract import Engine
 from kvgen.engine.machine import usable_cores
 from kvgen.engine.params import Params
 from kvgen.engine.tensors import usual_cache_dtype
-from kvgen.errors import KvgenError, UsageError
+from kvgen.errors import KvgenError, NoCompilerError, UsageError
 from kvgen.visible import one_line
 
 
@@ -34,6 +34,10 @@ def open_engine(
         except (UsageError, MemoryError):  # no fault of the compiler
             raise
         except Exception as error:
+            if backend == "numba" and isinstance(error, NoCompilerError):
+                raise KvgenError(
+                    f"the numba backend cannot be used here ({error}): use --backend numpy"
+                ) from None
             if backend == "numba":
                 raise
             reason = str(error) or type(error).__name__

@@ -71,7 +71,7 @@ def timing_block(run: RunTimings) -> str:
 
 
 def fewer_threads(passes: Mapping[int, int], threads: int) -> str:
-    """That other programs kept CPUs busy, and how many passes ran with fewer threads; or nothing."""
+    """How many passes ran with fewer threads beside other programs; empty where hardly any did."""
     total = sum(passes.values())
     fewer = total - passes.get(threads, 0)
     if fewer <= 0.05 * total:  # a trial now and then is no company

@@ -16,7 +16,7 @@ import numpy as np
 
 import kvgen
 from kvgen.engine.fast.engine import FastEngine
-from kvgen.engine.fast.team import BEGAN, ENDED, TIMELINE, TIMES
+from kvgen.engine.fast.layout import BEGAN, ENDED, TIMELINE, TIMES
 from kvgen.session import Session
 
 STAGES = ("norm, q k v", "rope, attention", "join, output", "norm, up, gate", "down")

@@ -32,6 +32,7 @@ from kvgen.engine.fast.kernels.kv_access import (
 )
 from kvgen.engine.fast.kernels.packed import pack_tokens
 from kvgen.engine.fast.kernels.products import dot_rows, thread_range, tile_across, widen_rows
+from kvgen.engine.fast.kernels.threads import barrier, has_left, own_memory
 from kvgen.engine.fast.kernels.weight_access import as_pointer, head_matrix, layer_matrix
 from kvgen.engine.fast.layout import (
     ALL,
@@ -70,7 +71,6 @@ from kvgen.engine.fast.layout import (
     V,
 )
 from kvgen.engine.fast.step import embed
-from kvgen.engine.fast.team import barrier, has_left, own_memory
 
 
 @kernel

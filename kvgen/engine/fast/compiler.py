@@ -1,96 +1,126 @@
-"""`@kernel`: Numba's compiler with our flags, its results kept on disk from run to run."""
+"""`@kernel`: Numba's compiler with our flags, so that LLVM optimises every function once."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import llvmlite
-import llvmlite.binding
 import numba
 from numba import types
+from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-from kvgen.engine.machine import user_cache
+from kvgen.engine.fast.kernel_folder import FOLDER
 from kvgen.forks import wait_before_fork
 
 # Never `True`: that folds isfinite to true, and a NaN must reach the check of the logits.
 FAST_MATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
-_DAYS_KEPT = 30
 
-
-def kernel_folder() -> Path | None:
-    """The folder of compiled kernels, None where it cannot be written to.
-
-    Numba notices edits only in the file of a function, not in the files of what it calls, so the
-    folder's name is a hash of everything that the machine code depends on.
-    """
-    target = [
-        numba.__version__,
-        llvmlite.__version__,
-        sys.version,
-        numba.config.CPU_NAME or llvmlite.binding.get_host_cpu_name(),
-        numba.config.CPU_FEATURES
-        if numba.config.CPU_FEATURES is not None
-        else llvmlite.binding.get_host_cpu_features().flatten(),
-    ]
-    digest = hashlib.sha256("\0".join(target).encode())
-    for source in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(source.read_bytes())
-    try:
-        folder = user_cache() / "kernels" / digest.hexdigest()[:16]
-        if not folder.exists():
-            folder.mkdir(parents=True)
-            _prune(folder.parent)
-        probe = folder / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except (OSError, RuntimeError):  # RuntimeError: a user without a home
-        return None
-    return folder
-
-
-def _prune(kernels: Path) -> None:
-    """Remove the folders of versions that have not been used for a while."""
-    for folder in kernels.iterdir():
-        if folder.stat().st_mtime < time.time() - _DAYS_KEPT * 24 * 3600:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-FOLDER = kernel_folder()
 wait_before_fork(global_compiler_lock)  # a child cannot finish half a compilation
 
 
-def kernel(function: Callable[..., Any]) -> Any:
-    """Compile a function of a module that compiled functions call.
+class _Unoptimised(JITCodeLibrary):  # type: ignore[misc]
+    """The code of a kernel as Numba writes it, for LLVM to work on as a part of what calls it.
 
-    It is optimised only once, as part of the function that Python calls: otherwise the compiler
-    would optimise it again at every level of calls in between.
+    Numba's own libraries are optimised and turned into machine code one by one, each with a copy of
+    everything that it calls: three quarters of the work are thrown away.
     """
-    dispatcher = _compile(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+    def finalize(self) -> None:
+        """Nothing comes to it any more; what it calls is added to the function that is run."""
+        self._raise_if_finalized()
+        self._finalized = True
+
+    def get_pointer_to_function(self, _: str) -> int:
+        """None: this code is never run by itself."""
+        self._ensure_finalized()
+        return 0
+
+    def _optimize_functions(self, ll_module: Any) -> None:
+        ll_module.data_layout = self._codegen._data_layout
+
+    def _get_module_for_linking(self) -> Any:
+        """This code and all that it calls, each function once however often it is linked."""
+        module = self._final_module.clone()
+        for called in _called_modules(self):
+            module.link_in(called, preserve=True)
+        for function in module.functions:
+            if not function.is_declaration and function.linkage.name == "external":
+                function.linkage = "linkonce_odr"
+        return module
+
+
+def _called_modules(library: Any) -> Iterator[Any]:
+    """The code of everything that a library calls, however far down."""
+    seen, waiting = {library}, [library]
+    while waiting:
+        for called in waiting.pop()._linking_libraries:
+            if called in seen:
+                continue
+            seen.add(called)
+            if isinstance(called, _Unoptimised):
+                waiting.append(called)
+                yield called._final_module
+            else:
+                yield called._get_module_for_linking()
+
+
+@contextmanager
+def unoptimised() -> Iterator[None]:
+    """Leave what is compiled inside this block to be optimised later; under the compiler's lock."""
+    codegen = cpu_target.target_context.codegen()
+    before = {name: vars(codegen).get(name) for name in ("_library_class", "set_env")}
+    codegen._library_class = _Unoptimised
+    codegen.set_env = lambda *_: None  # a table for Python's objects, which kernels have none of
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                delattr(codegen, name)
+            else:
+                setattr(codegen, name, value)
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a function of a module that compiled functions call."""
+    dispatcher = numba.njit(
+        fastmath=FAST_MATH,
+        nogil=True,
+        error_model="numpy",
+        no_cpython_wrapper=True,
+        no_cfunc_wrapper=True,
+    )(function)
     compile_now = dispatcher.compile
 
     def compile_as_it_is(signature: Any) -> Any:
-        level, numba.config.OPT = numba.config.OPT, type(numba.config.OPT)(1)
-        try:
+        with global_compiler_lock, unoptimised():
             return compile_now(signature)
-        finally:
-            numba.config.OPT = level
 
     dispatcher.compile = compile_as_it_is
     return dispatcher
 
 
 def jit_entry(function: Callable[..., Any]) -> Any:
-    """Compile a function of a module that Python calls."""
-    return _compile(function, no_cfunc_wrapper=True)
+    """Compile a function of a module that Python calls; its machine code is kept on disk.
+
+    Never a closure over kernels: that would be compiled at every start.
+    """
+    outside = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(FOLDER or "")
+    try:
+        return numba.njit(
+            fastmath=FAST_MATH,
+            nogil=True,
+            error_model="numpy",
+            cache=FOLDER is not None,
+            no_cfunc_wrapper=True,
+        )(function)
+    finally:
+        numba.config.CACHE_DIR = outside
 
 
 @intrinsic
@@ -106,19 +136,3 @@ def noinline(_: Any) -> Any:
         return context.get_dummy_value()
 
     return types.none(), generate
-
-
-def _compile(function: Callable[..., Any], **options: bool) -> Any:
-    # Only functions of a module: a closure over other kernels would be compiled at every start.
-    outside = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(FOLDER or "")
-    try:
-        return numba.njit(
-            fastmath=FAST_MATH,
-            nogil=True,
-            error_model="numpy",
-            cache=FOLDER is not None,
-            **options,
-        )(function)
-    finally:
-        numba.config.CACHE_DIR = outside

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -17,17 +15,15 @@ from kvgen.engine.cache import Held, KeyValueCache
 from kvgen.engine.calibration import Calibration
 from kvgen.engine.config import ModelConfig
 from kvgen.engine.contract import KVCache, check_request
-from kvgen.engine.fast import compiler, layout
-from kvgen.engine.fast.kernels import x86_intrinsics
-from kvgen.engine.fast.kernels.kv_access import row_pitch
-from kvgen.engine.fast.layout import BLOCK
+from kvgen.engine.fast import layout, target
+from kvgen.engine.fast.layout import BLOCK, row_pitch
 from kvgen.engine.fast.tables import request_of, shape_of, weights_of, workspace_of
 from kvgen.engine.fast.team import Team
-from kvgen.engine.fast.worker_loop import worker_loop
+from kvgen.engine.fast.team_loop import TeamLoop
 from kvgen.engine.params import Params
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import Capture, Recorder
-from kvgen.errors import KvgenError, NonFiniteError, UsageError
+from kvgen.errors import NonFiniteError, UsageError
 
 _NOTHING_HELD = Held(-1, 0, 0)
 
@@ -67,9 +63,8 @@ class FastEngine:
         self._request = request_of(cache_dtype)
         workspace = workspace_of(params.config, threads, packed=prefill == "fast")
         self._own_reads = workspace.own.reads
-        self._team = Team(
-            threads, worker_loop, (shape_of(params), self._weights, self._request, workspace)
-        )
+        records = (shape_of(params), self._weights, self._request, workspace)
+        self._team = Team(threads, TeamLoop("worker_loop", records), ())
         # What the kernels know of the last forward, as references that keep nothing alive.
         self._pointed_to: tuple[Callable[[], object], ...] = (_no_object,) * 4
         self._held = _NOTHING_HELD
@@ -196,32 +191,13 @@ class FastEngine:
 
     def _compile(self) -> float:
         """Run a request of no tokens, which compiles or loads all kernels; returns the seconds."""
-        if numba.config.DISABLE_JIT:
-            raise KvgenError("NUMBA_DISABLE_JIT turns the compiler off: use --backend numpy")
         began = time.perf_counter()
-        for tries_left in (2, 1, 0):
-            try:
-                self._team.prepare()
-                break
-            except Exception as error:
-                # A full disk or a killed process can leave a broken kernel file: begin with an
-                # empty folder, and once more if another process has just emptied it too.
-                if compiler.FOLDER is None or not (tries_left == 2 or isinstance(error, OSError)):
-                    raise
-                if isinstance(error, OSError) and not tries_left:
-                    raise KvgenError(
-                        f"{compiler.FOLDER}: compiled kernels cannot be kept there: "
-                        f"{error.strerror}; set KVGEN_CACHE_DIR to another folder, or use "
-                        "--backend numpy"
-                    ) from None
-                shutil.rmtree(compiler.FOLDER, ignore_errors=True)
+        self._team.prepare()
         return time.perf_counter() - began
 
 
 def _check_rounded_prefill(dtype: DTypeName) -> None:
     if dtype not in ("bf16", "int8"):
         raise UsageError(f"--prefill fast needs bf16 or int8 weights, and these are {dtype}")
-    if not (
-        x86_intrinsics.MULTIPLIES_PAIRS if dtype == "bf16" else x86_intrinsics.MULTIPLIES_BYTES
-    ):
+    if not (target.MULTIPLIES_PAIRS if dtype == "bf16" else target.MULTIPLIES_BYTES):
         raise UsageError(f"this CPU has no instruction for --prefill fast with {dtype} weights")

@@ -28,6 +28,12 @@ PIECES = 16  # one token attends to the context in at most so many pieces, share
 WIDEST_DOT = 2**16  # products of bytes whose sum stays within 31 bits
 F16_LARGEST = np.float32(65504)
 
+
+def row_pitch(head_dim: int) -> int:
+    """The distance of rows of V in the cache: head_dim in whole vectors."""
+    return -(-head_dim // LANES) * LANES
+
+
 # --- Numbered choices, each list with its length ----------------------------------------------
 
 # The matrices of a layer.
@@ -47,6 +53,24 @@ NONE, LAST, ALL = range(3)  # which logits a request wants
 ) = range(16)  # fmt: skip
 # Which rows are counted when they are read: see `kvgen.engine.cache.RowsRead`.
 READ_K, READ_V, READ_Q, READ_OLD_Q, N_READS = range(5)
+# Offsets in the array that the threads of a team share, far enough apart for a line of the CPU's
+# cache each.
+(
+    ARRIVED,  # threads that have reached a barrier, of all requests together
+    FIRST_ARRIVAL,  # how many had when this request began
+    LEAVE_AT,  # after so many, all threads but thread 0 leave their request
+    TICKET,  # the newest request of more than one thread: its number, and its number of threads
+    BUSY,  # for how many threads a request is on its way or running, 0 for none
+    SPINS,  # how long to spin before yielding the CPU
+    WAITED,  # ticks that threads 0 and 1 have waited for one that did not run
+    PATIENCE,  # how many of them are borne
+    BEGAN,  # ticks when the request began
+    ENDED,  # and when it ended
+    TIMELINE,  # address of the times at which barriers are reached and passed, 0 for none
+    N_SHARED,
+) = range(0, 192, 16)
+TIMES = 2**12  # numbers in the timeline of a thread: how many times there are, and then ticks
+TICKS_OF_NO_ACCOUNT = 60_000  # some 20 microseconds on x86: no time slice is so short
 
 
 # Choices that are passed next to offsets and counts. Each enum is a type of its own, so that a call
@@ -141,7 +165,7 @@ class Worker(NamedTuple):
 
     thread: int
     n_threads: int  # that take part now
-    shared: IntArray  # see team.py
+    shared: IntArray  # [N_SHARED]
     arrivals: int  # at barriers, of all threads together, when this thread passed its last one
 
 

@@ -9,10 +9,6 @@ import numpy as np
 from kvgen.choices import CacheDTypeName, DTypeName
 from kvgen.engine.calibration import Calibration, median_seconds
 from kvgen.engine.config import ModelConfig
-from kvgen.engine.fast.compiler import jit_entry, kernel, noinline
-from kvgen.engine.fast.kernels.attention import attend
-from kvgen.engine.fast.kernels.kv_access import row_pitch
-from kvgen.engine.fast.kernels.products import dot_rows, thread_range, tile_across, widen_rows
 from kvgen.engine.fast.layout import (
     BLOCK,
     CHUNK,
@@ -24,28 +20,22 @@ from kvgen.engine.fast.layout import (
     IntArray,
     Matrix,
     Own,
-    Range,
     Rows,
+    row_pitch,
 )
 from kvgen.engine.fast.tables import KERNEL_TYPES, STREAMED_BYTES, own_of
-from kvgen.engine.fast.team import (
-    Team,
-    await_ticket,
-    barrier,
-    enter_request,
-    open_request,
-    own_memory,
-)
+from kvgen.engine.fast.team import Team
+from kvgen.engine.fast.team_loop import TeamLoop
 from kvgen.engine.tensors import Array
 
 NOTHING, READ, MULTIPLY, ATTEND = range(4)
 _LARGEST_BYTES = 128 * 2**20  # far beyond the CPU's own memory
-_MULTIPLIED_ROWS = 96 * ROWS
-_KEYS = 8 * BLOCK  # that queries attend to
-_TILES = 24  # of six queries, for all threads together
+MULTIPLIED_ROWS = 96 * ROWS
+KEYS = 8 * BLOCK  # that queries attend to
+TILES = 24  # of six queries, for all threads together
 
 
-class _Probe(NamedTuple):
+class Probe(NamedTuple):
     """A matrix [rows, width], a head's cache, and what they are multiplied with."""
 
     what: IntArray  # [1] NOTHING ... ATTEND
@@ -56,46 +46,6 @@ class _Probe(NamedTuple):
     tokens: Rows  # [width, CHUNK]
     head: HeadCache
     own: Own
-
-
-@kernel
-def multiply_rows(matrix, rows, tokens, own):
-    """Multiply some rows of a matrix with a whole chunk of tokens."""
-    noinline()
-    row = rows.begin
-    while row < rows.end:
-        widen_rows(matrix, Range(row, min(row + ROWS, rows.end)), own.panel)
-        tile_across(
-            Rows(own.panel, 0, matrix.n), tokens, Rows(own.product, 0, tokens.pitch), matrix.n
-        )
-        row += ROWS
-
-
-@jit_entry
-def probe_loop(thread, n_threads, shared, last_ticket, probe):
-    """Run one measurement after another, as `worker_loop` runs requests."""
-    own = own_memory(probe.own, thread)
-    while True:
-        if thread == 0:
-            worker = open_request(n_threads, shared)
-        else:
-            ticket = await_ticket(shared, last_ticket)
-            if ticket == last_ticket:
-                return last_ticket
-            last_ticket = ticket
-            worker = enter_request(thread, shared, ticket)
-        if probe.what[0] == READ:
-            rows = thread_range(probe.n_rows, worker, 4)
-            dot_rows(probe.matrix, probe.x, probe.y, rows, own.digits)
-        elif probe.what[0] == MULTIPLY:
-            rows = thread_range(_MULTIPLIED_ROWS, worker, ROWS)
-            multiply_rows(probe.matrix, rows, probe.tokens, own)
-        elif probe.what[0] == ATTEND:
-            for _ in range(thread, _TILES, worker.n_threads):
-                attend(ROWS, own.queries, probe.head, Range(0, _KEYS), np.float32(0))
-        barrier(worker)
-        if thread == 0:
-            return last_ticket
 
 
 def measure(
@@ -110,7 +60,7 @@ def measure(
     width = config.d_model
     stored = np.dtype(KERNEL_TYPES[dtype])
     row_bytes = width * stored.itemsize
-    n_rows = max(_MULTIPLIED_ROWS, min(n_bytes, _LARGEST_BYTES) // row_bytes)
+    n_rows = max(MULTIPLIED_ROWS, min(n_bytes, _LARGEST_BYTES) // row_bytes)
     numbers = stored_ones(n_rows * width + LINE_BYTES, dtype)
     scales = np.ones(n_rows, np.float32)
     matrix = Matrix(
@@ -123,12 +73,12 @@ def measure(
     )
     pitch = row_pitch(config.head_dim)
     head = HeadCache(
-        keys=np.zeros(_KEYS * config.head_dim, KERNEL_TYPES[cache_dtype]),
-        values=np.zeros(_KEYS * pitch, KERNEL_TYPES[cache_dtype]),
+        keys=np.zeros(KEYS * config.head_dim, KERNEL_TYPES[cache_dtype]),
+        values=np.zeros(KEYS * pitch, KERNEL_TYPES[cache_dtype]),
         head_dim=config.head_dim,
         pitch=pitch,
     )
-    probe = _Probe(
+    probe = Probe(
         what=np.array([NOTHING], np.int64),
         n_rows=n_rows,
         matrix=matrix,
@@ -138,8 +88,8 @@ def measure(
         head=head,
         own=own_of(config, threads),
     )
-    probe.own.queries.ends[:] = _KEYS
-    team = Team(threads, probe_loop, (probe,))
+    probe.own.queries.ends[:] = KEYS
+    team = Team(threads, TeamLoop("probe_loop", (probe,)), ())
     team.prepare()
     probe.what[0] = READ
     read_seconds = median_seconds(team.run)
@@ -149,8 +99,8 @@ def measure(
     attend_seconds = median_seconds(team.run)
     return Calibration(
         read_bytes_per_second=n_rows * row_bytes / read_seconds,
-        flops_per_second=2 * _MULTIPLIED_ROWS * width * CHUNK / multiply_seconds,
-        attention_flops_per_second=4 * config.head_dim * ROWS * _KEYS * _TILES / attend_seconds,
+        flops_per_second=2 * MULTIPLIED_ROWS * width * CHUNK / multiply_seconds,
+        attention_flops_per_second=4 * config.head_dim * ROWS * KEYS * TILES / attend_seconds,
     )
 
 

@@ -36,6 +36,7 @@ from kvgen.engine.fast.kernels.kv_access import (
 )
 from kvgen.engine.fast.kernels.products import dot_rows, thread_range
 from kvgen.engine.fast.kernels.simd import fma, load, mul, splat, store, zeros
+from kvgen.engine.fast.kernels.threads import barrier, has_left, own_memory
 from kvgen.engine.fast.kernels.weight_access import (
     as_pointer,
     head_matrix,
@@ -75,7 +76,6 @@ from kvgen.engine.fast.layout import (
     Range,
     V,
 )
-from kvgen.engine.fast.team import barrier, has_left, own_memory
 
 
 @kernel

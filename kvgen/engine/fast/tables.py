@@ -7,8 +7,7 @@ import numpy as np
 from kvgen.choices import CacheDTypeName
 from kvgen.engine.config import Activation, ModelConfig
 from kvgen.engine.fast import layout
-from kvgen.engine.fast.kernels.kv_access import row_pitch
-from kvgen.engine.fast.layout import CHUNK, LANES, LINE_BYTES, PIECES, ROWS, SEGMENT
+from kvgen.engine.fast.layout import CHUNK, LANES, LINE_BYTES, PIECES, ROWS, SEGMENT, row_pitch
 from kvgen.engine.params import LayerParams, Linear, Norm, Params
 from kvgen.engine.tensors import Array, FloatArray, Int8, Tensor
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from kvgen.engine.fast.chunk import chunk
-from kvgen.engine.fast.compiler import jit_entry
-from kvgen.engine.fast.layout import N_TOKENS
-from kvgen.engine.fast.step import step
-from kvgen.engine.fast.team import (
+from kvgen.engine.fast.compiler import kernel
+from kvgen.engine.fast.kernels.threads import (
     await_ticket,
     close_request,
     enter_request,
     has_left,
     open_request,
 )
+from kvgen.engine.fast.layout import N_TOKENS
+from kvgen.engine.fast.step import step
 
 
-@jit_entry
+@kernel
 def worker_loop(thread, n_threads, shared, last_ticket, shape, weights, request, work):
     """Thread 0 makes one request and takes part in it; the others serve one after another.
 

@@ -46,8 +46,9 @@ from kvgen.engine.fast.kernels.vector_types import (
     pointer_to,
 )
 from kvgen.engine.fast.kernels.weight_access import as_pointer
-from kvgen.engine.fast.kernels.x86_intrinsics import MULTIPLIES_BYTES, add_byte_products
+from kvgen.engine.fast.kernels.x86_intrinsics import add_byte_products
 from kvgen.engine.fast.layout import LANES, LINE_BYTES, WIDEST_DOT
+from kvgen.engine.fast.target import MULTIPLIES_BYTES
 
 HALF_RANGE = 2**23
 _ALL_128 = ir.Constant(BYTE_LINE, [128] * LINE_BYTES)

@@ -22,7 +22,6 @@ from kvgen.engine.fast.layout import (
     HELD_END,
     HELD_LAYER,
     KEYS,
-    LANES,
     N_ANGLES,
     N_POSITIONS,
     N_TABLES,
@@ -34,11 +33,6 @@ from kvgen.engine.fast.layout import (
     VALUES,
     HeadCache,
 )
-
-
-def row_pitch(head_dim: int) -> int:
-    """The distance of rows of V in the cache: head_dim in whole vectors."""
-    return -(-head_dim // LANES) * LANES
 
 
 @kernel

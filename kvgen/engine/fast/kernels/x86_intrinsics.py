@@ -1,7 +1,4 @@
-"""Instructions that only some CPUs have: products of bytes, and of pairs of bfloat16.
-
-Looked up on the compile target, which may not be this CPU.
-"""
+"""Instructions that only some CPUs have (target.py): products of bytes, and of bfloat16 pairs."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils
-from numba.core.registry import cpu_target
 
 from kvgen.engine.fast.kernels.vector_types import (
     BFLOAT_PAIRS,
@@ -22,10 +18,6 @@ from kvgen.engine.fast.kernels.vector_types import (
     WORDS,
     all_words,
 )
-
-_TARGET: str = cpu_target.target_context.codegen().magic_tuple()[2]
-MULTIPLIES_BYTES = "+avx512vnni" in _TARGET
-MULTIPLIES_PAIRS = "+avx512bf16" in _TARGET
 
 
 def add_byte_products(builder: Any, unsigned: Any, signed: Any, totals: Any) -> Any:
