@@ -9,12 +9,17 @@ import os
 import subprocess
 import sys
 
+import click
+
+from kvgen.cli import cli
 from kvgen.cli import run as run_command
 from kvgen.model import default_model
 
 KVGEN = [sys.executable, "-m", "kvgen"]
 SHAPE = json.loads((default_model() / "config.json").read_text())
 LAST_LAYER, LAST_HEAD = SHAPE["num_hidden_layers"] - 1, SHAPE["num_attention_heads"] - 1
+_CONTEXT = click.Context(cli)
+COMMANDS = {name: cli.get_command(_CONTEXT, name) for name in cli.list_commands(_CONTEXT)}
 PROMPT = "Once upon a time there was"
 
 Run = subprocess.CompletedProcess[bytes]

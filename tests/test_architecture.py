@@ -235,3 +235,19 @@ def test_help_imports_no_engine(arguments: list[str]) -> None:
 def test_importing_kvgen_imports_no_engine() -> None:
     script = "import sys, kvgen; assert not {'numpy', 'numba'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_generating_imports_neither_the_compiler_nor_what_draws() -> None:
+    script = (
+        "import sys\n"
+        "from kvgen.cli import run\n"
+        "assert run(['generate', 'hi', '-n', '2', '-q']) == 0\n"
+        "others = {'numba', 'rich', 'jinja2', 'huggingface_hub', 'safetensors', 'threadpoolctl',\n"
+        "          'kvgen.cli.bench', 'kvgen.attention'}\n"
+        "assert not others & set(sys.modules), others & set(sys.modules)\n"
+    )
+    for _ in range(2):  # the first may have to compile
+        run = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=100
+        )
+    assert run.returncode == 0, run.stderr

@@ -11,9 +11,9 @@ import pytest
 import kvgen
 from kvgen import choices, model
 from kvgen.choices import LoadOptions, names
-from kvgen.cli import cli
 from kvgen.cli.options import Several
 from kvgen.errors import UsageError
+from tests.command import COMMANDS
 
 KINDS = {
     "backend": choices.BackendChoice,
@@ -26,7 +26,7 @@ KINDS = {
 @pytest.mark.parametrize("command", ["generate", "bench", "verify", "inspect-attention"])
 @pytest.mark.parametrize("name", KINDS)
 def test_a_command_takes_the_choices_that_load_takes(command: str, name: str) -> None:
-    option = next(each for each in cli.commands[command].params if each.name == name)
+    option = next(each for each in COMMANDS[command].params if each.name == name)
     kind: Any = option.type
     if isinstance(kind, Several):
         kind = kind._one

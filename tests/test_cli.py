@@ -26,6 +26,7 @@ from kvgen.engine.contract import Engine
 from kvgen.model import default_model
 from kvgen.sampling import SamplingOptions
 from tests.command import (
+    COMMANDS,
     KVGEN,
     LAST_HEAD,
     LAST_LAYER,
@@ -788,7 +789,7 @@ def test_an_unexpected_failure_is_one_line_too(monkeypatch: pytest.MonkeyPatch) 
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("a bug\nof ours")
 
-    monkeypatch.setattr(command_line.generate, "callback", fail)
+    monkeypatch.setattr(COMMANDS["generate"], "callback", fail)
     lines: list[str] = []
     monkeypatch.setattr(command_line.click, "echo", lambda text, **_: lines.append(text))
     assert command_line.run(["generate", "hi"]) == 1

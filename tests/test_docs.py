@@ -16,7 +16,7 @@ import kvgen
 from kvgen.checkpoint.families import FAMILIES
 from kvgen.cli import cli
 from tests import readme
-from tests.command import inside
+from tests.command import COMMANDS, inside
 
 ROOT = Path(__file__).parents[1]
 TEXT = readme.README.read_text(encoding="utf-8")
@@ -54,11 +54,11 @@ def test_there_are_eight_questions_each_with_one_answer() -> None:
         assert question.count("\n$ kvgen ") == 1, question.splitlines()[0]
 
 
-@pytest.mark.parametrize("name", cli.commands)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_is_in_the_readme_and_every_option_in_its_help(name: str) -> None:
     assert f"`kvgen {name}`" in TEXT
     shown = inside(name, "--help").stdout.decode()
-    for parameter in cli.commands[name].params:
+    for parameter in COMMANDS[name].params:
         if isinstance(parameter, click.Option):
             assert parameter.help, parameter.name
             for option in parameter.opts + parameter.secondary_opts:

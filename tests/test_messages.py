@@ -9,11 +9,10 @@ from pathlib import Path
 import click
 import pytest
 
-from kvgen.cli import cli
 from kvgen.cli.command import closest
 from kvgen.cli.output import Destination, destination
 from kvgen.errors import UsageError
-from tests.command import assert_fails, inside
+from tests.command import COMMANDS, assert_fails, inside
 
 BENCH = ["bench", "-p", "5", "-n", "2", "-r", "1", "--backend", "numpy", "-q"]
 LOOK = ["inspect-attention", "The cat sat", "--backend", "numpy", "-q"]
@@ -165,16 +164,16 @@ def test_info_tells_the_bytes_of_the_cache_for_a_length() -> None:
     assert "tokens" not in json.loads(inside("info", "--json").stdout)
 
 
-@pytest.mark.parametrize("name", cli.commands)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_takes_json(name: str) -> None:
-    option = next(each for each in cli.commands[name].params if "--json" in each.opts)
+    option = next(each for each in COMMANDS[name].params if "--json" in each.opts)
     assert option.is_flag  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", cli.commands)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_no_help_text_falls_back_into_settled_phrases(name: str) -> None:
     """Phrases that help texts had, and that plain words have replaced."""
-    with click.Context(cli.commands[name], info_name=name) as context:
-        words = " ".join(cli.commands[name].get_help(context).split())
+    with click.Context(COMMANDS[name], info_name=name) as context:
+        words = " ".join(COMMANDS[name].get_help(context).split())
     for phrase in ("held against", "looked at", "what is asked", "so many", "is of ", "said in"):
         assert phrase not in words, phrase

@@ -16,13 +16,12 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from kvgen import cli as command_line
 from kvgen.cli.output import draw
 from kvgen.model import default_model
 from kvgen.render.canvas import Canvas, token_label
 from kvgen.visible import one_line, visible
 from tests import tiny
-from tests.command import KVGEN, Run, assert_fails, inside
+from tests.command import COMMANDS, KVGEN, Run, assert_fails, inside
 
 TITLE, CLIPBOARD = "\x1b]0;owned\x07", "\x1b]52;c;b3duZWQ=\x07"
 HOSTILE = f"a{TITLE}b{CLIPBOARD}c\r\x08\x7f\x9b2J\u202ed\u2066e\u200ff\u061cg"
@@ -279,7 +278,7 @@ def test_a_panic_of_a_library_is_a_line_too(monkeypatch: pytest.MonkeyPatch) -> 
     def panic(*_: object, **__: object) -> None:
         raise PanicException(f"no entry\nfor {TITLE}")
 
-    monkeypatch.setattr(command_line.generate, "callback", panic)
+    monkeypatch.setattr(COMMANDS["generate"], "callback", panic)
     run = inside("generate", "hi")
     assert_fails(run, 1, r"internal error: PanicException: no entry for \x1b]0;owned\x07; please")
 

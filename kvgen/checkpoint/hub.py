@@ -7,7 +7,6 @@ HF_HUB_OFFLINE. It is imported only when a name is not a folder.
 from __future__ import annotations
 
 import errno
-import logging
 import re
 import warnings
 from collections.abc import Callable
@@ -80,6 +79,8 @@ class _Repository:
 
     def fetch(self, *, progress: bool, on_note: Callable[[str], None]) -> Path:
         """The snapshot folder in the cache, with every file that kvgen needs."""
+        import logging
+
         import huggingface_hub
         from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
         from huggingface_hub.errors import OfflineModeIsEnabled

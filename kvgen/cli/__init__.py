@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
 import threading
@@ -14,13 +15,8 @@ import click
 
 import kvgen
 from kvgen.cli import signals
-from kvgen.cli.bench import bench
 from kvgen.cli.command import SuggestingGroup
-from kvgen.cli.generate import generate
-from kvgen.cli.info import info
-from kvgen.cli.inspect_attention import inspect_attention
 from kvgen.cli.output import note
-from kvgen.cli.verify import verify
 from kvgen.errors import KvgenError, TerminatedError
 from kvgen.text.patience import is_panic
 from kvgen.visible import one_line
@@ -32,6 +28,13 @@ _LONGEST_LINE = 400  # characters of a message: longer ones lose their middle
 
 @click.group(
     cls=SuggestingGroup,
+    modules={
+        "generate": "kvgen.cli.generate",
+        "bench": "kvgen.cli.bench",
+        "inspect-attention": "kvgen.cli.inspect_attention",
+        "verify": "kvgen.cli.verify",
+        "info": "kvgen.cli.info",
+    },
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "KVGEN"},
     epilog="""\b
 Exit codes: 0 done; 1 run-time failure; 2 wrong usage; 3 model not found;
@@ -56,13 +59,6 @@ def cli() -> None:
     """
 
 
-cli.add_command(generate)
-cli.add_command(bench)
-cli.add_command(inspect_attention)
-cli.add_command(verify)
-cli.add_command(info)
-
-
 def main() -> NoReturn:
     """Run the command line of this process and leave with its exit code."""
     signals.install()
@@ -77,6 +73,7 @@ def main() -> NoReturn:
         except OSError:
             # A closed pipe or a full disk is reported already; Python would repeat it and exit 120.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    gc.freeze()  # what is alive needs no visit by the collections at the end of a process
     sys.exit(code)
 
 

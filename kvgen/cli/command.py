@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from importlib import import_module
 from typing import Any
 
 import click
@@ -27,7 +28,26 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
 
 
 class SuggestingGroup(click.Group):
-    """A group that suggests a command for an unknown name."""
+    """A group that suggests a command for an unknown name, and imports only what is called.
+
+    `modules` names for each command the module that holds it, under the same name or one with _.
+    """
+
+    def __init__(self, *args: Any, modules: Mapping[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._modules = modules
+
+    def list_commands(self, _: click.Context) -> list[str]:
+        """Their names."""
+        return sorted(self._modules)
+
+    def get_command(self, _: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name."""
+        if cmd_name not in self._modules:
+            return None
+        module = import_module(self._modules[cmd_name])
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -36,7 +56,7 @@ class SuggestingGroup(click.Group):
         name = args[0]
         if self.get_command(ctx, name) is None and name[:1] != "-" and not ctx.resilient_parsing:
             options = [each for param in self.get_params(ctx) for each in param.opts]
-            near = did_you_mean(name, [*self.commands, *options])
+            near = did_you_mean(name, [*self._modules, *options])
             ctx.fail(f"No such command {name!r}.{near}")
         return super().resolve_command(ctx, args)
 

@@ -10,12 +10,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-import platformdirs
-from threadpoolctl import threadpool_info
 
 import kvgen
 from kvgen.engine.cgroups import cpu_quota
@@ -54,6 +50,8 @@ def peak_rss_bytes() -> int | None:
 
 def environment() -> Environment:
     """This machine and this Python, as they are now."""
+    from threadpoolctl import threadpool_info
+
     pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
     blas: dict[str, Any] = pools[0] if pools else {}
     return Environment(
@@ -78,6 +76,8 @@ def user_cache() -> Path:
     """Where kvgen keeps what it can make again; RuntimeError for a user without a home."""
     if chosen := os.environ.get("KVGEN_CACHE_DIR"):
         return Path(chosen)
+    import platformdirs
+
     folder = platformdirs.user_cache_path("kvgen", appauthor=False)
     if not folder.is_absolute():
         raise RuntimeError("this user has no home")
@@ -178,6 +178,8 @@ def _last_level_cache_bytes() -> int | None:
 
 
 def _version(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version  # slow to import
+
     try:
         return version(package)
     except PackageNotFoundError:

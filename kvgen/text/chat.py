@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -104,6 +103,8 @@ def render(template: str, messages: Sequence[Message], *, tokens: Mapping[str, s
 
 def _check_jinja() -> None:
     """Raise KvgenError where the other process would find no jinja2, or one that is too old."""
+    from importlib import metadata  # slow to import
+
     try:
         found = metadata.version("jinja2") if find_spec("jinja2") is not None else None
     except metadata.PackageNotFoundError:
