@@ -5,9 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from kvgen.cli.output import stderr_is_terminal
 from kvgen.visible import one_line
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+    from rich.status import Status
 
 _PATIENCE_SECONDS = 0.5  # shorter work shows neither
 
@@ -18,19 +23,22 @@ def working(what: str, *, quiet: bool = False) -> Iterator[None]:
     if quiet or not stderr_is_terminal():
         yield
         return
-    from rich.console import Console
-    from rich.text import Text
+    shown: list[Status] = []
 
-    status = Console(stderr=True).status(Text(one_line(what)))
-    timer = threading.Timer(_PATIENCE_SECONDS, status.start)
-    timer.daemon = True
-    timer.start()
+    def show() -> None:
+        from rich.console import Console
+        from rich.text import Text
+
+        status = Console(stderr=True).status(Text(one_line(what)))
+        status.start()
+        shown.append(status)
+
     try:
-        yield
+        with _unless_soon_done(show):
+            yield
     finally:
-        timer.cancel()
-        timer.join()
-        status.stop()
+        for status in shown:
+            status.stop()
 
 
 @contextmanager
@@ -54,32 +62,50 @@ def counting_phases(
     if quiet or not stderr_is_terminal():
         yield lambda *_: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    task = bar.add_task(one_line(what), total=total)
-    timer = threading.Timer(_PATIENCE_SECONDS, bar.start)
-    timer.daemon = True
-    timer.start()
+    shown: list[tuple[Progress, TaskID]] = []
     done = 0.0
 
+    def show() -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        task = bar.add_task(one_line(what), total=total, completed=int(min(done, 0.99 * total)))
+        bar.start()
+        shown.append((bar, task))
+
     def advance(phase: str, amount: float) -> None:
-        nonlocal done
-        done += amount
-        bar.update(task, description=one_line(phase), completed=min(done, 0.99 * total))
+        nonlocal done, what
+        done, what = done + amount, phase
+        for bar, task in shown:
+            bar.update(task, description=one_line(phase), completed=min(done, 0.99 * total))
 
     try:
-        yield advance
+        with _unless_soon_done(show):
+            yield advance
+    finally:
+        for bar, _ in shown:
+            bar.stop()
+
+
+@contextmanager
+def _unless_soon_done(show: Callable[[], None]) -> Iterator[None]:
+    """Call something in another thread where the block takes longer than half a second.
+
+    rich is imported there, and not by those who wait for nothing.
+    """
+    timer = threading.Timer(_PATIENCE_SECONDS, show)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
     finally:
         timer.cancel()
         timer.join()
-        if bar.live.is_started:
-            bar.stop()
