@@ -265,7 +265,7 @@ def load_models(flags: ModelFlags, *, quiet: bool = False, verbose: bool = False
 def _load(folder: Path | None, way: LoadOptions, *, quiet: bool) -> Model:
     with (
         working(
-            "loading the model (at the first start, kernels are compiled: some 10 s)", quiet=quiet
+            "loading the model (at the first start, kernels are compiled: some 8 s)", quiet=quiet
         ),
         signals.deferred(),
     ):
