@@ -140,6 +140,25 @@ def test_a_damaged_kernel_file_is_made_again(
     assert None not in map(read_object_code, files)
 
 
+@pytest.mark.slow
+def test_two_processes_may_compile_at_once(
+    tmp_path: Path, tiny_folder: Callable[..., Path]
+) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(tiny_folder("gpt2")), "numba"],
+            stdout=subprocess.PIPE,
+            env=os.environ | {"KVGEN_CACHE_DIR": str(tmp_path)},
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        process.communicate(timeout=300)
+        assert process.returncode == 0
+    assert not load_in_a_process(tiny_folder("gpt2"), KVGEN_CACHE_DIR=str(tmp_path))[1]
+    assert len([file for file in tmp_path.rglob("*") if file.is_file()]) == 1
+
+
 def test_only_whole_object_code_is_read(tmp_path: Path) -> None:
     file, code = tmp_path / "folder" / "some.object", bytes(range(256)) * 10
     assert read_object_code(file) is None

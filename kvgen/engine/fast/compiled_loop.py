@@ -19,12 +19,23 @@ from numba.extending import intrinsic
 from numba.np import arrayobj
 from numba.np.numpy_support import from_dtype
 
+from kvgen.engine.fast import target
 from kvgen.engine.fast.compiler import FAST_MATH, unoptimised
 from kvgen.engine.fast.layout import N_SHARED
 from kvgen.engine.fast.object_code import SYMBOL
 from kvgen.engine.fast.records import ArrayKind, Kind, RecordKind
 
 _ADDRESS = types.CPointer(types.int64)
+
+
+def check_target() -> None:
+    """Raise ValueError where Numba compiles for another CPU than target.py has found."""
+    _, cpu, features = cpu_target.target_context.codegen().magic_tuple()
+    if (cpu, features) != (target.CPU, target.FEATURES):
+        raise ValueError(
+            "a file .numba_config.yaml sets another CPU: set NUMBA_CPU_NAME and "
+            "NUMBA_CPU_FEATURES in the environment instead"
+        )
 
 
 def object_code_of(loop: Callable[..., int], kinds: tuple[Kind, ...]) -> bytes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ import numpy.typing as npt
 from llvmlite import binding
 
 from kvgen.atomic_write import write_atomically
-from kvgen.forks import wait_before_fork
 
 SYMBOL = "kvgen_loop"  # the name of the function in its object code
 _MAGIC = b"kvgen object code 1\n"
@@ -33,22 +31,18 @@ _FUNCTION = ctypes.CFUNCTYPE(
     ctypes.c_void_p,
 )
 
-_LINKING = threading.RLock()
-wait_before_fork(_LINKING)  # a child cannot finish what LLVM has half done
-
 
 class LinkedLoop:
     """A loop as a team runs it, in machine code; it stays in memory as long as the process."""
 
     def __init__(self, code: bytes) -> None:
         """Raises RuntimeError where the code needs what this process does not have."""
-        with _LINKING:
-            binding.initialize_native_target()
-            binding.initialize_native_asmprinter()
-            machine = binding.Target.from_default_triple().create_target_machine(jit=True)
-            linker = binding.create_lljit_compiler(machine, suppress_errors=True)
-            library = binding.JITLibraryBuilder().add_object_img(code).add_current_process()
-            linked = library.export_symbol(SYMBOL).link(linker, "kvgen")
+        binding.initialize_native_target()
+        binding.initialize_native_asmprinter()
+        machine = binding.Target.from_default_triple().create_target_machine(jit=True)
+        linker = binding.create_lljit_compiler(machine, suppress_errors=True)
+        library = binding.JITLibraryBuilder().add_object_img(code).add_current_process()
+        linked = library.export_symbol(SYMBOL).link(linker, "kvgen")
         self._function = _FUNCTION(linked[SYMBOL])
         # Never unloaded: a worker may still run it while the process ends.
         linked.detach()
@@ -60,7 +54,7 @@ class LinkedLoop:
         n_threads: int,
         shared: npt.NDArray[np.int64],
         last_ticket: int,
-        table: npt.NDArray[np.int64],
+        table_address: int,
     ) -> int:
         """Run it on the records of a table (records.py), without Python's lock; see team.py."""
         ticket, error = ctypes.c_int64(), ctypes.c_void_p()
@@ -71,7 +65,7 @@ class LinkedLoop:
             n_threads,
             shared.ctypes.data,
             last_ticket,
-            table.ctypes.data,
+            table_address,
         )
         assert status == 0, f"a kernel has failed with status {status}"
         return ticket.value

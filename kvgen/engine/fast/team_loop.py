@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import warnings
-from functools import cache, cached_property
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +17,12 @@ from kvgen.engine.fast.kernel_folder import FOLDER
 from kvgen.engine.fast.object_code import LinkedLoop, read_object_code, write_object_code
 from kvgen.engine.fast.records import Kind, described, kind_of, table_of
 from kvgen.errors import KvgenError, NoCompilerError
+from kvgen.forks import wait_before_fork
 
 LoopName = Literal["worker_loop", "probe_loop"]
+
+_LOADING = threading.RLock()  # two threads need not compile the same
+wait_before_fork(_LOADING)  # a child cannot finish what LLVM has half done
 
 
 class TeamLoop:
@@ -30,16 +35,17 @@ class TeamLoop:
         self._name: LoopName = name
         self._records = records  # the table holds addresses of their arrays
         self._table = table_of(records)
+        self._table_address: int = self._table.ctypes.data
+        self._linked: LinkedLoop | None = None
 
     def __call__(
         self, thread: int, n_threads: int, shared: npt.NDArray[Any], last_ticket: int
     ) -> int:
         """See `Team`. The first call raises KvgenError where there is no code and no compiler."""
-        return self._linked(thread, n_threads, shared, last_ticket, self._table)
-
-    @cached_property
-    def _linked(self) -> LinkedLoop:
-        return _linked_loop(self._name, tuple(map(kind_of, self._records)))
+        if self._linked is None:
+            with _LOADING:
+                self._linked = _linked_loop(self._name, tuple(map(kind_of, self._records)))
+        return self._linked(thread, n_threads, shared, last_ticket, self._table_address)
 
 
 @cache
@@ -48,17 +54,18 @@ def _linked_loop(name: LoopName, kinds: tuple[Kind, ...]) -> LinkedLoop:
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         raise KvgenError("NUMBA_DISABLE_JIT turns the compiler off: use --backend numpy")
     path = _path(name, kinds)
-    if path is not None and (code := read_object_code(path)) is not None:
-        try:
-            return LinkedLoop(code)
-        except RuntimeError:  # it calls a function that only the compiler brings along
-            pass
+    kept = read_object_code(path) if path is not None else None
+    if (linked := _link(kept)) is not None:
+        return linked
     try:
-        from kvgen.engine.fast.compiled_loop import object_code_of
+        from kvgen.engine.fast.compiled_loop import check_target, object_code_of
 
+        check_target()
         loop = getattr(import_module(f"kvgen.engine.fast.{name}"), name)
     except Exception as error:  # whatever keeps Numba from starting: ImportError, a bad setting
         raise NoCompilerError(str(error)) from None
+    if (linked := _link(kept)) is not None:  # Numba brings along what this process did not have
+        return linked
     code = object_code_of(loop, kinds)
     if path is not None:
         try:
@@ -70,6 +77,14 @@ def _linked_loop(name: LoopName, kinds: tuple[Kind, ...]) -> LinkedLoop:
                 stacklevel=1,
             )
     return LinkedLoop(code)
+
+
+def _link(code: bytes | None) -> LinkedLoop | None:
+    """None where there is no code, or it needs what this process does not have."""
+    try:
+        return None if code is None else LinkedLoop(code)
+    except RuntimeError:
+        return None
 
 
 def _path(name: str, kinds: tuple[Kind, ...]) -> Path | None:
