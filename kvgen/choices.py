@@ -54,6 +54,7 @@ class LoadOptions:
     cache_dtype: CacheDTypeChoice = "auto"  # of keys and values
     prefill: PrefillName = "exact"
     threads: int | None = None  # None: one for each core
+    mmap: bool | None = None  # weights used in the mapped file; None: small ones are copied
 
     def __post_init__(self) -> None:
         """Check every value: callers of `kvgen.load` may pass anything."""
@@ -64,6 +65,8 @@ class LoadOptions:
         n = self.threads
         if n is not None and (not isinstance(n, int) or not 0 < n <= MOST_THREADS):
             raise UsageError(f"threads must be a whole number from 1 to {MOST_THREADS}, not {n!r}")
+        if self.mmap not in (None, True, False):
+            raise UsageError(f"mmap must be True, False or None, not {self.mmap!r}")
 
 
 def _check(what: str, value: Any, kind: Any) -> None:

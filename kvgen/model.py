@@ -24,6 +24,7 @@ from kvgen.choices import (
 )  # fmt: skip
 from kvgen.engine.config import ModelConfig
 from kvgen.engine.contract import Engine, check_ids
+from kvgen.engine.huge_pages import in_memory, pays
 from kvgen.engine.open import open_engine
 from kvgen.engine.params import Params
 from kvgen.engine.tensors import FloatArray
@@ -241,6 +242,7 @@ def load(
     cache_dtype: CacheDTypeChoice = "auto",
     prefill: PrefillName = "exact",
     threads: int | None = None,
+    mmap: bool | None = None,
     revision: str | None = None,
 ) -> Model:
     """Load a model folder, a model of the Hugging Face Hub by its name, or the default model.
@@ -250,13 +252,16 @@ def load(
     the numpy backend, else f16. `prefill="fast"` rounds activations to the width of bf16 or int8
     weights where several tokens run at once: faster, and no longer exact. `prefill="stepwise"` runs
     one position at a time, so that logits with and without the cache are equal to the bit; each
-    position takes as long as a decode step. `threads` is one for each core unless given. `revision`
-    is a branch, tag or commit of a model on the Hub. Raises ModelNotFoundError, CheckpointError or
-    UsageError.
+    position takes as long as a decode step. `threads` is one for each core unless given. With
+    `mmap` weights are used where they lie in the mapped file, without it they are copied into
+    memory, into huge pages where the system has them; unless given, small models are copied, which
+    they gain from. `revision` is a branch, tag or commit of a model on the Hub. Raises
+    ModelNotFoundError, CheckpointError or UsageError.
     """
     options = LoadOptions(
-        backend=backend, dtype=dtype, cache_dtype=cache_dtype, prefill=prefill, threads=threads
-    )
+        backend=backend, dtype=dtype, cache_dtype=cache_dtype, prefill=prefill, threads=threads,
+        mmap=mmap,
+    )  # fmt: skip
     if path_or_id is not None and not (isinstance(path_or_id, (str, Path)) and str(path_or_id)):
         raise UsageError(f"{path_or_id!r} is not the name of a model")
     if path_or_id is None and revision is not None:
@@ -271,6 +276,8 @@ def load_folder(folder: Path, options: LoadOptions) -> Model:
     checkpoint = open_checkpoint(folder)
     dtype = None if options.dtype == "auto" else options.dtype
     params = bind(checkpoint, find(checkpoint.config), dtype=dtype)
+    if not options.mmap and options.backend != "numpy":
+        params = in_memory(params) if options.mmap is False or pays(params) else params
     notes: list[str] = []
     engine = open_engine(
         params,

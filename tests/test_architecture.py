@@ -47,6 +47,7 @@ MAY_IMPORT = {
     "engine.cache": {"engine.config", "engine.rope", "engine.tensors"},
     "engine.trace": {"engine.config", "engine.tensors"},
     "engine.calibration": {"engine.config", "engine.machine"},
+    "engine.huge_pages": {"engine.params", "engine.tensors"},
     "engine.contract": {
         "engine.cache", "engine.calibration", "engine.config", "engine.tensors", "engine.trace",
     },
@@ -68,8 +69,8 @@ MAY_IMPORT = {
     "generate": {"engine.config", "engine.tensors", "sampling", "session"},
     "model": {
         *_SHARED, "checkpoint.bind", "checkpoint.families", "checkpoint.folder", "checkpoint.hub",
-        "engine.contract", "engine.open", "generate", "recommendation", "sampling", "session",
-        "text",
+        "engine.contract", "engine.huge_pages", "engine.open", "generate", "recommendation",
+        "sampling", "session", "text",
     },
     "facts": {
         *_SHARED, "checkpoint.bind", "checkpoint.families", "checkpoint.folder", "model",

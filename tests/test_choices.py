@@ -39,7 +39,7 @@ def test_load_keeps_its_signature() -> None:
     parameters = inspect.signature(kvgen.load).parameters.values()
     assert [(each.name, each.default) for each in parameters] == [
         ("path_or_id", None), ("backend", "auto"), ("dtype", "auto"), ("cache_dtype", "auto"),
-        ("prefill", "exact"), ("threads", None), ("revision", None),
+        ("prefill", "exact"), ("threads", None), ("mmap", None), ("revision", None),
     ]  # fmt: skip
     defaults = LoadOptions()
     assert all(getattr(defaults, each.name) == each.default for each in list(parameters)[1:-1])
@@ -53,6 +53,7 @@ def test_load_keeps_its_signature() -> None:
         ({"cache_dtype": None}, "cache dtype None is not one of auto, f32, f16"),
         ({"prefill": ["fast"]}, r"prefill \['fast'\] is not one of exact, fast, stepwise"),
         ({"threads": 0}, "threads must be a whole number from 1 to 1024, not 0"),
+        ({"mmap": "no"}, "mmap must be True, False or None, not 'no'"),
         ({"threads": "4"}, "threads must be a whole number from 1 to 1024, not '4'"),
     ],
 )

@@ -64,6 +64,7 @@ class _ModelValues(NamedTuple):
     cache_dtype: Any
     prefill: PrefillName
     threads: Any
+    mmap: bool | None
 
     def flags(self) -> ModelFlags:
         """The same, with a LoadOptions for each combination of lists."""
@@ -79,6 +80,7 @@ class _ModelValues(NamedTuple):
                     cache_dtype=cache_dtype,
                     prefill=self.prefill,
                     threads=threads,
+                    mmap=self.mmap,
                 )
                 for dtype, cache_dtype, backend, threads in ways
             ),
@@ -197,6 +199,12 @@ def _model_options(*, several: bool) -> Callable[[Command], Command]:
             "--threads",
             type=kind(click.IntRange(1, MOST_THREADS)),
             help="Number of threads that compute. [default: one for each core]",
+        ),
+        click.option(
+            "--mmap/--no-mmap",
+            default=None,
+            help="Use the weights where they lie in the mapped file, or copy them into memory, "
+            "into huge pages where the system has them. [default: copy up to 64 MiB]",
         ),
         convert=_ModelValues.flags,
     )

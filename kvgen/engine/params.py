@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from kvgen.choices import DTypeName
@@ -68,6 +69,35 @@ class Params:
             linears = (layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down)
             tensors += [linear.weight for linear in linears if linear is not None]
         return tensors
+
+    def replaced(self, by: Callable[[Tensor], Tensor]) -> Params:
+        """The same model with another tensor for each of `weights`."""
+
+        def linear(one: Linear) -> Linear:
+            return one._replace(weight=by(one.weight))
+
+        embed = by(self.embed)
+        tied = self.head.weight is self.embed
+        layers = tuple(
+            replace(
+                layer,
+                q=linear(layer.q),
+                k=linear(layer.k),
+                v=linear(layer.v),
+                o=linear(layer.o),
+                gate=None if layer.gate is None else linear(layer.gate),
+                up=linear(layer.up),
+                down=linear(layer.down),
+            )
+            for layer in self.layers
+        )
+        return replace(
+            self,
+            embed=embed,
+            positions=None if self.positions is None else by(self.positions),
+            layers=layers,
+            head=self.head._replace(weight=embed) if tied else linear(self.head),
+        )
 
     @property
     def matrix_bytes(self) -> int:

@@ -44,6 +44,7 @@ class Tensor(Protocol):
     def rows(self, ids: npt.NDArray[np.int64]) -> FloatArray: ...
     def dequantize(self) -> FloatArray: ...
     def view(self, array: Array) -> Tensor: ...
+    def with_stored(self, array: Array) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,10 @@ class Dense:
     def dequantize(self) -> FloatArray:
         """The whole tensor as float32: itself where it is float32 already, else a copy."""
         return self.stored.astype(np.float32, copy=False)
+
+    def with_stored(self, array: Array) -> Dense:
+        """The same tensor around a copy of its numbers."""
+        return Dense(array)
 
     def view(self, array: Array) -> Dense:
         """The same kind of storage around another array (a slice or a transpose of this one)."""
@@ -109,6 +114,10 @@ class Int8:
         """The whole tensor as float32, a copy."""
         numbers: FloatArray = self.stored * self.scales[:, None]
         return numbers
+
+    def with_stored(self, array: Array) -> Int8:
+        """The same tensor around a copy of its numbers."""
+        return Int8(array, self.scales)
 
     def view(self, array: Array) -> Int8:
         """Not possible: a row's scale belongs to the whole row."""
