@@ -25,6 +25,7 @@ from kvgen.engine.fast.kernels.simd import (
     load,
     load_from,
     multiply_add,
+    prefetch,
     store,
     sum_of,
     zeros,
@@ -32,7 +33,9 @@ from kvgen.engine.fast.kernels.simd import (
 from kvgen.engine.fast.kernels.vector_types import FLOATS, WORDS, spread
 from kvgen.engine.fast.kernels.weight_access import row_scale, rows_of, widen
 from kvgen.engine.fast.kernels.x86_intrinsics import add_byte_products, add_pair_products
-from kvgen.engine.fast.layout import LANES, ROWS, Range, Rows
+from kvgen.engine.fast.layout import LANES, LINE_BYTES, ROWS, Range, Rows
+
+_BYTES_AHEAD = 2048  # that a row of weights is fetched before it is needed
 
 
 @kernel
@@ -45,12 +48,25 @@ def thread_range(count, worker, unit):
 
 
 @kernel
+def dot_tail(weight, offset, x, begin, n):
+    """What is left of a row behind its whole vectors, times x."""
+    noinline()
+    total = np.float32(0)
+    for i in range(begin, n):  # a matrix ends where the next one begins, or where the file ends
+        total += widen(weight[offset + i]) * x[i]
+    return total
+
+
+@kernel
 def dot_row(weight, offset, x, n):
     """One row of a matrix times x [n]."""
-    noinline()
     one, two, three, four = zeros(), zeros(), zeros(), zeros()
+    line = LINE_BYTES // weight.itemsize
+    ahead = offset + _BYTES_AHEAD // weight.itemsize
     i = 0
     while i + 4 * LANES <= n:
+        for j in range(i, i + 4 * LANES, line):
+            prefetch(weight, ahead + j)
         one = fma(load(weight, offset + i), load(x, i), one)
         two = fma(load(weight, offset + i + LANES), load(x, i + LANES), two)
         three = fma(load(weight, offset + i + 2 * LANES), load(x, i + 2 * LANES), three)
@@ -60,10 +76,7 @@ def dot_row(weight, offset, x, n):
         one = fma(load(weight, offset + i), load(x, i), one)
         i += LANES
     total = sum_of(add(add(one, two), add(three, four)))
-    while i < n:  # a matrix ends where the next one begins, or where the file ends
-        total += widen(weight[offset + i]) * x[i]
-        i += 1
-    return total
+    return total if i == n else total + dot_tail(weight, offset, x, i, n)
 
 
 @kernel

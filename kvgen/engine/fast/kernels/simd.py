@@ -68,6 +68,22 @@ def load_from(context: Any, builder: Any, pointer: Any, kind: Any) -> Any:
 
 
 @intrinsic
+def prefetch(_: Any, array: Any, offset: Any) -> Any:
+    """Begin to read the line of the CPU's cache that holds a number; it need not be ours."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        pointer = builder.bitcast(_pointer(context, builder, signature, arguments), byte)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        to_read, keep, data = number(0), number(3), number(1)
+        builder.call(function, [pointer, to_read, keep, data])
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp), generate
+
+
+@intrinsic
 def store(_: Any, array: Any, offset: Any, vector: Any) -> Any:
     """Store sixteen numbers as float32, or rounded as int16 (bits of f16)."""
     kind = array.dtype
