@@ -58,7 +58,7 @@ def environment() -> Environment:
         cpu=cpu_name(),
         cores=usable_cores(),
         cpus=os.cpu_count() or 1,
-        last_level_cache_bytes=_last_level_cache_bytes(),
+        last_level_cache_bytes=last_level_cache_bytes(),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         kvgen=kvgen.__version__,
@@ -166,7 +166,7 @@ class OtherPrograms:
         return max(0.0, self._others / self._seconds) if self._seconds else None
 
 
-def _last_level_cache_bytes() -> int | None:
+def last_level_cache_bytes() -> int | None:
     """The size of the largest cache that the first CPU reads through, None where unknown."""
     sizes = []
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):

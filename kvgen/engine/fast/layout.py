@@ -20,6 +20,7 @@ IntArray = npt.NDArray[np.int64]
 
 LANES = 16  # numbers of a vector register
 LINE_BYTES = 64  # int8 numbers that one instruction multiplies: a line of the CPU's cache
+BYTES_AHEAD = 4096  # weights are fetched so far before they are needed
 ROWS = 6  # rows of a tile: 6 x 4 sums, 4 loads and a repeated number fill 32 registers
 CHUNK = 192  # tokens that go through the layers together: constant memory, and the best speed
 BLOCK = 64  # positions of a block of keys

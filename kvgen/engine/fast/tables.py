@@ -8,6 +8,7 @@ from kvgen.choices import CacheDTypeName
 from kvgen.engine.config import Activation, ModelConfig
 from kvgen.engine.fast import layout
 from kvgen.engine.fast.layout import CHUNK, LANES, LINE_BYTES, PIECES, ROWS, SEGMENT, row_pitch
+from kvgen.engine.machine import last_level_cache_bytes
 from kvgen.engine.params import LayerParams, Linear, Norm, Params
 from kvgen.engine.tensors import Array, FloatArray, Int8, Tensor
 
@@ -24,7 +25,8 @@ KERNEL_TYPES: dict[str, type] = {
     "f16": np.int16,
     "int8": np.int8,
 }
-STREAMED_BYTES = 12 * 2**20  # more weights than this do not stay in the CPU between tokens
+# More weights than this do not stay in the CPU between tokens.
+STREAMED_BYTES = last_level_cache_bytes() or 12 * 2**20
 
 
 def shape_of(params: Params) -> layout.Shape:

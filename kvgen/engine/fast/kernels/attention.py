@@ -38,15 +38,15 @@ def score_tile(n_rows, a, b, c, n):
     """C = A [rows, n] B for 64 columns: the scores of all rows against one block of keys."""
     noinline()
     if n_rows == 1:
-        tile(1, 4, a, b, c, n, True)
+        tile(1, 4, 2, a, b, c, n, True)
     elif n_rows == 2:
-        tile(2, 4, a, b, c, n, True)
+        tile(2, 4, 1, a, b, c, n, True)
     elif n_rows == 3:
-        tile(3, 4, a, b, c, n, True)
+        tile(3, 4, 1, a, b, c, n, True)
     elif n_rows == 4:
-        tile(4, 4, a, b, c, n, True)
+        tile(4, 4, 1, a, b, c, n, True)
     else:
-        tile(6, 4, a, b, c, n, True)
+        tile(6, 4, 1, a, b, c, n, True)
 
 
 @kernel
@@ -54,15 +54,29 @@ def four_columns(n_rows, a, b, c, n):
     """C += A [rows, n] B for 64 columns: weights times values."""
     noinline()
     if n_rows == 1:
-        tile(1, 4, a, b, c, n, False)
+        tile(1, 4, 2, a, b, c, n, False)
     elif n_rows == 2:
-        tile(2, 4, a, b, c, n, False)
+        tile(2, 4, 1, a, b, c, n, False)
     elif n_rows == 3:
-        tile(3, 4, a, b, c, n, False)
+        tile(3, 4, 1, a, b, c, n, False)
     elif n_rows == 4:
-        tile(4, 4, a, b, c, n, False)
+        tile(4, 4, 1, a, b, c, n, False)
     else:
-        tile(6, 4, a, b, c, n, False)
+        tile(6, 4, 1, a, b, c, n, False)
+
+
+@kernel
+def three_columns(n_rows, a, b, c, n):
+    """C += A [rows, n] B for 48 columns: weights times values."""
+    noinline()
+    if n_rows == 1:
+        tile(1, 3, 4, a, b, c, n, False)
+    elif n_rows == 2:
+        tile(2, 3, 2, a, b, c, n, False)
+    elif n_rows == 3:
+        tile(3, 3, 1, a, b, c, n, False)
+    else:
+        tile(6, 3, 1, a, b, c, n, False)
 
 
 @kernel
@@ -70,11 +84,11 @@ def one_column(n_rows, a, b, c, n):
     """C += A [rows, n] B for 16 columns: weights times values."""
     noinline()
     if n_rows == 1:
-        tile(1, 1, a, b, c, n, False)
+        tile(1, 1, 8, a, b, c, n, False)
     elif n_rows <= 3:
-        tile(3, 1, a, b, c, n, False)
+        tile(3, 1, 3, a, b, c, n, False)
     else:
-        tile(6, 1, a, b, c, n, False)
+        tile(6, 1, 2, a, b, c, n, False)
 
 
 @kernel
@@ -164,6 +178,12 @@ def attend(n_rows, queries, head, positions, cap):
                 stop - segment,
             )  # fmt: skip
             column += 4 * LANES
+        if column + 3 * LANES <= pitch:
+            three_columns(
+                n_rows, weights, Rows(head.values, start + column, pitch), Rows(out, column, pitch),
+                stop - segment,
+            )  # fmt: skip
+            column += 3 * LANES
         while column < pitch:
             one_column(
                 n_rows, weights, Rows(head.values, start + column, pitch), Rows(out, column, pitch),

@@ -30,6 +30,7 @@ from kvgen.engine.fast.kernels.simd import (
     maximum,
     mul,
     multiply_add,
+    prefetch,
     splat,
     sum_of,
     zeros,
@@ -47,7 +48,7 @@ from kvgen.engine.fast.kernels.vector_types import (
 )
 from kvgen.engine.fast.kernels.weight_access import as_pointer
 from kvgen.engine.fast.kernels.x86_intrinsics import add_byte_products
-from kvgen.engine.fast.layout import LANES, LINE_BYTES, WIDEST_DOT
+from kvgen.engine.fast.layout import BYTES_AHEAD, LANES, LINE_BYTES, WIDEST_DOT
 from kvgen.engine.fast.target import MULTIPLIES_BYTES
 
 HALF_RANGE = 2**23
@@ -164,21 +165,35 @@ def int8_rows(matrix, weight, x, y, rows, digits):
         middle_start = minus_128_times(middle_start, digits, pitch + i)
         high_start = minus_128_times(high_start, digits, 2 * pitch + i)
     row = rows.begin
-    while not matrix.streamed and row + 2 <= rows.end:  # two rows load each digit once
-        a, b = row * n, (row + 1) * n
-        low, middle, high = low_start, middle_start, high_start
-        low_, middle_, high_ = low_start, middle_start, high_start
+    while row + 4 <= rows.end:  # four rows load each digit once
+        a, b, c, d = row * n, (row + 1) * n, (row + 2) * n, (row + 3) * n
+        low_a, middle_a, high_a = low_start, middle_start, high_start
+        low_b, middle_b, high_b = low_start, middle_start, high_start
+        low_c, middle_c, high_c = low_start, middle_start, high_start
+        low_d, middle_d, high_d = low_start, middle_start, high_start
         for i in range(0, pitch, LINE_BYTES):
-            low = add_products(low, digits, i, weight, a + i)
-            middle = add_products(middle, digits, pitch + i, weight, a + i)
-            high = add_products(high, digits, 2 * pitch + i, weight, a + i)
-            low_ = add_products(low_, digits, i, weight, b + i)
-            middle_ = add_products(middle_, digits, pitch + i, weight, b + i)
-            high_ = add_products(high_, digits, 2 * pitch + i, weight, b + i)
-        y[row] = sum_of(joined(low, middle, high)) * (scale * scales[row]) + bias[row]
-        total = sum_of(joined(low_, middle_, high_))
-        y[row + 1] = total * (scale * scales[row + 1]) + bias[row + 1]
-        row += 2
+            j, k = pitch + i, 2 * pitch + i
+            for line in range(4):
+                prefetch(weight, a + 4 * i + line * LINE_BYTES + BYTES_AHEAD)
+            low_a = add_products(low_a, digits, i, weight, a + i)
+            middle_a = add_products(middle_a, digits, j, weight, a + i)
+            high_a = add_products(high_a, digits, k, weight, a + i)
+            low_b = add_products(low_b, digits, i, weight, b + i)
+            middle_b = add_products(middle_b, digits, j, weight, b + i)
+            high_b = add_products(high_b, digits, k, weight, b + i)
+            low_c = add_products(low_c, digits, i, weight, c + i)
+            middle_c = add_products(middle_c, digits, j, weight, c + i)
+            high_c = add_products(high_c, digits, k, weight, c + i)
+            low_d = add_products(low_d, digits, i, weight, d + i)
+            middle_d = add_products(middle_d, digits, j, weight, d + i)
+            high_d = add_products(high_d, digits, k, weight, d + i)
+        first, second = joined(low_a, middle_a, high_a), joined(low_b, middle_b, high_b)
+        third, fourth = joined(low_c, middle_c, high_c), joined(low_d, middle_d, high_d)
+        y[row] = sum_of(first) * (scale * scales[row]) + bias[row]
+        y[row + 1] = sum_of(second) * (scale * scales[row + 1]) + bias[row + 1]
+        y[row + 2] = sum_of(third) * (scale * scales[row + 2]) + bias[row + 2]
+        y[row + 3] = sum_of(fourth) * (scale * scales[row + 3]) + bias[row + 3]
+        row += 4
     while row < rows.end:
         low, middle, high = low_start, middle_start, high_start
         for i in range(0, pitch, LINE_BYTES):

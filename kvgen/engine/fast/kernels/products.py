@@ -8,6 +8,7 @@ of the other matrix at a time is copied to all lanes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -33,9 +34,7 @@ from kvgen.engine.fast.kernels.simd import (
 from kvgen.engine.fast.kernels.vector_types import FLOATS, WORDS, spread
 from kvgen.engine.fast.kernels.weight_access import row_scale, rows_of, widen
 from kvgen.engine.fast.kernels.x86_intrinsics import add_byte_products, add_pair_products
-from kvgen.engine.fast.layout import LANES, LINE_BYTES, ROWS, Range, Rows
-
-_BYTES_AHEAD = 2048  # that a row of weights is fetched before it is needed
+from kvgen.engine.fast.layout import BYTES_AHEAD, LANES, LINE_BYTES, ROWS, Range, Rows
 
 
 @kernel
@@ -62,7 +61,7 @@ def dot_row(weight, offset, x, n):
     """One row of a matrix times x [n]."""
     one, two, three, four = zeros(), zeros(), zeros(), zeros()
     line = LINE_BYTES // weight.itemsize
-    ahead = offset + _BYTES_AHEAD // weight.itemsize
+    ahead = offset + BYTES_AHEAD // weight.itemsize
     i = 0
     while i + 4 * LANES <= n:
         for j in range(i, i + 4 * LANES, line):
@@ -82,12 +81,15 @@ def dot_row(weight, offset, x, n):
 @kernel
 def dot_four_rows(weight, offset, x, n):
     """Four rows of a matrix times x [n]: each number of x is loaded once for all."""
-    noinline()
     a, b, c, d = offset, offset + n, offset + 2 * n, offset + 3 * n
     one, two, three, four = zeros(), zeros(), zeros(), zeros()
     one_, two_, three_, four_ = zeros(), zeros(), zeros(), zeros()
+    line = LINE_BYTES // weight.itemsize
+    ahead = offset + BYTES_AHEAD // weight.itemsize
     i = 0
     while i + 2 * LANES <= n:
+        for j in range(0, 8 * LANES, line):  # four rows lie one behind the other
+            prefetch(weight, ahead + 4 * i + j)
         even, odd = load(x, i), load(x, i + LANES)
         one = fma(load(weight, a + i), even, one)
         two = fma(load(weight, b + i), even, two)
@@ -107,12 +109,11 @@ def dot_four_rows(weight, offset, x, n):
         i += LANES
     first, second = sum_of(add(one, one_)), sum_of(add(two, two_))
     third, fourth = sum_of(add(three, three_)), sum_of(add(four, four_))
-    while i < n:
-        first += widen(weight[a + i]) * x[i]
-        second += widen(weight[b + i]) * x[i]
-        third += widen(weight[c + i]) * x[i]
-        fourth += widen(weight[d + i]) * x[i]
-        i += 1
+    if i < n:
+        first += dot_tail(weight, a, x, i, n)
+        second += dot_tail(weight, b, x, i, n)
+        third += dot_tail(weight, c, x, i, n)
+        fourth += dot_tail(weight, d, x, i, n)
     return first, second, third, fourth
 
 
@@ -120,8 +121,8 @@ def dot_four_rows(weight, offset, x, n):
 def dot_rows(matrix, x, y, rows, digits):
     """Write some rows of W x + bias into y.
 
-    A matrix that is `streamed` from main memory is read as one stream, which the CPU fetches ahead
-    by itself: several rows at once, or prefetching by hand, were slower by a fifth.
+    A matrix that is `streamed` from main memory is read row by row: of four rows at once, each line
+    of the CPU's cache comes too late, and they were slower by a fifth.
     `digits` has room for 3 n bytes in whole lines.
     """
     noinline()
@@ -143,16 +144,21 @@ def dot_rows(matrix, x, y, rows, digits):
 
 
 @intrinsic(prefer_literal=True)
-def tile(_: Any, n_rows: Any, n_vectors: Any, a: Any, b: Any, c: Any, n: Any, fresh: Any) -> Any:
+def tile(
+    _: Any, n_rows: Any, n_vectors: Any, chains: Any, a: Any, b: Any, c: Any, n: Any, fresh: Any
+) -> Any:
     """C (+)= A B for n_rows x (16 n_vectors) numbers of C, all sums in registers.
 
     A [n_rows, n] float32, B [n, 16 n_vectors] as stored, C float32, each of them `Rows`. Where A
     and B are words, each holds two numbers of bfloat16 (C float32), or four bytes, without signs in
     A and with signs in B (C int32). `fresh` starts from 0, else the sums are added to C.
+
+    A sum can take a product every four cycles or so, so small tiles keep several `chains` of sums:
+    chain k takes the products k, k + chains, ... and in the end all are added.
     """
     if not isinstance(n_rows, types.IntegerLiteral):
         return None
-    R, V = n_rows.literal_value, n_vectors.literal_value
+    R, V, U = (each.literal_value for each in (n_rows, n_vectors, chains))
     kinds = [operand.types[0] for operand in (a, b, c)]
     in_bytes = kinds[2].dtype == types.int32
     total_kind = WORDS if in_bytes else FLOATS
@@ -165,7 +171,7 @@ def tile(_: Any, n_rows: Any, n_vectors: Any, a: Any, b: Any, c: Any, n: Any, fr
     def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
         def start_and_pitch(operand: int) -> Any:
             numbers, start, pitch = (
-                builder.extract_value(arguments[2 + operand], field) for field in range(3)
+                builder.extract_value(arguments[3 + operand], field) for field in range(3)
             )
             array = context.make_array(kinds[operand])(context, builder, numbers)
             return builder.gep(array.data, [start]), pitch
@@ -175,7 +181,7 @@ def tile(_: Any, n_rows: Any, n_vectors: Any, a: Any, b: Any, c: Any, n: Any, fr
                 base = builder.gep(base, [part])
             return base
 
-        count = arguments[5]
+        count = arguments[6]
         number = lambda value: ir.Constant(count.type, value)  # noqa: E731
         (a_start, a_pitch), (b_start, b_pitch), (c_start, c_pitch) = map(start_and_pitch, range(3))
         a_rows = [at(a_start, builder.mul(a_pitch, number(r))) for r in range(R)]
@@ -189,34 +195,55 @@ def tile(_: Any, n_rows: Any, n_vectors: Any, a: Any, b: Any, c: Any, n: Any, fr
             ]
             for r in range(R)
         ]
-        sums = [[cgutils.alloca_once(builder, total_kind) for _ in range(V)] for _ in range(R)]
+        sums = [
+            [[cgutils.alloca_once(builder, total_kind) for _ in range(V)] for _ in range(R)]
+            for _ in range(U)
+        ]
         none = ir.Constant(total_kind, None)
-        with builder.if_else(arguments[6]) as (then, otherwise):
+        for chain in sums[1:]:
+            for total in itertools.chain(*chain):
+                builder.store(none, total)
+        with builder.if_else(arguments[7]) as (then, otherwise):
             with then:
-                for row in sums:
-                    for total in row:
-                        builder.store(none, total)
+                for total in itertools.chain(*sums[0]):
+                    builder.store(none, total)
             with otherwise:
-                for row, held in zip(sums, targets, strict=True):
-                    for total, target in zip(row, held, strict=True):
-                        builder.store(builder.load(target, align=4), total)
-        with cgutils.for_range(builder, count) as loop:
-            b_row = at(b_start, builder.mul(loop.index, b_pitch))
+                for total, target in zip(
+                    itertools.chain(*sums[0]), itertools.chain(*targets), strict=True
+                ):
+                    builder.store(builder.load(target, align=4), total)
+
+        def add_product(index: Any, chain: Any) -> None:
+            b_row = at(b_start, builder.mul(index, b_pitch))
             lanes = [
                 load_from(context, builder, at(b_row, number(LANES * v)), kinds[1].dtype)
                 for v in range(V)
             ]
             for r in range(R):
-                factor = spread(builder, builder.load(at(a_rows[r], loop.index)))
+                factor = spread(builder, builder.load(at(a_rows[r], index)))
                 for v in range(V):
-                    total = builder.load(sums[r][v])
-                    builder.store(multiply(builder, factor, lanes[v], total), sums[r][v])
-        for row, held in zip(sums, targets, strict=True):
-            for total, target in zip(row, held, strict=True):
-                builder.store(builder.load(total), target, align=4)
+                    total = builder.load(chain[r][v])
+                    builder.store(multiply(builder, factor, lanes[v], total), chain[r][v])
+
+        whole = builder.sub(count, builder.urem(count, number(U))) if U > 1 else count
+        with cgutils.for_range(builder, builder.udiv(whole, number(U)) if U > 1 else count) as loop:
+            first = builder.mul(loop.index, number(U)) if U > 1 else loop.index
+            for u, chain in enumerate(sums):
+                add_product(builder.add(first, number(u)) if u else first, chain)
+        if U > 1:
+            with cgutils.for_range(builder, builder.sub(count, whole)) as loop:
+                add_product(builder.add(whole, loop.index), sums[0])
+        together = builder.add if in_bytes else builder.fadd
+        for r in range(R):
+            for v in range(V):
+                total = builder.load(sums[0][r][v])
+                for chain in sums[1:]:
+                    total = together(total, builder.load(chain[r][v]))
+                builder.store(total, targets[r][v], align=4)
         return context.get_dummy_value()
 
-    return types.none(n_rows, n_vectors, a, b, c, types.intp, types.boolean), generate
+    signature = types.none(n_rows, n_vectors, chains, a, b, c, types.intp, types.boolean)
+    return signature, generate
 
 
 @kernel
@@ -226,19 +253,19 @@ def tile_across(a, b, c, n):
     pitch, column = c.pitch, 0
     while column + 4 * LANES <= pitch:
         tile(
-            ROWS, 4, a, Rows(b.numbers, b.start + column, pitch),
+            ROWS, 4, 1, a, Rows(b.numbers, b.start + column, pitch),
             Rows(c.numbers, c.start + column, pitch), n, True,
         )  # fmt: skip
         column += 4 * LANES
     if column + 2 * LANES <= pitch:
         tile(
-            ROWS, 2, a, Rows(b.numbers, b.start + column, pitch),
+            ROWS, 2, 1, a, Rows(b.numbers, b.start + column, pitch),
             Rows(c.numbers, c.start + column, pitch), n, True,
         )  # fmt: skip
         column += 2 * LANES
     if column < pitch:
         tile(
-            ROWS, 1, a, Rows(b.numbers, b.start + column, pitch),
+            ROWS, 1, 1, a, Rows(b.numbers, b.start + column, pitch),
             Rows(c.numbers, c.start + column, pitch), n, True,
         )  # fmt: skip
 
