@@ -51,7 +51,7 @@ def test_prefill_in_two_chunks_equals_one_at_every_split(backend: str, tiny_mode
 
 
 # On both sides of a window, of a block of keys and of a chunk; several chunks.
-LENGTHS = [8, 9, 10, 63, 64, 65, 191, 192, 193, 300]
+LENGTHS = [8, 9, 10, 63, 64, 65, 193, 319, 320, 321]
 AT_EVERY_LENGTH = ["llama_gqa", "gpt2", "gemma3", "phi3_longrope"]
 
 

@@ -25,6 +25,7 @@ from kvgen.engine.fast.kernels.attention import attend
 from kvgen.engine.fast.kernels.elementwise import activate, normalise
 from kvgen.engine.fast.kernels.packed import multiply_packed, pack_tokens
 from kvgen.engine.fast.kernels.products import dot_rows, tile_across, widen_rows
+from kvgen.engine.fast.kernels.rounded import round_block, round_queries
 from kvgen.engine.fast.kernels.simd import load, store
 from kvgen.engine.fast.layout import (
     ROWS,
@@ -34,6 +35,7 @@ from kvgen.engine.fast.layout import (
     Packed,
     Queries,
     Range,
+    RoundedHead,
     Rows,
     row_pitch,
 )
@@ -62,6 +64,14 @@ def run_dot_rows(matrix, x, y, rows, digits):  # type: ignore[no-untyped-def]
 def run_tile(matrix, rows, x, panel, out):  # type: ignore[no-untyped-def]
     widen_rows(matrix, rows, panel)
     tile_across(Rows(panel, 0, matrix.n), x, out, matrix.n)
+
+
+@jit_entry
+def run_attend_rounded(n_rows, queries, head, rounded, positions, cap):  # type: ignore[no-untyped-def]
+    for block in range(positions.begin // 64 * 64, positions.end, 64):
+        round_block(head, block, positions.end, rounded)
+    round_queries(n_rows, queries, rounded)
+    attend(n_rows, queries, rounded, positions, np.float32(cap))
 
 
 @jit_entry
@@ -143,14 +153,17 @@ def test_a_tile_is_a_product_of_matrices(n_rows: int, pitch: int, dtype: DTypeNa
     np.testing.assert_allclose(out.reshape(ROWS, pitch)[:n_rows], expected, rtol=0, atol=3e-5)
 
 
+@pytest.mark.parametrize("rounded", [False, True])
 @pytest.mark.parametrize("cache_type", [np.float32, np.float16])
 @pytest.mark.parametrize("D", [4, 20, 64, 80])
 @pytest.mark.parametrize(
     ("n_rows", "length"), [(1, 1), (2, 63), (3, 65), (4, 300), (5, 700), (6, 64)]
 )
 def test_attention_by_segments_is_attention(
-    n_rows: int, length: int, D: int, cache_type: type
+    n_rows: int, length: int, D: int, cache_type: type, rounded: bool
 ) -> None:
+    if rounded and not MULTIPLIES_PAIRS:
+        pytest.skip("this CPU has no such instruction")
     random = np.random.RandomState(length + D)
     pitch, blocks = row_pitch(D), -(-length // 64)
     q = random.randn(n_rows, D).astype(np.float32)
@@ -180,14 +193,24 @@ def test_attention_by_segments_is_attention(
         np.ascontiguousarray(k).view(seen_as).ravel(), v.view(seen_as).ravel(), D, pitch
     )
     positions = Range(int(firsts[:n_rows].min()), int(ends[:n_rows].max()))
-    run_attend(n_rows, queries, head, positions, 0.0)
+    if rounded:
+        words = [(blocks * 64) * ((D + 1) // 2), blocks * 32 * pitch, 6 * D, 6 * 128]
+        in_pairs = RoundedHead(
+            *(np.zeros(n, np.uint32) for n in words[:2]), D, pitch,
+            *(np.zeros(n + 16, np.uint32) for n in words[2:]),
+        )  # fmt: skip
+        run_attend_rounded(n_rows, queries, head, in_pairs, positions, 0.0)
+    else:
+        run_attend(n_rows, queries, head, positions, 0.0)
     assert set(queries.reads) == {int((ends - firsts)[:n_rows].sum())}  # of K, and of V
     for row in range(n_rows):
         seen = slice(firsts[row], ends[row])
         weights = formula.softmax(q[row] @ keys[seen].astype(np.float32).T)
         expected = weights @ values[seen].astype(np.float32)
         got = queries.out.reshape(6, pitch)[row, :D] / queries.totals[row]
-        np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5)
+        # bfloat16 has 8 bits: scores are wrong by 2^-8 of |q| |k|, values by 2^-9.
+        wrong = 2**-8 * np.linalg.norm(q[row]) * 3 if rounded else 2e-5
+        np.testing.assert_allclose(got, expected, rtol=0, atol=wrong)
 
 
 @pytest.mark.parametrize(
@@ -248,6 +271,7 @@ def test_every_float16_is_read_and_written_exactly() -> None:
 FLOAT16_ON_ANOTHER_CPU = """
 import numpy as np
 from kvgen.engine.fast.compiler import jit_entry
+from kvgen.engine.fast.kernels.rounded import round_block, round_queries
 from kvgen.engine.fast.kernels.simd import load, store
 
 @jit_entry

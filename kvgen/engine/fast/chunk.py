@@ -11,7 +11,7 @@ import numpy as np
 from numba import carray
 
 from kvgen.engine.fast.compiler import kernel, noinline
-from kvgen.engine.fast.kernels.attention import attend
+from kvgen.engine.fast.kernels.chunk_attention import attend_tile, round_context
 from kvgen.engine.fast.kernels.chunk_ops import (
     add_tokens,
     multiply,
@@ -27,7 +27,6 @@ from kvgen.engine.fast.kernels.kv_access import (
     is_held,
     kept_queries,
     lay_out_angles,
-    read_query,
     store_keys_and_values,
 )
 from kvgen.engine.fast.kernels.packed import pack_tokens
@@ -38,7 +37,6 @@ from kvgen.engine.fast.layout import (
     ALL,
     ATTN_NORM,
     CAPTURED_Q,
-    CAPTURED_Z,
     DOWN,
     EACH_HEAD,
     FIRST_POSITION,
@@ -54,8 +52,6 @@ from kvgen.engine.fast.layout import (
     POST_ATTN_NORM,
     POST_MLP_NORM,
     QUERIES,
-    READ_K,
-    READ_V,
     ROWS,
     UP,
     WHICH_LOGITS,
@@ -105,49 +101,6 @@ def prepare_head(number, layer, qkv, cos_sin, shape, weights, request):
     cache = head_cache(request, shape, layer, head)
     if not store_keys_and_values(x, v, cache, start, T):
         request.numbers[OVERFLOW] = layer + 1
-
-
-@kernel
-def attend_tile(tile, qkv, hidden, shape, weights, request, own):
-    """Let neighbouring tokens of one head attend; `hidden` gets the result."""
-    noinline()
-    H, G, D = shape.n_heads, shape.n_kv_heads, shape.head_dim
-    layer, head, first, n_rows = tile.layer, tile.head, tile.first, tile.n_rows
-    pitch, start = qkv.pitch, request.numbers[FIRST_POSITION]
-    queries, reads = own.queries, own.reads[layer]
-    q, out, totals = queries.q, queries.out, queries.totals
-    firsts, ends = queries.firsts, queries.ends
-    scale, window = weights.scales[layer], weights.windows[layer]
-    for r in range(n_rows):
-        position = start + first + r
-        firsts[r], ends[r] = max(0, position + 1 - window), position + 1
-    if request.sequence[QUERIES]:
-        kept = kept_queries(request.sequence, shape, layer, head)
-        for r in range(n_rows):
-            read_query(kept, start + first + r, request, reads, q, r * D, D)
-        for i in range(n_rows * D):
-            q[i] *= scale
-    else:
-        for i in range(D):
-            for r in range(n_rows):
-                q[r * D + i] = qkv.numbers[qkv.start + (head * D + i) * pitch + first + r] * scale
-    cache = head_cache(request, shape, layer, head // (H // G))
-    attend(n_rows, queries, cache, Range(firsts[0], ends[n_rows - 1]), shape.attn_softcap)
-    reads[READ_K] += queries.reads[0]
-    reads[READ_V] += queries.reads[1]
-    for r in range(n_rows):
-        totals[r] = np.float32(1) / totals[r]
-    for i in range(D):
-        for r in range(n_rows):
-            z = out[r * shape.pitch + i] * totals[r]
-            hidden.numbers[hidden.start + (head * D + i) * pitch + first + r] = z
-    row = weights.captured[layer, head]
-    if row >= 0:
-        captured = captured_rows(request.sequence[CAPTURED_Z], request.sequence, row, shape)
-        for r in range(n_rows):
-            offset = (start + first + r) * D
-            for i in range(D):
-                captured[offset + i] = out[r * shape.pitch + i] * totals[r]
 
 
 @kernel
@@ -227,10 +180,12 @@ def chunk(worker, shape, weights, request, work):
             prepare_head(number, layer, qkv, work.cos_sin, shape, weights, request)
         worker = barrier(worker)
 
+        if round_context(worker, layer, shape, weights, request, packed, own):
+            worker = barrier(worker)
         for item in range(worker.thread, H * n_tiles, worker.n_threads):  # the longest rows first
             first = ROWS * (n_tiles - 1 - item // H)
             tile = QueryTile(layer, item % H, first, min(ROWS, T - first))
-            attend_tile(tile, qkv, hidden, shape, weights, request, own)
+            attend_tile(tile, (qkv, hidden), shape, weights, request, packed, own)
         worker = barrier(worker)
 
         tokens = thread_range(pitch, worker, LANES)

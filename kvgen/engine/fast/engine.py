@@ -17,7 +17,14 @@ from kvgen.engine.config import ModelConfig
 from kvgen.engine.contract import KVCache, check_request
 from kvgen.engine.fast import layout, target
 from kvgen.engine.fast.layout import BLOCK, row_pitch
-from kvgen.engine.fast.tables import request_of, shape_of, weights_of, workspace_of
+from kvgen.engine.fast.tables import (
+    Words,
+    request_of,
+    rounded_context_of,
+    shape_of,
+    weights_of,
+    workspace_of,
+)
 from kvgen.engine.fast.team import Team
 from kvgen.engine.fast.team_loop import TeamLoop
 from kvgen.engine.params import Params
@@ -68,6 +75,7 @@ class FastEngine:
         # What the kernels know of the last forward, as references that keep nothing alive.
         self._pointed_to: tuple[Callable[[], object], ...] = (_no_object,) * 4
         self._held = _NOTHING_HELD
+        self._rounded: tuple[Words, Words] | None = None
         self.compile_seconds = self._compile()
 
     @property
@@ -158,6 +166,10 @@ class FastEngine:
         row[[layout.N_TABLES, layout.N_POSITIONS, layout.N_ANGLES]] = cache.rope.cos.shape
         row[layout.COS] = cache.rope.cos.ctypes.data
         row[layout.SIN] = cache.rope.sin.ctypes.data
+        if self.prefill == "fast":
+            self._rounded = rounded_context_of(self.config, cache.v.shape[2])
+            row[layout.ROUNDED_KEYS] = self._rounded[0].ctypes.data
+            row[layout.ROUNDED_VALUES] = self._rounded[1].ctypes.data
         row[layout.QUERIES] = cache.q.ctypes.data if cache.q is not None else 0
         row[[layout.HELD_LAYER, layout.HELD_BEGIN, layout.HELD_END]] = held
         self._weights.tables[:] = cache.rope.of_layer

@@ -22,7 +22,7 @@ LANES = 16  # numbers of a vector register
 LINE_BYTES = 64  # int8 numbers that one instruction multiplies: a line of the CPU's cache
 BYTES_AHEAD = 4096  # weights are fetched so far before they are needed
 ROWS = 6  # rows of a tile: 6 x 4 sums, 4 loads and a repeated number fill 32 registers
-CHUNK = 192  # tokens that go through the layers together: constant memory, and the best speed
+CHUNK = 320  # tokens that go through the layers together: constant memory, and the best speed
 BLOCK = 64  # positions of a block of keys
 SEGMENT = 256  # positions whose scores are held at once
 PIECES = 16  # one token attends to the context in at most so many pieces, shared by the threads
@@ -47,11 +47,13 @@ N_TOKENS, FIRST_POSITION, WHICH_LOGITS, LOGITS, OVERFLOW, N_NUMBERS = range(6)
 NONE, LAST, ALL = range(3)  # which logits a request wants
 # What kernels know of a sequence: addresses and sizes of its keys and values, of its tables of
 # angles, of the captured q and z, and of the kept queries (see `KeyValueCache`), with the layer and
-# positions of those that are held, that is, stay as they are.
+# positions of those that are held, that is, stay as they are; and of the memory for one layer's
+# keys and values rounded (see rounded_attention.py).
 (
     KEYS, VALUES, CAPACITY, COS, SIN, N_TABLES, N_POSITIONS, N_ANGLES, CAPTURED_Q, CAPTURED_Z,
-    CAPTURE_CAPACITY, QUERIES, HELD_LAYER, HELD_BEGIN, HELD_END, N_SEQUENCE,
-) = range(16)  # fmt: skip
+    CAPTURE_CAPACITY, QUERIES, HELD_LAYER, HELD_BEGIN, HELD_END,
+    ROUNDED_KEYS, ROUNDED_VALUES, N_SEQUENCE,
+) = range(18)  # fmt: skip
 # Which rows are counted when they are read: see `kvgen.engine.cache.RowsRead`.
 READ_K, READ_V, READ_Q, READ_OLD_Q, N_READS = range(5)
 # Offsets in the array that the threads of a team share, far enough apart for a line of the CPU's
@@ -212,6 +214,17 @@ class HeadCache(NamedTuple):
     values: npt.NDArray[Any]  # [capacity, pitch]
     head_dim: int
     pitch: int
+
+
+class RoundedHead(NamedTuple):
+    """Keys and values of one key/value head of a layer in bfloat16, two numbers in a word."""
+
+    keys: npt.NDArray[np.uint32]  # [capacity / BLOCK, D / 2, BLOCK]
+    values: npt.NDArray[np.uint32]  # [capacity / 2, pitch]
+    head_dim: int
+    pitch: int
+    q: npt.NDArray[np.uint32]  # [ROWS, D / 2] the rows that attend
+    weights: npt.NDArray[np.uint32]  # [ROWS, SEGMENT / 2] what they give to positions
 
 
 class Queries(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from kvgen.choices import CacheDTypeName
 from kvgen.engine.config import Activation, ModelConfig
@@ -12,6 +13,7 @@ from kvgen.engine.machine import last_level_cache_bytes
 from kvgen.engine.params import LayerParams, Linear, Norm, Params
 from kvgen.engine.tensors import Array, FloatArray, Int8, Tensor
 
+Words = npt.NDArray[np.uint32]
 _ACTIVATIONS: dict[Activation, layout.Activation] = {
     "relu": layout.Activation.RELU,
     "silu": layout.Activation.SILU,
@@ -168,6 +170,15 @@ def workspace_of(config: ModelConfig, threads: int, *, packed: bool) -> layout.W
         pieces=pieces,
         packed=rounded if packed else None,
         own=own_of(config, threads),
+    )
+
+
+def rounded_context_of(config: ModelConfig, capacity: int) -> tuple[Words, Words]:
+    """Memory for one layer's keys and values in bfloat16: see kernels/rounded.py."""
+    G, D = config.n_kv_heads, config.head_dim
+    return (
+        np.zeros(G * capacity * ((D + 1) // 2) + LANES, np.uint32),
+        np.zeros(G * capacity // 2 * row_pitch(D) + LANES, np.uint32),
     )
 
 

@@ -9,10 +9,12 @@ grow with the context: softmax runs along with a running maximum (arXiv:1805.028
 from __future__ import annotations
 
 import numpy as np
+from numba.extending import overload
 
 from kvgen.engine.fast.compiler import kernel, noinline
 from kvgen.engine.fast.kernels.elementwise import soft_cap
 from kvgen.engine.fast.kernels.products import tile
+from kvgen.engine.fast.kernels.rounded import add_rounded, score_rounded
 from kvgen.engine.fast.kernels.simd import (
     add,
     exp,
@@ -28,7 +30,7 @@ from kvgen.engine.fast.kernels.simd import (
     where_less,
     zeros,
 )
-from kvgen.engine.fast.layout import BLOCK, LANES, SEGMENT, Range, Rows
+from kvgen.engine.fast.layout import BLOCK, LANES, SEGMENT, HeadCache, Range, Rows
 
 LOWEST = np.float32(-1e30)
 
@@ -134,6 +136,61 @@ def seen_between(n_rows, queries, begin, end):
 
 
 @kernel
+def score_exactly(n_rows, queries, head, block, scores):
+    """Scores of all rows against one block of keys as they are kept."""
+    D = head.head_dim
+    score_tile(n_rows, Rows(queries.q, 0, D), Rows(head.keys, block * D, BLOCK), scores, D)
+
+
+@kernel
+def add_exactly(n_rows, queries, head, begin, end):
+    """Add the weighted values begin:end, as they are kept, to the sums of all rows."""
+    pitch, n = head.pitch, end - begin
+    weights, start, out = Rows(queries.scores, 0, SEGMENT), begin * pitch, queries.out
+    column = 0
+    while column + 4 * LANES <= pitch:
+        values = Rows(head.values, start + column, pitch)
+        four_columns(n_rows, weights, values, Rows(out, column, pitch), n)
+        column += 4 * LANES
+    if column + 3 * LANES <= pitch:
+        values = Rows(head.values, start + column, pitch)
+        three_columns(n_rows, weights, values, Rows(out, column, pitch), n)
+        column += 3 * LANES
+    while column < pitch:
+        values = Rows(head.values, start + column, pitch)
+        one_column(n_rows, weights, values, Rows(out, column, pitch), n)
+        column += LANES
+
+
+def score_block(n_rows, queries, head, block, scores):
+    """Scores of all rows against the block of keys that begins at a position."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(score_block)
+def _score_block(n_rows, queries, head, block, scores):
+    if head.instance_class is HeadCache:
+        return lambda n_rows, queries, head, block, scores: score_exactly(
+            n_rows, queries, head, block, scores
+        )
+    return lambda n_rows, queries, head, block, scores: score_rounded(head, block, scores)
+
+
+def add_values(n_rows, queries, head, begin, end):
+    """Add the weighted values begin:end to the sums of all rows."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(add_values)
+def _add_values(n_rows, queries, head, begin, end):
+    if head.instance_class is HeadCache:
+        return lambda n_rows, queries, head, begin, end: add_exactly(
+            n_rows, queries, head, begin, end
+        )
+    return lambda n_rows, queries, head, begin, end: add_rounded(n_rows, queries, head, begin, end)
+
+
+@kernel
 def attend(n_rows, queries, head, positions, cap):
     """Unnormalised attention of n_rows <= 6 query rows over some positions of a head's cache.
 
@@ -143,7 +200,7 @@ def attend(n_rows, queries, head, positions, cap):
     """
     noinline()
     scores, out, peaks, totals = queries.scores, queries.out, queries.peaks, queries.totals
-    D, pitch = head.head_dim, head.pitch
+    pitch = head.pitch
     keys_read, values_read = 0, 0
     for row in range(n_rows):
         peaks[row], totals[row] = LOWEST, np.float32(0)
@@ -154,10 +211,7 @@ def attend(n_rows, queries, head, positions, cap):
         stop = min(positions.end, segment + SEGMENT)
         block = segment
         while block < stop:
-            score_tile(
-                n_rows, Rows(queries.q, 0, D), Rows(head.keys, block * D, BLOCK),
-                Rows(scores, block - segment, SEGMENT), D,
-            )  # fmt: skip
+            score_block(n_rows, queries, head, block, Rows(scores, block - segment, SEGMENT))
             keys_read += seen_between(n_rows, queries, block, block + BLOCK)
             block += BLOCK
         for row in range(n_rows):
@@ -170,26 +224,7 @@ def attend(n_rows, queries, head, positions, cap):
                 factor = splat(shrink)
                 for i in range(row * pitch, (row + 1) * pitch, LANES):
                     store(out, i, mul(load(out, i), factor))
-        weights, start = Rows(scores, 0, SEGMENT), segment * pitch
-        column = 0
-        while column + 4 * LANES <= pitch:
-            four_columns(
-                n_rows, weights, Rows(head.values, start + column, pitch), Rows(out, column, pitch),
-                stop - segment,
-            )  # fmt: skip
-            column += 4 * LANES
-        if column + 3 * LANES <= pitch:
-            three_columns(
-                n_rows, weights, Rows(head.values, start + column, pitch), Rows(out, column, pitch),
-                stop - segment,
-            )  # fmt: skip
-            column += 3 * LANES
-        while column < pitch:
-            one_column(
-                n_rows, weights, Rows(head.values, start + column, pitch), Rows(out, column, pitch),
-                stop - segment,
-            )  # fmt: skip
-            column += LANES
+        add_values(n_rows, queries, head, segment, stop)
         values_read += seen_between(n_rows, queries, segment, stop)
         segment += SEGMENT
     queries.reads[0], queries.reads[1] = keys_read, values_read

@@ -29,9 +29,12 @@ from kvgen.engine.fast.layout import (
     QUERIES,
     READ_OLD_Q,
     READ_Q,
+    ROUNDED_KEYS,
+    ROUNDED_VALUES,
     SIN,
     VALUES,
     HeadCache,
+    RoundedHead,
 )
 
 
@@ -45,6 +48,20 @@ def head_cache(request, shape, layer, group):
     keys = carray(as_pointer(keys_at), (capacity * D,), request.like.dtype)
     values = carray(as_pointer(values_at), (capacity * pitch,), request.like.dtype)
     return HeadCache(keys, values, D, pitch)
+
+
+@kernel
+def rounded_head(request, shape, group, own):
+    """Memory for the rounded keys and values of one head of the layer that is at work."""
+    pitch, capacity, n_words = shape.pitch, request.sequence[CAPACITY], (shape.head_dim + 1) // 2
+    n_keys, n_values = capacity * n_words, capacity // 2 * pitch
+    keys_at = request.sequence[ROUNDED_KEYS] + 4 * group * n_keys
+    values_at = request.sequence[ROUNDED_VALUES] + 4 * group * n_values
+    return RoundedHead(
+        carray(as_pointer(keys_at), (n_keys,), np.uint32),
+        carray(as_pointer(values_at), (n_values,), np.uint32),
+        shape.head_dim, pitch, own.panel.view(np.uint32), own.product.view(np.uint32),
+    )  # fmt: skip
 
 
 @kernel

@@ -24,6 +24,7 @@ from kvgen.engine.fast.kernels.simd import (
     magnitude,
     maximum,
     mul,
+    prefetch,
     rounded,
     splat,
     store,
@@ -38,7 +39,7 @@ from kvgen.engine.fast.kernels.x86_intrinsics import (
     pack_bytes,
     pair_of,
 )
-from kvgen.engine.fast.layout import LANES, LINE_BYTES, WIDEST_DOT, Rows
+from kvgen.engine.fast.layout import LANES, LINE_BYTES, ROWS, WIDEST_DOT, Rows
 
 
 @intrinsic
@@ -167,6 +168,7 @@ def copy_rows(matrix, rows, panel, group, flip):
         target, source = row * pitch, (rows.begin + row) * n
         i = 0
         while i + line <= n:
+            prefetch(weight, source + ROWS * n + i)
             copy_line(panel, target + i, weight, source + i, flip)
             i += line
         while i < n:

@@ -285,6 +285,7 @@ def widen_rows(matrix, rows, panel):
         scale = row_scale(matrix.like, matrix.scales, rows.begin + row)
         i = 0
         while i + LANES <= n:
+            prefetch(weight, source + ROWS * n + i)
             store(panel, target + i, load(weight, source + i))
             i += LANES
         while i < n:
