@@ -34,8 +34,12 @@ def in_memory(params: Params) -> Params:
     """The same weights in memory of this process, in huge pages where the system has them."""
     weights = params.weights
     room = sum(-(-tensor.stored.nbytes // _LINE) * _LINE for tensor in weights) + 2 * _LINE
-    memory = mmap.mmap(-1, -(-(room + HUGE_PAGE) // HUGE_PAGE) * HUGE_PAGE)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    size = -(-(room + HUGE_PAGE) // HUGE_PAGE) * HUGE_PAGE
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        memory = mmap.mmap(-1, size)
+    else:
+        # Private: memory that may be shared with other processes has small pages.
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with suppress(OSError):  # a kernel without them: its usual pages do as well
             memory.madvise(mmap.MADV_HUGEPAGE)
     room_left = np.frombuffer(memory, np.uint8)
