@@ -14,7 +14,7 @@ import numpy.typing as npt
 from kvgen.choices import CacheDTypeName
 from kvgen.engine.config import ModelConfig
 from kvgen.engine.rope import length_dependent, rope_tables, same_frequencies_from
-from kvgen.engine.tensors import CACHE_ITEM_BYTES, Array, FloatArray
+from kvgen.engine.tensors import CACHE_ITEM_BYTES, Array, FloatArray, aligned_zeros
 from kvgen.errors import KvgenError, UsageError
 
 _TYPES: dict[CacheDTypeName, type] = {"f32": np.float32, "f16": np.float16}
@@ -87,10 +87,10 @@ class KeyValueCache:
         if queries:
             self._bytes_per_position += 4 * config.n_layers * config.n_heads * D
         try:
-            self.k: Array = np.zeros((*heads, n_blocks, D, block), _TYPES[dtype])
-            self.v: Array = np.zeros((*heads, n_blocks * block, pitch or D), _TYPES[dtype])
+            self.k: Array = aligned_zeros((*heads, n_blocks, D, block), _TYPES[dtype])
+            self.v: Array = aligned_zeros((*heads, n_blocks * block, pitch or D), _TYPES[dtype])
             of_queries = (config.n_layers, config.n_heads, n_blocks * block, D)
-            self.q: FloatArray | None = np.zeros(of_queries, np.float32) if queries else None
+            self.q: FloatArray | None = aligned_zeros(of_queries, np.float32) if queries else None
         except MemoryError:
             gibibytes = self._bytes_per_position * capacity / 2**30
             raise KvgenError(

@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from kvgen.engine.params import Params
-from kvgen.engine.tensors import Array, Tensor
+from kvgen.engine.tensors import LINE_BYTES, Array, Tensor
 
 HUGE_PAGE = 2**21
-_LINE = 64  # bytes: tensors begin at lines of the CPU's cache, and kernels read one beyond the end
 # Copying more takes longer than a short text gains.
 _QUICKLY_COPIED = 64 * 2**20
 
@@ -33,7 +32,11 @@ def pays(params: Params) -> bool:
 def in_memory(params: Params) -> Params:
     """The same weights in memory of this process, in huge pages where the system has them."""
     weights = params.weights
-    room = sum(-(-tensor.stored.nbytes // _LINE) * _LINE for tensor in weights) + 2 * _LINE
+    # Tensors begin at lines of the CPU's cache, and kernels read one beyond the end.
+    room = (
+        sum(-(-tensor.stored.nbytes // LINE_BYTES) * LINE_BYTES for tensor in weights)
+        + 2 * LINE_BYTES
+    )
     size = -(-(room + HUGE_PAGE) // HUGE_PAGE) * HUGE_PAGE
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         memory = mmap.mmap(-1, size)
@@ -49,7 +52,7 @@ def in_memory(params: Params) -> Params:
         stored: Array = tensor.stored
         target = room_left[: stored.nbytes].view(stored.dtype).reshape(stored.shape)
         target[...] = stored
-        room_left = room_left[-(-stored.nbytes // _LINE) * _LINE :]
+        room_left = room_left[-(-stored.nbytes // LINE_BYTES) * LINE_BYTES :]
         moved[id(tensor)] = tensor.with_stored(target)
     files = {id(file): file for file in map(_file_of, (tensor.stored for tensor in weights))}
     for file in files.values():

@@ -30,6 +30,18 @@ def usual_cache_dtype(dtype: DTypeName) -> CacheDTypeName:
     return "f32" if dtype == "f32" else "f16"
 
 
+LINE_BYTES = 64  # a line of the CPU's cache
+
+
+def aligned_zeros(shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+    """Zeros that begin at a line of the CPU's cache, so that no vector lies across two of them."""
+    wanted = np.dtype(dtype)
+    n_bytes = int(np.prod(shape)) * wanted.itemsize
+    memory = np.zeros(n_bytes + LINE_BYTES, np.uint8)
+    first = -memory.ctypes.data % LINE_BYTES
+    return memory[first : first + n_bytes].view(wanted).reshape(shape)
+
+
 class Tensor(Protocol):
     """A weight as it is stored, row-major."""
 

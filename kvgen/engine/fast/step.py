@@ -15,7 +15,7 @@ import numpy as np
 from numba import carray
 
 from kvgen.engine.fast.compiler import kernel, noinline
-from kvgen.engine.fast.kernels.attention import LOWEST, attend
+from kvgen.engine.fast.kernels.attention import attend
 from kvgen.engine.fast.kernels.elementwise import (
     activate,
     activation_of,
@@ -34,8 +34,9 @@ from kvgen.engine.fast.kernels.kv_access import (
     read_query,
     store_key_and_value,
 )
+from kvgen.engine.fast.kernels.pieces import fetch, fetch_pieces, join_pieces
 from kvgen.engine.fast.kernels.products import dot_rows, thread_range
-from kvgen.engine.fast.kernels.simd import fma, load, mul, splat, store, zeros
+from kvgen.engine.fast.kernels.simd import load, mul, store
 from kvgen.engine.fast.kernels.threads import barrier, has_left, own_memory
 from kvgen.engine.fast.kernels.weight_access import (
     as_pointer,
@@ -172,32 +173,6 @@ def capture_outputs(hidden, layer, shape, weights, request):
 
 
 @kernel
-def join_pieces(n_pieces, pieces, shape, spare, z):
-    """z [H * D] = each head's attention, its pieces weighed by their sums (as in FlashDecoding)."""
-    noinline()
-    D, pitch = shape.head_dim, shape.pitch
-    for head in range(shape.n_heads):
-        start, highest, total = head * PIECES, LOWEST, np.float32(0)
-        for piece in range(n_pieces):
-            highest = max(highest, pieces.peaks[start + piece])
-        for piece in range(n_pieces):
-            part = start + piece
-            total += pieces.totals[part] * np.float32(np.exp(pieces.peaks[part] - highest))
-        for i in range(0, D, LANES):
-            mixed = zeros()
-            for piece in range(n_pieces):
-                part = start + piece
-                factor = np.float32(np.exp(pieces.peaks[part] - highest)) / total
-                mixed = fma(load(pieces.out, part * pitch + i), splat(factor), mixed)
-            if i + LANES <= D:
-                store(z, head * D + i, mixed)
-            else:  # z has no gaps between heads
-                store(spare, 0, mixed)
-                for j in range(i, D):
-                    z[head * D + j] = spare[j - i]
-
-
-@kernel
 def times(x, start, other_start, n):
     """x[start:] *= x[other_start:] for n numbers in whole vectors."""
     noinline()
@@ -226,11 +201,12 @@ def step(worker, shape, weights, request, work):
         norms = weights.norms[N_NORMS * layer : N_NORMS * (layer + 1)]
 
         norm_or_copy(x, C, as_norm(norms[ATTN_NORM], shape), shape.pre_norm, hidden)
-        query_rows, key_rows = thread_range(H_D, worker, 4), thread_range(G_D, worker, 4)
+        query_rows, key_rows = thread_range(H_D, worker, LANES), thread_range(G_D, worker, LANES)
         dot_rows(layer_matrix(weights, shape, layer, Q, C), hidden, q, query_rows, digits)
         dot_rows(layer_matrix(weights, shape, layer, K, C), hidden, k, key_rows, digits)
         dot_rows(layer_matrix(weights, shape, layer, V, C), hidden, v, key_rows, digits)
         worker = barrier(worker)
+        fetch(qkv, 0, H_D + 2 * G_D)
         if shape.qk_norm == WHOLE:
             # One thread: the others would read what it has normalised already.
             if thread == 0:
@@ -260,6 +236,7 @@ def step(worker, shape, weights, request, work):
             attend_to_piece(piece, head, qkv, pieces, shape, weights, request, own)
         worker = barrier(worker)
 
+        fetch_pieces(n_pieces, pieces, shape)
         join_pieces(n_pieces, pieces, shape, own.queries.out, hidden)
         if thread == 0:
             capture_outputs(hidden, layer, shape, weights, request)
@@ -267,11 +244,12 @@ def step(worker, shape, weights, request, work):
             layer_matrix(weights, shape, layer, O, H_D),
             hidden,
             branch,
-            thread_range(C, worker, 4),
+            thread_range(C, worker, LANES),
             digits,
         )
         worker = barrier(worker)
 
+        fetch(branch, 0, C)
         norm = as_norm(norms[POST_ATTN_NORM], shape)
         norm_or_copy(branch, C, norm, shape.post_attn_norm, added)
         if shape.parallel:  # the MLP reads what attention has read
@@ -297,10 +275,11 @@ def step(worker, shape, weights, request, work):
             layer_matrix(weights, shape, layer, DOWN, F),
             inner,
             branch,
-            thread_range(C, worker, 4),
+            thread_range(C, worker, LANES),
             digits,
         )
         worker = barrier(worker)
+        fetch(branch, 0, C)
         norm = as_norm(norms[POST_MLP_NORM], shape)
         norm_or_copy(branch, C, norm, shape.post_mlp_norm, added)
         for i in range(C):
@@ -308,7 +287,7 @@ def step(worker, shape, weights, request, work):
 
     normalise(x, C, as_norm(weights.norms[N_NORMS * shape.n_layers], shape), hidden)
     logits = carray(as_pointer(request.numbers[LOGITS]), (shape.vocab_size,), np.float32)
-    rows = thread_range(shape.vocab_size, worker, 4)
+    rows = thread_range(shape.vocab_size, worker, LANES)
     dot_rows(head_matrix(weights, shape), hidden, logits, rows, digits)
     cap_logits(logits, rows.begin, rows.end, shape.logit_scale, shape.logit_softcap)
     barrier(worker)

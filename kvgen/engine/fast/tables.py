@@ -11,7 +11,7 @@ from kvgen.engine.fast import layout
 from kvgen.engine.fast.layout import CHUNK, LANES, LINE_BYTES, PIECES, ROWS, SEGMENT, row_pitch
 from kvgen.engine.machine import last_level_cache_bytes
 from kvgen.engine.params import LayerParams, Linear, Norm, Params
-from kvgen.engine.tensors import Array, FloatArray, Int8, Tensor
+from kvgen.engine.tensors import Array, FloatArray, Int8, Tensor, aligned_zeros
 
 Words = npt.NDArray[np.uint32]
 _ACTIVATIONS: dict[Activation, layout.Activation] = {
@@ -156,7 +156,7 @@ def workspace_of(config: ModelConfig, threads: int, *, packed: bool) -> layout.W
         totals=_zeros(H * PIECES),
     )
     rounded = layout.Packed(
-        words=np.zeros((max(widest, F) + 1) // 2 * CHUNK, np.uint32),
+        words=aligned_zeros((max(widest, F) + 1) // 2 * CHUNK, np.uint32),
         scales=_zeros(CHUNK),
         offsets=_zeros(CHUNK),
     )
@@ -177,8 +177,8 @@ def rounded_context_of(config: ModelConfig, capacity: int) -> tuple[Words, Words
     """Memory for one layer's keys and values in bfloat16: see kernels/rounded.py."""
     G, D = config.n_kv_heads, config.head_dim
     return (
-        np.zeros(G * capacity * ((D + 1) // 2) + LANES, np.uint32),
-        np.zeros(G * capacity // 2 * row_pitch(D) + LANES, np.uint32),
+        aligned_zeros(G * capacity * ((D + 1) // 2) + LANES, np.uint32),
+        aligned_zeros(G * capacity // 2 * row_pitch(D) + LANES, np.uint32),
     )
 
 
@@ -200,7 +200,7 @@ def own_of(config: ModelConfig, threads: int) -> layout.Own:
             totals=_zeros(threads, ROWS),
             reads=np.zeros((threads, LANES), np.int64),
         ),
-        digits=np.zeros((threads, 3 * -(-widest // LINE_BYTES) * LINE_BYTES), np.int8),
+        digits=aligned_zeros((threads, 3 * -(-widest // LINE_BYTES) * LINE_BYTES), np.int8),
         panel=_zeros(threads, ROWS * widest),
         product=_zeros(threads, ROWS * CHUNK),
         reads=np.zeros((threads, max(config.n_layers, LANES), layout.N_READS), np.int64),
@@ -209,4 +209,5 @@ def own_of(config: ModelConfig, threads: int) -> layout.Own:
 
 def _zeros(*shape: int) -> FloatArray:
     """Rows of zeros that end in whole vectors, each a line of the CPU's cache apart."""
-    return np.zeros((*shape[:-1], -(-shape[-1] // LANES) * LANES + LANES), np.float32)
+    numbers = (*shape[:-1], -(-shape[-1] // LANES) * LANES + LANES)
+    return aligned_zeros(numbers, np.float32)
