@@ -69,6 +69,7 @@ class TeamSize:
 
     most: int
     requests: Counter[int] = field(default_factory=Counter)  # how many ran on so many threads
+    _sizes: list[int] = field(init=False)  # all, all but one, and half as many again and again
     _now_at: int = 0  # the usual size, a place in `_sizes`
     _trial_at: int | None = None
     _spent: dict[tuple[int, bool], _Spent] = field(default_factory=dict)  # by place and kind
@@ -79,15 +80,11 @@ class TeamSize:
     _smaller: _Pause = field(default_factory=_Pause)
     _larger: _Pause = field(default_factory=_Pause)
 
-    @property
-    def _sizes(self) -> list[int]:
-        """All, all but one, and then half as many again and again."""
-        sizes = [self.most]
-        if self.most > 2:
-            sizes.append(self.most - 1)
-        while sizes[-1] > 1:
-            sizes.append(sizes[-1] // 2)
-        return sizes
+    def __post_init__(self) -> None:
+        """List the sizes that may be tried."""
+        self._sizes = [self.most] if self.most < 3 else [self.most, self.most - 1]
+        while self._sizes[-1] > 1:
+            self._sizes.append(self._sizes[-1] // 2)
 
     def choose(self, n_tokens: int, now: float) -> int:
         """How many threads the next request gets."""
