@@ -212,9 +212,9 @@ def _report(run: _Run, sampler: Sampler, *, as_json: bool, quiet: bool, verbose:
         return
     for line in timing_block(timings).splitlines():
         note(line)
-    company = fewer_threads(model.engine.passes_by_threads, model.engine.threads)
-    if verbose and company:
-        note(company)
+    slowed = fewer_threads(model.engine.passes_by_threads, model.engine.threads)
+    if verbose and slowed:
+        note(slowed)
     if sampler.options.temperature > 0:
         note(f"sampled {sampler.options.describe()} · seed {sampler.seed}")
     if run.finish_reason == "interrupted":

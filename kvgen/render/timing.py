@@ -74,7 +74,7 @@ def fewer_threads(passes: Mapping[int, int], threads: int) -> str:
     """How many passes ran with fewer threads beside other programs; empty where hardly any did."""
     total = sum(passes.values())
     fewer = total - passes.get(threads, 0)
-    if fewer <= 0.05 * total:  # a trial now and then is no company
+    if fewer <= 0.05 * total:  # a trial now and then says nothing
         return ""
     usual = max(passes, key=lambda n: passes[n] if n < threads else 0)
     return (

@@ -80,7 +80,7 @@ class FastEngine:
 
     @property
     def passes_by_threads(self) -> Mapping[int, int]:
-        """How many passes so many threads have run; see company.py."""
+        """How many passes so many threads have run; see team_size.py."""
         return self._team.size.requests
 
     def new_cache(self, capacity: int, *, queries: bool = False) -> KeyValueCache:
@@ -194,7 +194,7 @@ class FastEngine:
         numbers[layout.WHICH_LOGITS] = which
         numbers[layout.LOGITS] = logits.ctypes.data
         request.tokens[:T] = tokens
-        self._team.run_in_company(T)
+        self._team.run_tokens(T)
         if numbers[layout.OVERFLOW]:
             raise NonFiniteError(
                 f"layer {numbers[layout.OVERFLOW] - 1}: a key or value is beyond the range of a "

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from kvgen.engine.fast.company import TeamSize
 from kvgen.engine.fast.layout import (
     BEGAN,
     BUSY,
@@ -29,6 +28,7 @@ from kvgen.engine.fast.layout import (
     TICKS_OF_NO_ACCOUNT,
     WAITED,
 )
+from kvgen.engine.fast.team_size import TeamSize
 from kvgen.engine.machine import usable_cpus
 
 # Reads of a number before a waiting thread yields the CPU. A thread that spins can keep the thread
@@ -65,8 +65,8 @@ class Team:
         self._state.shared[PATIENCE] = _ENDLESS
         self._run_with(self._n_threads)
 
-    def run_in_company(self, n_tokens: int) -> None:
-        """Run a request of so many tokens with as many threads as are of use: see company.py."""
+    def run_tokens(self, n_tokens: int) -> None:
+        """Run a request of so many tokens with as many threads as are of use: see team_size.py."""
         shared, began = self._state.shared, time.perf_counter()
         n_threads = self.size.choose(n_tokens, began)
         if shared[PATIENCE] in (0, _ENDLESS):

@@ -11,7 +11,7 @@ import pytest
 from kvgen.engine.contract import Engine
 from kvgen.engine.fast import layout
 from kvgen.engine.fast import team as team_module
-from kvgen.engine.fast.company import TeamSize
+from kvgen.engine.fast.team_size import TeamSize
 from kvgen.engine.tensors import FloatArray
 from kvgen.render.timing import fewer_threads
 from kvgen.session import Session
@@ -137,7 +137,7 @@ def test_threads_that_leave_a_request_do_not_change_a_bit(
         team._run_with(3)
         left.append(int(shared[layout.LEAVE_AT]) == arrived + 3)
 
-    monkeypatch.setattr(team_module.Team, "run_in_company", with_all)
+    monkeypatch.setattr(team_module.Team, "run_tokens", with_all)
     for one, other in zip(
         logits(tiny_model(name, backend="numba", threads=3).engine), expected, strict=True
     ):
