@@ -16,7 +16,7 @@ import pytest
 
 import kvgen
 from kvgen.engine.fast.engine import FastEngine
-from kvgen.engine.fast.kernels.x86_intrinsics import MULTIPLIES_BYTES, MULTIPLIES_PAIRS
+from kvgen.engine.fast.target import MULTIPLIES_BYTES, MULTIPLIES_PAIRS
 from kvgen.errors import KvgenError, UsageError
 from tests.command import inside
 from tests.targets import DTYPES
