@@ -75,7 +75,7 @@ def test_rows_sum_to_one_and_never_see_the_future(tiny_model: Loader) -> None:
 def test_later_rows_can_be_had_alone(tiny_model: Loader) -> None:
     layer = recorded(tiny_model, "llama_gqa").trace.layers[0]
     np.testing.assert_allclose(
-        attention_weights(layer, first=30), attention_weights(layer)[:, 30:], atol=1e-7
+        attention_weights(layer, first=30), attention_weights(layer)[:, 30:], atol=1e-6
     )
 
 

@@ -24,6 +24,8 @@ from tests.conftest import Loader
 IDS = tiny.make_ids(30, seed=2)
 NOTHING = Edit(kind="unscaled", layer=99)
 ROUNDING = 3e-5
+# Weights of the same numbers: BLAS may sum them in another order where memory lies elsewhere.
+SAME_WEIGHTS = 1e-6
 
 
 def what_if(engine: ReferenceEngine, ids: list[int], edit: Edit) -> WhatIf:
@@ -39,11 +41,11 @@ def test_an_edit_elsewhere_changes_nothing(name: str, tiny_model: Loader) -> Non
     engine = ReferenceEngine(tiny_model(name).params)
     np.testing.assert_allclose(logits(engine, NOTHING), logits(engine), atol=ROUNDING)
     found = what_if(engine, IDS, NOTHING)
-    assert found.distances.max() == 0
+    assert found.distances.max() < SAME_WEIGHTS
     for layer in found.base:
         elsewhere = Edit(kind="kq", layer=layer.layer + 1)
         np.testing.assert_allclose(
-            local_weights(layer, elsewhere), attention_weights(layer), atol=1e-6
+            local_weights(layer, elsewhere), attention_weights(layer), atol=SAME_WEIGHTS
         )
 
 
@@ -113,8 +115,8 @@ def test_an_edit_touches_its_layer_and_heads_only(tiny_model: Loader) -> None:
     engine = ReferenceEngine(tiny_model("llama_gqa").params)
     edit = Edit(kind="kq", layer=1, heads=(2,))
     found = what_if(engine, IDS, edit)
-    assert found.distances[0].max() == 0
-    changed = np.flatnonzero(found.distances[1] > 1e-6)
+    assert found.distances[0].max() < SAME_WEIGHTS
+    changed = np.flatnonzero(found.distances[1] > SAME_WEIGHTS)
     assert changed.tolist() == [2]
     assert found.divergence > 0 and found.base_next.sum() == pytest.approx(1, abs=1e-5)
 
