@@ -70,7 +70,7 @@ from kvgen.engine.fast.step import embed
 
 
 @kernel
-def prepare_head(number, layer, qkv, cos_sin, shape, weights, request):
+def prepare_head(number, layer, qkv, cos_sin, shape, weights, request, own):
     """Finish one head of q or k of all tokens: norm, RoPE, capture; k and v go into the cache."""
     noinline()
     H, G, D = shape.n_heads, shape.n_kv_heads, shape.head_dim
@@ -99,7 +99,7 @@ def prepare_head(number, layer, qkv, cos_sin, shape, weights, request):
         return
     v = rows_from(qkv, (H + G + head) * D)
     cache = head_cache(request, shape, layer, head)
-    if not store_keys_and_values(x, v, cache, start, T):
+    if not store_keys_and_values(x, v, cache, start, T, own.queries.out):
         request.numbers[OVERFLOW] = layer + 1
 
 
@@ -177,7 +177,7 @@ def chunk(worker, shape, weights, request, work):
             normalise_tokens(k, G_D, norm, tokens, k)
             worker = barrier(worker)
         for number in range(worker.thread, H + G, worker.n_threads):
-            prepare_head(number, layer, qkv, work.cos_sin, shape, weights, request)
+            prepare_head(number, layer, qkv, work.cos_sin, shape, weights, request, own)
         worker = barrier(worker)
 
         if round_context(worker, layer, shape, weights, request, packed, own):

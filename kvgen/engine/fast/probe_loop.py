@@ -7,13 +7,7 @@ import numpy as np
 from kvgen.engine.fast.compiler import kernel, noinline
 from kvgen.engine.fast.kernels.attention import attend
 from kvgen.engine.fast.kernels.products import dot_rows, thread_range, tile_across, widen_rows
-from kvgen.engine.fast.kernels.threads import (
-    await_ticket,
-    barrier,
-    enter_request,
-    open_request,
-    own_memory,
-)
+from kvgen.engine.fast.kernels.threads import barrier, has_left, next_request, own_memory
 from kvgen.engine.fast.layout import ROWS, Range, Rows
 from kvgen.engine.fast.probe import ATTEND, KEYS, MULTIPLIED_ROWS, MULTIPLY, READ, TILES
 
@@ -36,14 +30,9 @@ def probe_loop(thread, n_threads, shared, last_ticket, probe):
     """Run one measurement after another, as `worker_loop` runs requests."""
     own = own_memory(probe.own, thread)
     while True:
-        if thread == 0:
-            worker = open_request(n_threads, shared)
-        else:
-            ticket = await_ticket(shared, last_ticket)
-            if ticket == last_ticket:
-                return last_ticket
-            last_ticket = ticket
-            worker = enter_request(thread, shared, ticket)
+        worker, last_ticket = next_request(thread, n_threads, shared, last_ticket)
+        if has_left(worker):
+            return last_ticket
         if probe.what[0] == READ:
             rows = thread_range(probe.n_rows, worker, 4)
             dot_rows(probe.matrix, probe.x, probe.y, rows, own.digits)

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from kvgen.engine.fast.chunk import chunk
 from kvgen.engine.fast.compiler import kernel
-from kvgen.engine.fast.kernels.threads import (
-    await_ticket,
-    close_request,
-    enter_request,
-    has_left,
-    open_request,
-)
+from kvgen.engine.fast.kernels.threads import close_request, has_left, next_request
 from kvgen.engine.fast.layout import N_TOKENS
 from kvgen.engine.fast.step import step
 
@@ -23,16 +17,9 @@ def worker_loop(thread, n_threads, shared, last_ticket, shape, weights, request,
     both kinds of thread, because each would hold all the code.
     """
     while True:
-        if thread == 0:
-            worker = open_request(n_threads, shared)
-        else:
-            ticket = await_ticket(shared, last_ticket)
-            if ticket == last_ticket:
-                return last_ticket
-            last_ticket = ticket
-            worker = enter_request(thread, shared, ticket)
-            if has_left(worker):
-                return last_ticket
+        worker, last_ticket = next_request(thread, n_threads, shared, last_ticket)
+        if has_left(worker):
+            return last_ticket
         if request.numbers[N_TOKENS] == 1:
             step(worker, shape, weights, request, work)
         elif request.numbers[N_TOKENS] > 1:

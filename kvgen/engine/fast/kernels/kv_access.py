@@ -9,7 +9,15 @@ import numpy as np
 from numba import carray
 
 from kvgen.engine.fast.compiler import kernel, noinline
-from kvgen.engine.fast.kernels.simd import store_one
+from kvgen.engine.fast.kernels.simd import (
+    greatest_of,
+    load,
+    magnitude,
+    maximum,
+    store,
+    store_one,
+    zeros,
+)
 from kvgen.engine.fast.kernels.weight_access import as_pointer
 from kvgen.engine.fast.layout import (
     BLOCK,
@@ -22,6 +30,7 @@ from kvgen.engine.fast.layout import (
     HELD_END,
     HELD_LAYER,
     KEYS,
+    LANES,
     N_ANGLES,
     N_POSITIONS,
     N_TABLES,
@@ -138,18 +147,51 @@ def store_key_and_value(k, v, start, head, position):
 
 
 @kernel
-def store_keys_and_values(k, v, head, start, n_tokens):
-    """Append one head's k and v [D, tokens] from position `start` on; returns whether all fit."""
+def store_keys(k, head, start, n_tokens):
+    """Append one head's k [D, tokens] from position `start` on; returns the greatest magnitude."""
     noinline()
-    D, keys, values = head.head_dim, head.keys, head.values
-    largest = np.float32(0)
+    D, keys, largest, peak = head.head_dim, head.keys, np.float32(0), zeros()
     for i in range(D):
-        for t in range(n_tokens):
-            key = k.numbers[k.start + i * k.pitch + t]
-            value = v.numbers[v.start + i * v.pitch + t]
-            largest = max(largest, max(abs(key), abs(value)))
+        source, t = k.start + i * k.pitch, 0
+        while t < n_tokens:
             position = start + t
-            block = position // BLOCK * BLOCK * D
-            store_one(keys, block + i * BLOCK + position % BLOCK, key)
-            store_one(values, position * head.pitch + i, value)
-    return keys.itemsize == 4 or not largest > F16_LARGEST
+            target = position // BLOCK * BLOCK * D + i * BLOCK + position % BLOCK
+            if t + LANES <= n_tokens and position % BLOCK + LANES <= BLOCK:
+                some = load(k.numbers, source + t)
+                peak = maximum(peak, magnitude(some))
+                store(keys, target, some)
+                t += LANES
+            else:
+                key = k.numbers[source + t]
+                largest = max(largest, abs(key))
+                store_one(keys, target, key)
+                t += 1
+    return max(largest, greatest_of(peak))
+
+
+@kernel
+def store_values(v, head, start, n_tokens, row):
+    """Append one head's v [D, tokens] from position `start` on; returns the greatest magnitude.
+
+    `row` has room for a value in whole vectors.
+    """
+    noinline()
+    D, pitch, values, peak = head.head_dim, head.pitch, head.values, zeros()
+    for i in range(D, pitch):
+        row[i] = np.float32(0)
+    for t in range(n_tokens):
+        for i in range(D):
+            row[i] = v.numbers[v.start + i * v.pitch + t]
+        for i in range(0, pitch, LANES):
+            some = load(row, i)
+            peak = maximum(peak, magnitude(some))
+            store(values, (start + t) * pitch + i, some)
+    return greatest_of(peak)
+
+
+@kernel
+def store_keys_and_values(k, v, head, start, n_tokens, row):
+    """Append one head's k and v [D, tokens] from position `start` on; returns whether all fit."""
+    keys = store_keys(k, head, start, n_tokens)
+    values = store_values(v, head, start, n_tokens, row)
+    return head.keys.itemsize == 4 or not max(keys, values) > F16_LARGEST

@@ -143,6 +143,20 @@ def enter_request(thread, shared, ticket):
 
 
 @kernel
+def next_request(thread, n_threads, shared, last_ticket):
+    """This thread's place in the next request, and its ticket; thread 0 makes the request.
+
+    `has_left` is true of a worker for which none has come for a while, or not for it.
+    """
+    if thread == 0:
+        return open_request(n_threads, shared), last_ticket
+    ticket = await_ticket(shared, last_ticket)
+    if ticket == last_ticket:
+        return Worker(_LEFT, 1, shared, 0), last_ticket
+    return enter_request(thread, shared, ticket), ticket
+
+
+@kernel
 def close_request(shared):
     """Note when thread 0 was done with the request."""
     shared[ENDED] = ticks()
