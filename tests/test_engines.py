@@ -10,7 +10,7 @@ import pytest
 import kvgen
 from kvgen.engine import formula
 from kvgen.engine.reference import decoder
-from kvgen.engine.trace import Capture
+from kvgen.engine.trace import Capture, Start
 from kvgen.errors import NonFiniteError, UsageError
 from kvgen.session import Session
 from tests import tiny
@@ -153,6 +153,52 @@ def test_capture_changes_nothing_and_holds_q_and_z(
     assert np.abs(expected.q).min(axis=(2, 3)).all() or np.abs(expected.q).max() > 0
     assert_equal_to_rounding(capture.q, expected.q)
     assert_equal_to_rounding(capture.z, expected.z)
+
+
+@every_backend
+@every_model
+def test_a_pass_can_begin_in_any_layer_with_the_states_that_entered_it(
+    name: str, backend: str, tiny_model: Loader
+) -> None:
+    engine = tiny_model(name, backend=backend).engine
+    n_layers = engine.config.n_layers
+    capture = Capture(engine.config, [], len(IDS), states=True)
+    cache = engine.new_cache(len(IDS))
+    engine.forward(IDS[:-1], cache, capture=capture)
+    engine.forward(IDS[-1:], cache, capture=capture)
+    assert capture.states is not None
+    reference = tiny_model(name, backend="numpy").engine
+    expected = Capture(engine.config, [], len(IDS), states=True)
+    whole = reference.forward(IDS, reference.new_cache(len(IDS)), capture=expected, all_logits=True)
+    assert expected.states is not None and np.abs(expected.states).max() > 0
+    largest = np.abs(expected.states).max()  # states grow from layer to layer
+    assert_equal_to_rounding(capture.states / largest, expected.states / largest)
+    for layer in range(n_layers + 1):
+        for first in (0, 20, len(IDS) - 1):  # rows before lie in the cache
+            cache.truncate(first)
+            start = Start(layer, capture.states[layer, first:].copy())
+            logits = engine.forward(
+                IDS[first:], cache, all_logits=True, start=start, rope_length=len(IDS)
+            )
+            assert_equal_to_rounding(logits, whole[first:])
+
+
+@every_backend
+def test_states_go_through_the_layers_in_chunks(backend: str, tiny_model: Loader) -> None:
+    engine = tiny_model("mistral", backend=backend).engine
+    ids = tiny.make_ids(300, seed=2)
+    capture = Capture(engine.config, [], len(ids), states=True)
+    cache = engine.new_cache(len(ids))
+    whole = engine.forward(ids, cache, capture=capture, all_logits=True)
+    assert capture.states is not None
+    cache.clear()
+    start = Start(1, capture.states[1] * np.float32(1.5))
+    assert np.abs(engine.forward(ids, cache, start=start) - whole[-1]).max() > 1e-3
+    for chunk in (None, 1, 37):
+        cache.clear()
+        start = Start(1, capture.states[1].copy())
+        logits = engine.forward(ids, cache, start=start, chunk=chunk, all_logits=True)
+        assert_equal_to_rounding(logits, whole)
 
 
 def _feed(engine: Any, *parts: list[int]) -> np.ndarray:

@@ -12,7 +12,7 @@ from kvgen.attention.steps import attention_weights
 from kvgen.engine.contract import Engine, KVCache
 from kvgen.engine.edits import Edit, edited_weights
 from kvgen.engine.tensors import FloatArray
-from kvgen.engine.trace import Capture, LayerTrace, Recorder
+from kvgen.engine.trace import Capture, LayerTrace, Recorder, Start
 from kvgen.errors import UsageError
 from kvgen.session import Session
 
@@ -30,6 +30,7 @@ class EditingEngine(Engine, Protocol):
         rope_length: int | None = None,
         chunk: int | None = None,
         on_progress: Callable[[int], None] | None = None,
+        start: Start | None = None,
         edit: Edit | None = None,
     ) -> FloatArray:
         """See `kvgen.engine.contract.Engine.forward`; `edit` is for a whole sequence at once."""

@@ -13,12 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+import numpy as np
+
 from kvgen.choices import Backend, CacheDTypeName, DTypeName, PrefillName
 from kvgen.engine.cache import RowsRead
 from kvgen.engine.calibration import Calibration
 from kvgen.engine.config import ModelConfig
 from kvgen.engine.tensors import FloatArray
-from kvgen.engine.trace import Recorder
+from kvgen.engine.trace import Recorder, Start
 from kvgen.errors import UsageError
 
 
@@ -139,6 +141,7 @@ class Engine(Protocol):
         rope_length: int | None = None,
         chunk: int | None = None,
         on_progress: Callable[[int], None] | None = None,
+        start: Start | None = None,
     ) -> FloatArray:
         """Run T new positions through the model, in chunks, and append them to the cache.
 
@@ -153,13 +156,22 @@ class Engine(Protocol):
         With `capture`, each captured layer's q and z of these positions are written into it; the
         compiled engine knows no other recorder than `kvgen.engine.trace.Capture`. `on_progress`
         hears of each chunk of the new positions, by their number.
+        With `start` the positions begin in its layer with its states in place of their embeddings:
+        keys and values of the layers before stay what they are in the cache's memory, which is
+        right where the same ids ran there before. At layer L only the final norm and the head run.
         Raises UsageError for ids outside the vocabulary and for more positions than there is room.
         """
         ...
 
 
-def check_request(config: ModelConfig, ids: Sequence[int], cache: KVCache) -> None:
+def check_request(
+    config: ModelConfig, ids: Sequence[int], cache: KVCache, start: Start | None = None
+) -> None:
     """Raise UsageError where `ids` cannot be appended to `cache`; every engine asks this first."""
+    if start is not None:
+        assert 0 <= start.layer <= config.n_layers
+        assert start.states.shape == (len(ids), config.d_model)
+        assert start.states.dtype == np.float32 and start.states.flags.c_contiguous
     if not len(ids):
         raise UsageError("there are no tokens to run through the model")
     check_ids(config, ids)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,16 +16,38 @@ from kvgen.engine.config import ModelConfig
 from kvgen.engine.tensors import FloatArray
 
 
-class Recorder(Protocol):
-    """Who is told of q and z [T, H, D] of a layer's positions from `start`, when they are made."""
+class Start(NamedTuple):
+    """Where the positions of a pass begin: in a layer, with these states [T, C], float32.
 
-    def write(self, layer: int, start: int, q: FloatArray, z: FloatArray) -> None: ...
+    The states are the residual stream. Layer L, behind the last one, is the final norm.
+    """
+
+    layer: int
+    states: FloatArray
+
+    def rows_from(self, first: int) -> Start:
+        """Without the positions before `first`."""
+        return Start(self.layer, self.states[first:])
+
+
+class Recorder(Protocol):
+    """Who is told of a pass over positions from `first` on, layer by layer."""
+
+    def write(self, layer: int, first: int, q: FloatArray, z: FloatArray) -> None:
+        """Hear of the queries and the outputs of attention [T, H, D] of a layer."""
+        ...
+
+    def write_states(self, layer: int, first: int, x: FloatArray) -> None:
+        """Hear of the states [T, C] that enter a layer, or leave the last one (layer L)."""
+        ...
 
 
 class Capture:
     """q (after RoPE) and z (the attention output before W_O) of chosen layers and heads.
 
-    Rows are positions; feeding a position again overwrites its row. Each head's rows lie together,
+    With `states` also the residual stream [L + 1, capacity, C]: what enters each layer of the
+    model, and what leaves the last one. Rows are positions; feeding a position again overwrites
+    its row. Each head's rows lie together,
     `q_of_heads` and `z_of_heads` [N, H', capacity, D], where a compiled engine writes them.
     """
 
@@ -36,12 +58,15 @@ class Capture:
         capacity: int,
         *,
         heads: Sequence[int] | None = None,
+        states: bool = False,
     ) -> None:
         self.layers = tuple(layers)
         self.heads = tuple(range(config.n_heads) if heads is None else heads)
         shape = (len(self.layers), len(self.heads), capacity, config.head_dim)
         self.q_of_heads: FloatArray = np.zeros(shape, np.float32)
         self.z_of_heads: FloatArray = np.zeros(shape, np.float32)
+        stream = (config.n_layers + 1, capacity, config.d_model)
+        self.states: FloatArray | None = np.zeros(stream, np.float32) if states else None
 
     @property
     def q(self) -> FloatArray:
@@ -53,12 +78,17 @@ class Capture:
         """The outputs by position, [N, capacity, H', D]."""
         return self.z_of_heads.swapaxes(1, 2)
 
-    def write(self, layer: int, start: int, q: FloatArray, z: FloatArray) -> None:
-        """Keep what was chosen of q and z [T, H, D], of the positions from `start`."""
+    def write(self, layer: int, first: int, q: FloatArray, z: FloatArray) -> None:
+        """Keep what was chosen of q and z [T, H, D], of the positions from `first` on."""
         if layer in self.layers:
             row, chosen = self.layers.index(layer), list(self.heads)
-            self.q[row, start : start + len(q)] = q[:, chosen]
-            self.z[row, start : start + len(z)] = z[:, chosen]
+            self.q[row, first : first + len(q)] = q[:, chosen]
+            self.z[row, first : first + len(z)] = z[:, chosen]
+
+    def write_states(self, layer: int, first: int, x: FloatArray) -> None:
+        """Keep the states [T, C] that enter a layer, where they are wanted."""
+        if self.states is not None:
+            self.states[layer, first : first + len(x)] = x
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,7 @@ from kvgen.engine.fast.kernels.kv_access import (
 )
 from kvgen.engine.fast.kernels.packed import pack_tokens
 from kvgen.engine.fast.kernels.products import dot_rows, thread_range, tile_across, widen_rows
+from kvgen.engine.fast.kernels.states import capture_tokens, enter
 from kvgen.engine.fast.kernels.threads import barrier, has_left, own_memory
 from kvgen.engine.fast.kernels.weight_access import as_pointer, head_matrix, layer_matrix
 from kvgen.engine.fast.layout import (
@@ -39,6 +40,7 @@ from kvgen.engine.fast.layout import (
     CAPTURED_Q,
     DOWN,
     EACH_HEAD,
+    FIRST_LAYER,
     FIRST_POSITION,
     GATE,
     LANES,
@@ -66,7 +68,6 @@ from kvgen.engine.fast.layout import (
     Use,
     V,
 )
-from kvgen.engine.fast.step import embed
 
 
 @kernel
@@ -145,15 +146,16 @@ def chunk(worker, shape, weights, request, work):
     tokens = thread_range(pitch, worker, LANES)  # this thread's tokens
     for t in range(tokens.begin, tokens.end):
         if t < T:
-            embed(request.tokens[t], request.numbers[FIRST_POSITION] + t, shape, weights, own.x)
+            enter(t, shape, weights, request, own.x)
         for i in range(C):
             work.x[i * pitch + t] = own.x[i] if t < T else np.float32(0)
 
     lay_out_angles(tokens, pitch, request, work.cos_sin)
 
-    for layer in range(shape.n_layers):
+    for layer in range(request.numbers[FIRST_LAYER], shape.n_layers):
         if has_left(worker):
             return
+        capture_tokens(layer, x, thread_range(pitch, worker, LANES), shape, request)
         norms = weights.norms[N_NORMS * layer : N_NORMS * (layer + 1)]
         tokens = thread_range(pitch, worker, LANES)
         norm = as_norm(norms[ATTN_NORM], shape)
@@ -235,6 +237,7 @@ def chunk(worker, shape, weights, request, work):
             norm_or_copy_tokens(branch, C, norm, shape.post_mlp_norm, tokens, branch)
             add_tokens(x, branch, C, shape.residual_scale, tokens)
 
+    capture_tokens(shape.n_layers, x, thread_range(pitch, worker, LANES), shape, request)
     norm = as_norm(weights.norms[N_NORMS * shape.n_layers], shape)
     normalise_tokens(x, C, norm, thread_range(pitch, worker, LANES), hidden)
     worker = barrier(worker)

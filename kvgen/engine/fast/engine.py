@@ -29,7 +29,7 @@ from kvgen.engine.fast.team import Team
 from kvgen.engine.fast.team_loop import TeamLoop
 from kvgen.engine.params import Params
 from kvgen.engine.tensors import FloatArray
-from kvgen.engine.trace import Capture, Recorder
+from kvgen.engine.trace import Capture, Recorder, Start
 from kvgen.errors import NonFiniteError, UsageError
 
 _NOTHING_HELD = Held(-1, 0, 0)
@@ -104,6 +104,7 @@ class FastEngine:
         rope_length: int | None = None,
         chunk: int | None = None,
         on_progress: Callable[[int], None] | None = None,
+        start: Start | None = None,
     ) -> FloatArray:  # T ids -> logits [V] or [T, V]
         """Run T new positions through the model; see `kvgen.engine.contract.Engine.forward`.
 
@@ -111,7 +112,7 @@ class FastEngine:
         """
         assert isinstance(cache, KeyValueCache) and cache.k.shape[-1] == BLOCK
         assert capture is None or isinstance(capture, Capture)
-        check_request(self.config, ids, cache)
+        check_request(self.config, ids, cache, start)
         T, longest = len(ids), min(chunk or self._chunk, layout.CHUNK)
         tokens = np.asarray(ids, np.int64)
         logits = np.empty((T if all_logits else 1, self.config.vocab_size), np.float32)
@@ -121,14 +122,14 @@ class FastEngine:
             self._point_to(cache, capture)
             for begin in range(0, len(again), longest):
                 part = np.asarray(again[begin : begin + longest], np.int64)
-                self._run(part, begin, layout.NONE, logits)
+                self._run(part, begin, layout.NONE, logits, None)
             cache.extend(again)
             for begin in range(0, T, longest):
                 part = tokens[begin : begin + longest]
                 last = begin + len(part) == T
                 which = layout.ALL if all_logits else layout.LAST if last else layout.NONE
                 rows = logits[begin if all_logits else 0 :]
-                self._run(part, cache.length + begin, which, rows)
+                self._run(part, cache.length + begin, which, rows, start and start.rows_from(begin))
                 if on_progress is not None:
                     on_progress(len(part))
             cache.extend(ids)
@@ -181,18 +182,28 @@ class FastEngine:
             row[layout.CAPTURED_Q] = capture.q_of_heads.ctypes.data
             row[layout.CAPTURED_Z] = capture.z_of_heads.ctypes.data
             row[layout.CAPTURE_CAPACITY] = capacity
+        states = None if capture is None else capture.states
+        row[layout.CAPTURED_STATES] = 0 if states is None else states.ctypes.data
 
     def _run(
-        self, tokens: npt.NDArray[np.int64], start: int, which: int, logits: FloatArray
+        self,
+        tokens: npt.NDArray[np.int64],
+        position: int,
+        which: int,
+        logits: FloatArray,
+        start: Start | None,
     ) -> None:
-        """One request: up to CHUNK tokens of one sequence from position `start` on."""
+        """One request: up to CHUNK tokens of one sequence from a position on."""
         request, T = self._request, len(tokens)
         numbers = request.numbers
         numbers[:] = 0
         numbers[layout.N_TOKENS] = T
-        numbers[layout.FIRST_POSITION] = start
+        numbers[layout.FIRST_POSITION] = position
         numbers[layout.WHICH_LOGITS] = which
         numbers[layout.LOGITS] = logits.ctypes.data
+        if start is not None:
+            numbers[layout.FIRST_LAYER] = start.layer
+            numbers[layout.STATES] = start.states.ctypes.data
         request.tokens[:T] = tokens
         self._team.run_tokens(T)
         if numbers[layout.OVERFLOW]:

@@ -43,17 +43,20 @@ Q, K, V, O, GATE, UP, DOWN, N_MATRICES = range(8)  # noqa: E741
 ATTN_NORM, POST_ATTN_NORM, MLP_NORM, POST_MLP_NORM, N_NORMS = range(5)
 NO_QK_NORM, EACH_HEAD, WHOLE = range(3)  # the numbers that a norm of q and k covers
 # Numbers of a request.
-N_TOKENS, FIRST_POSITION, WHICH_LOGITS, LOGITS, OVERFLOW, N_NUMBERS = range(6)
+# Tokens begin as their embeddings, or in a layer with states [T, C] at an address, if not 0.
+(
+    N_TOKENS, FIRST_POSITION, WHICH_LOGITS, LOGITS, OVERFLOW, FIRST_LAYER, STATES, N_NUMBERS,
+) = range(8)  # fmt: skip
 NONE, LAST, ALL = range(3)  # which logits a request wants
 # What kernels know of a sequence: addresses and sizes of its keys and values, of its tables of
-# angles, of the captured q and z, and of the kept queries (see `KeyValueCache`), with the layer and
-# positions of those that are held, that is, stay as they are; and of the memory for one layer's
-# keys and values rounded (see rounded_attention.py).
+# angles, of the captured q, z and states, and of the kept queries (see `KeyValueCache`), with the
+# layer and positions of those that are held, that is, stay as they are; and of the memory for one
+# layer's keys and values rounded (see rounded_attention.py).
 (
     KEYS, VALUES, CAPACITY, COS, SIN, N_TABLES, N_POSITIONS, N_ANGLES, CAPTURED_Q, CAPTURED_Z,
-    CAPTURE_CAPACITY, QUERIES, HELD_LAYER, HELD_BEGIN, HELD_END,
+    CAPTURED_STATES, CAPTURE_CAPACITY, QUERIES, HELD_LAYER, HELD_BEGIN, HELD_END,
     ROUNDED_KEYS, ROUNDED_VALUES, N_SEQUENCE,
-) = range(18)  # fmt: skip
+) = range(19)  # fmt: skip
 # Which rows are counted when they are read: see `kvgen.engine.cache.RowsRead`.
 READ_K, READ_V, READ_Q, READ_OLD_Q, N_READS = range(5)
 # Offsets in the array that the threads of a team share, far enough apart for a line of the CPU's

@@ -37,13 +37,12 @@ from kvgen.engine.fast.kernels.kv_access import (
 from kvgen.engine.fast.kernels.pieces import fetch, fetch_pieces, join_pieces
 from kvgen.engine.fast.kernels.products import dot_rows, thread_range
 from kvgen.engine.fast.kernels.simd import load, mul, store
+from kvgen.engine.fast.kernels.states import capture_token, enter
 from kvgen.engine.fast.kernels.threads import barrier, has_left, own_memory
 from kvgen.engine.fast.kernels.weight_access import (
     as_pointer,
     head_matrix,
     layer_matrix,
-    row_scale,
-    widen,
 )
 from kvgen.engine.fast.layout import (
     ATTN_NORM,
@@ -52,6 +51,7 @@ from kvgen.engine.fast.layout import (
     CAPTURED_Z,
     DOWN,
     EACH_HEAD,
+    FIRST_LAYER,
     FIRST_POSITION,
     GATE,
     LANES,
@@ -97,20 +97,6 @@ def normalise_head(x, start, head, pair, shape):
     if shape.qk_norm == EACH_HEAD:
         own = x[start : start + shape.head_dim]
         normalise(own, shape.head_dim, head_norm(pair, head, shape), own)
-
-
-@kernel
-def embed(token, position, shape, weights, x):
-    """x [C] = the token's embedding, and the position's where it is learned."""
-    noinline()
-    C = shape.d_model
-    table = carray(as_pointer(weights.embed[0]), ((token + 1) * C,), weights.like.dtype)
-    scale = row_scale(weights.like, weights.embed[1], token) * shape.embed_scale
-    for i in range(C):
-        x[i] = widen(table[token * C + i]) * scale
-    if weights.positions.size:
-        for i in range(C):
-            x[i] += weights.positions[position, i]
 
 
 @kernel
@@ -194,10 +180,12 @@ def step(worker, shape, weights, request, work):
     gate_start = (F + LANES - 1) // LANES * LANES
     activation = activation_of(shape.activation)
 
-    embed(request.tokens[0], position, shape, weights, x)
-    for layer in range(shape.n_layers):
+    enter(0, shape, weights, request, x)
+    for layer in range(request.numbers[FIRST_LAYER], shape.n_layers):
         if has_left(worker):
             return
+        if thread == 0:
+            capture_token(layer, x, shape, request)
         norms = weights.norms[N_NORMS * layer : N_NORMS * (layer + 1)]
 
         norm_or_copy(x, C, as_norm(norms[ATTN_NORM], shape), shape.pre_norm, hidden)
@@ -285,6 +273,8 @@ def step(worker, shape, weights, request, work):
         for i in range(C):
             x[i] += shape.residual_scale * added[i]
 
+    if thread == 0:
+        capture_token(shape.n_layers, x, shape, request)
     normalise(x, C, as_norm(weights.norms[N_NORMS * shape.n_layers], shape), hidden)
     logits = carray(as_pointer(request.numbers[LOGITS]), (shape.vocab_size,), np.float32)
     rows = thread_range(shape.vocab_size, worker, LANES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -18,19 +18,12 @@ from kvgen.engine.contract import KVCache, check_request
 from kvgen.engine.edits import Edit, edited_output, edited_weights
 from kvgen.engine.formula import causal_mask, soft_cap
 from kvgen.engine.machine import usable_cores
-from kvgen.engine.params import LayerParams, Linear, Norm, Params
-from kvgen.engine.reference.ops import (
-    Projection,
-    activate,
-    attend,
-    layer_norm,
-    linear,
-    rms_norm,
-    rotate,
-)
+from kvgen.engine.params import Norm, Params
+from kvgen.engine.reference.block import normalise, widened, widened_block
+from kvgen.engine.reference.ops import attend, linear, rotate
 from kvgen.engine.rope import RopeTables
 from kvgen.engine.tensors import FloatArray
-from kvgen.engine.trace import Recorder
+from kvgen.engine.trace import Recorder, Start
 from kvgen.forks import wait_before_fork
 
 # The number of BLAS threads is the process's, so forwards take turns; and BLAS never comes back
@@ -59,24 +52,6 @@ class RowCache(KVCache, Protocol):
     def read_queries(self, layer: int, positions: range) -> FloatArray: ...
 
 
-class _Layer(NamedTuple):
-    """One layer's weights, widened to float32."""
-
-    attn_norm: Norm | None
-    q: Projection
-    k: Projection
-    v: Projection
-    o: Projection
-    q_norm: Norm | None
-    k_norm: Norm | None
-    post_attn_norm: Norm | None
-    mlp_norm: Norm | None
-    gate: Projection | None
-    up: Projection
-    down: Projection
-    post_mlp_norm: Norm | None
-
-
 class ReferenceEngine:
     """Plain NumPy. Weights stored narrower are widened once, when the engine is opened."""
 
@@ -95,8 +70,8 @@ class ReferenceEngine:
         in_pool = max((pool["num_threads"] for pool in self._blas.info()), default=1)
         self.threads = threads or min(in_pool, usable_cores())
         self._params = params
-        self._layers = [_widen(layer) for layer in params.layers]
-        self._head = _project(params.head)
+        self._blocks = [widened_block(params.config, layer) for layer in params.layers]
+        self._head = widened(params.head)
 
     @property
     def passes_by_threads(self) -> Mapping[int, int]:
@@ -140,6 +115,7 @@ class ReferenceEngine:
         rope_length: int | None = None,
         chunk: int | None = None,
         on_progress: Callable[[int], None] | None = None,
+        start: Start | None = None,
         edit: Edit | None = None,
     ) -> FloatArray:  # T ids -> logits [V] or [T, V]
         """Run T new positions through the model; see `kvgen.engine.contract.Engine.forward`.
@@ -149,15 +125,16 @@ class ReferenceEngine:
         """
         assert edit is None or cache.length == 0
         assert isinstance(cache, RowCache)
-        check_request(self.config, ids, cache)
+        check_request(self.config, ids, cache, start)
         longest = min(chunk or (1 if self.prefill == "stepwise" else CHUNK), CHUNK)
         # A model that has lost its way may overflow: the caller checks the logits.
         with _BLAS, self._blas.limit(limits=self.threads), np.errstate(all="ignore"):
             for part in _chunks(cache.prepare(len(ids), rope_length=rope_length), longest):
-                self._run(part, cache, capture, None)
+                self._run(part, cache, capture)
             logits = []
             for part in _chunks(ids, longest) if edit is None else [ids]:
-                x = self._run(part, cache, capture, edit)
+                x = self._run(part, cache, capture, start=start, edit=edit)
+                start = start and start.rows_from(len(part))
                 if all_logits:
                     logits.append(self._logits(x))
                 if on_progress is not None:
@@ -166,55 +143,39 @@ class ReferenceEngine:
 
     def _logits(self, x: FloatArray) -> FloatArray:  # [T, C] -> [T, V]
         """The final norm and the head."""
-        x = self._norm(x, self._params.final_norm)
+        x = normalise(self.config, x, self._params.final_norm)
         logits = linear(x, self._head) * np.float32(self.config.logit_scale)
         return soft_cap(logits, self.config.logit_softcap)
 
     def _run(
-        self, ids: Sequence[int], cache: RowCache, capture: Recorder | None, edit: Edit | None
+        self,
+        ids: Sequence[int],
+        cache: RowCache,
+        capture: Recorder | None,
+        *,
+        start: Start | None = None,
+        edit: Edit | None = None,
     ) -> FloatArray:  # [T] -> [T, C]
-        """Append positions to the cache: the hidden states after the last layer."""
-        x = self._embed(np.asarray(ids, np.int64), cache.length)
-        for layer in range(self.config.n_layers):
-            x = self._block(x, layer, cache, capture, edit)
+        """Append positions to the cache: the states after the last layer."""
+        first = 0 if start is None else start.layer
+        x = self._embed(ids, cache.length) if start is None else start.states[: len(ids)]
+        for layer in range(first, self.config.n_layers):
+            if capture is not None:
+                capture.write_states(layer, cache.length, x)
+            block = self._blocks[layer]
+            z = self._attention(block.attention_input(x), layer, cache, capture, edit)
+            x = block.output(x, block.attention_output(z))
+        if capture is not None:
+            capture.write_states(self.config.n_layers, cache.length, x)
         cache.extend(ids)
         return x
 
-    def _embed(self, ids: npt.NDArray[np.int64], start: int) -> FloatArray:  # [T] -> [T, C]
-        x = self._params.embed.rows(ids) * np.float32(self.config.embed_scale)
+    def _embed(self, ids: Sequence[int], start: int) -> FloatArray:  # [T] -> [T, C]
+        rows = self._params.embed.rows(np.asarray(ids, np.int64))
+        x: FloatArray = rows * np.float32(self.config.embed_scale)
         if self._params.positions is not None:
             x = x + self._params.positions.rows(np.arange(start, start + len(ids)))
         return x
-
-    def _block(
-        self,
-        x: FloatArray,
-        layer: int,
-        cache: RowCache,
-        capture: Recorder | None,
-        edit: Edit | None,
-    ) -> FloatArray:  # [T, C] -> [T, C]
-        """One decoder layer; a norm that a model does not have changes nothing.
-
-        sequential                                  parallel
-        x - norm - attention - norm - (+) -+        x -+- norm -- attention ----+
-        +---------------- x -----------+   |           +- norm* - mlp -------- (+) -
-          - norm - mlp ------- norm - (+) -+-          +---------- x ----------(+)
-        norms before a block, after it, or both     * the attention's where the MLP has none
-        """
-        weights = self._layers[layer]
-        scale = np.float32(self.config.residual_scale)
-        normed = self._norm(x, weights.attn_norm)
-        attended = self._norm(
-            self._attention(normed, layer, cache, capture, edit), weights.post_attn_norm
-        )
-        if not self.config.parallel_residual:
-            normed = self._norm(x + scale * attended, weights.mlp_norm)
-        elif weights.mlp_norm is not None:
-            normed = self._norm(x, weights.mlp_norm)
-        added = self._norm(self._mlp(normed, weights), weights.post_mlp_norm)
-        y: FloatArray = x + scale * attended + scale * added
-        return y
 
     def _attention(
         self,
@@ -223,9 +184,10 @@ class ReferenceEngine:
         cache: RowCache,
         capture: Recorder | None,
         edit: Edit | None,
-    ) -> FloatArray:  # [T, C] -> [T, C]
+    ) -> FloatArray:  # [T, C] -> [T, H, D]
+        """What the heads of a layer gather for new positions, whose K and V join the cache."""
         T, H, G, D = len(x), self.config.n_heads, self.config.n_kv_heads, self.config.head_dim
-        weights = self._layers[layer]
+        weights = self._blocks[layer]
         start, end = cache.length, cache.length + T
         q = self._norm_heads(linear(x, weights.q), weights.q_norm).reshape(T, H, D)
         k = self._norm_heads(linear(x, weights.k), weights.k_norm).reshape(T, G, D)
@@ -242,7 +204,7 @@ class ReferenceEngine:
         z = self._attend(layer, q, k, v, cache, edit)
         if capture is not None:
             capture.write(layer, start, q, z)
-        return linear(z.reshape(T, H * D), weights.o)
+        return z
 
     def _attend(
         self,
@@ -267,50 +229,14 @@ class ReferenceEngine:
         keys, values = cache.read_keys(layer, mask), cache.read_values(layer, mask)
         return attend(q, keys, values, scale, mask, softcap=softcap)
 
-    def _mlp(self, x: FloatArray, weights: _Layer) -> FloatArray:  # [T, C] -> [T, C]
-        inner = linear(x, weights.up)  # [T, F]
-        if weights.gate is None:
-            inner = activate(inner, self.config.activation)
-        else:
-            inner = activate(linear(x, weights.gate), self.config.activation) * inner
-        return linear(inner, weights.down)
-
-    def _norm(self, x: FloatArray, norm: Norm | None) -> FloatArray:  # [..., C] -> same
-        if norm is None:
-            return x
-        normalise = layer_norm if self.config.norm == "layer" else rms_norm
-        return normalise(x, norm, self.config.norm_eps)
-
     def _norm_heads(self, x: FloatArray, norm: Norm | None) -> FloatArray:  # [T, H * D] -> same
         """Queries or keys normalised: each head by itself, or the whole projection."""
         if norm is None or self.config.qk_norm == "whole":
-            return self._norm(x, norm)
+            return normalise(self.config, x, norm)
         heads = x.reshape(len(x), -1, self.config.head_dim)
         bias = None if norm.bias is None else norm.bias.reshape(heads.shape[1:])
         per_head = Norm(norm.weight.reshape(heads.shape[1:]), bias)
-        return self._norm(heads, per_head).reshape(x.shape)
-
-
-def _project(linear_params: Linear) -> Projection:
-    return Projection(linear_params.weight.dequantize(), linear_params.bias)
-
-
-def _widen(layer: LayerParams) -> _Layer:
-    return _Layer(
-        attn_norm=layer.attn_norm,
-        q=_project(layer.q),
-        k=_project(layer.k),
-        v=_project(layer.v),
-        o=_project(layer.o),
-        q_norm=layer.q_norm,
-        k_norm=layer.k_norm,
-        post_attn_norm=layer.post_attn_norm,
-        mlp_norm=layer.mlp_norm,
-        gate=_project(layer.gate) if layer.gate is not None else None,
-        up=_project(layer.up),
-        down=_project(layer.down),
-        post_mlp_norm=layer.post_mlp_norm,
-    )
+        return normalise(self.config, heads, per_head).reshape(x.shape)
 
 
 def _chunks(ids: Sequence[int], longest: int) -> Iterator[Sequence[int]]:

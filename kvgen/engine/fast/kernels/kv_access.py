@@ -23,6 +23,7 @@ from kvgen.engine.fast.layout import (
     BLOCK,
     CAPACITY,
     CAPTURE_CAPACITY,
+    CAPTURED_STATES,
     COS,
     F16_LARGEST,
     FIRST_POSITION,
@@ -103,6 +104,14 @@ def captured_rows(address, sequence, row, shape):
     """The captured q or z of one head, flat [capacity * D]."""
     size = sequence[CAPTURE_CAPACITY] * shape.head_dim
     return carray(as_pointer(address + 4 * row * size), (size,), np.float32)
+
+
+@kernel
+def captured_states(sequence, layer, shape):
+    """The captured states that enter a layer, or leave the last one, flat [capacity * C]."""
+    size = sequence[CAPTURE_CAPACITY] * shape.d_model
+    address = sequence[CAPTURED_STATES] + 4 * layer * size
+    return carray(as_pointer(address), (size,), np.float32)
 
 
 @kernel
