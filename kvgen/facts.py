@@ -11,8 +11,7 @@ from kvgen.checkpoint.folder import open_checkpoint
 from kvgen.choices import DTypeName
 from kvgen.engine.config import ModelConfig, RopeConfig
 from kvgen.errors import CheckpointError
-from kvgen.model import stop_ids
-from kvgen.recommendation import read_recommendation
+from kvgen.recommendation import read_recommendation, stop_ids
 from kvgen.text.chat import has_template
 from kvgen.text.tokenizer import find_tokenizer, missing_tokenizer
 

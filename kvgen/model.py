@@ -36,7 +36,7 @@ from kvgen.generate import (
     require_finite,
     usual_new_tokens,
 )
-from kvgen.recommendation import Recommendation, read_recommendation
+from kvgen.recommendation import read_recommendation, stop_ids
 from kvgen.sampling import Sampler, SamplingOptions
 from kvgen.session import Session
 from kvgen.text.chat import Message, find_template, has_template, render
@@ -289,16 +289,3 @@ def load_folder(folder: Path, options: LoadOptions) -> Model:
     )
     seconds = time.perf_counter() - began - engine.compile_seconds
     return Model(checkpoint, params, engine, load_seconds=seconds, notes=notes)
-
-
-def stop_ids(
-    config: ModelConfig, recommendation: Recommendation, tokenizer: Tokenizer | None
-) -> frozenset[int]:
-    """The ids that end a text: what config, generation_config.json and tokenizer call the end.
-
-    Raises CheckpointError where generation_config.json names no ids.
-    """
-    ids = {*config.eos_ids, *recommendation.eos_ids()}
-    if tokenizer is not None and tokenizer.eos_id is not None:
-        ids.add(tokenizer.eos_id)
-    return frozenset(ids)

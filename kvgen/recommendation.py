@@ -13,8 +13,10 @@ from typing import Any
 
 from kvgen.checkpoint.families import Keys
 from kvgen.checkpoint.files import read_json
+from kvgen.engine.config import ModelConfig
 from kvgen.errors import CheckpointError, UsageError
 from kvgen.sampling import SamplingOptions
+from kvgen.text.tokenizer import Tokenizer
 
 _FILE = "generation_config.json"
 _FILTERS = ("temperature", "top_k", "top_p", "min_p")
@@ -82,6 +84,19 @@ def read_recommendation(folder: Path) -> Recommendation:
     if not active:
         return Recommendation(content)
     return Recommendation(content, (f"{_FILE}: kvgen does not apply {', '.join(active)}",))
+
+
+def stop_ids(
+    config: ModelConfig, recommendation: Recommendation, tokenizer: Tokenizer | None
+) -> frozenset[int]:
+    """The ids that end a text: what config, generation_config.json and tokenizer call the end.
+
+    Raises CheckpointError where generation_config.json names no ids.
+    """
+    ids = {*config.eos_ids, *recommendation.eos_ids()}
+    if tokenizer is not None and tokenizer.eos_id is not None:
+        ids.add(tokenizer.eos_id)
+    return frozenset(ids)
 
 
 def _usable(name: str, value: Any) -> Any:

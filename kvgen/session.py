@@ -9,11 +9,13 @@ from kvgen.engine.contract import Engine, KVCache
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import AttentionTrace, Capture, LayerTrace, Recorder
 
+_LOGITS_AT_ONCE = 2**24  # 64 MiB of them, where those of every position are heard
+
 
 class Session:
     """Owns what belongs to one sequence: the KV cache with its ids, and what is captured of Q.
 
-    `capture` and `on_progress` may be set at any time and hold from the next feed on.
+    `capture`, `on_progress` and `on_logits` may be set at any time and hold from the next feed on.
     """
 
     def __init__(
@@ -24,15 +26,19 @@ class Session:
         capture: Recorder | None = None,
         cache: KVCache | None = None,
         on_progress: Callable[[int], None] | None = None,
+        on_logits: Callable[[int, FloatArray], None] | None = None,
     ) -> None:
         """An empty sequence of up to `capacity` positions, in a given cache or a new one.
 
-        `on_progress` hears of each chunk of a feed, by its number of positions.
+        `on_progress` hears of each chunk of a feed, by its number of positions. `on_logits` hears
+        the logits of every position of a feed that asks for those of the last one: the first
+        position of a part, and the part's logits [T, V].
         """
         self.engine = engine
         self.cache = engine.new_cache(capacity) if cache is None else cache
         self.capture = capture
         self.on_progress = on_progress
+        self.on_logits = on_logits
         self.positions_run = 0  # by the last feed: those that ran again are counted too
         self._read_before = self.cache.rows_read.counts.copy()
 
@@ -62,7 +68,17 @@ class Session:
         """
         run_before = self.cache.positions_run
         self._read_before = self.cache.rows_read.counts.copy()
-        logits = self.engine.forward(
+        if self.on_logits is None or all_logits:
+            logits = self._forward(ids, all_logits, rope_length, chunk)
+        else:
+            logits = self._forward_in_parts(ids, self.on_logits, rope_length, chunk)
+        self.positions_run = self.cache.positions_run - run_before
+        return logits
+
+    def _forward(
+        self, ids: Sequence[int], all_logits: bool, rope_length: int | None, chunk: int | None
+    ) -> FloatArray:
+        return self.engine.forward(
             ids,
             self.cache,
             capture=self.capture,
@@ -71,8 +87,24 @@ class Session:
             chunk=chunk,
             on_progress=self.on_progress,
         )
-        self.positions_run = self.cache.positions_run - run_before
-        return logits
+
+    def _forward_in_parts(
+        self,
+        ids: Sequence[int],
+        on_logits: Callable[[int, FloatArray], None],
+        rope_length: int | None,
+        chunk: int | None,
+    ) -> FloatArray:
+        """The last position's logits [V]; those of all are never in memory together."""
+        length = self.cache.length + len(ids)
+        n_at_once = max(1, _LOGITS_AT_ONCE // self.engine.config.vocab_size)
+        for begin in range(0, len(ids), n_at_once):
+            first = self.cache.length
+            part = ids[begin : begin + n_at_once]
+            logits = self._forward(part, True, max(length, rope_length or 0), chunk)
+            on_logits(first, logits)
+        last: FloatArray = logits[-1]
+        return last
 
     def rewind(self, length: int = 0) -> None:
         """Forget every position from `length` on."""

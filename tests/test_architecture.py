@@ -64,7 +64,9 @@ MAY_IMPORT = {
     "checkpoint.hub": {"checkpoint.families", "checkpoint.files", "checkpoint.folder"},
     "text": {"checkpoint.files"},
     "sampling": {"engine.tensors"},
-    "recommendation": {"checkpoint.families", "checkpoint.files", "sampling"},
+    "recommendation": {
+        "checkpoint.families", "checkpoint.files", "engine.config", "sampling", "text",
+    },
     "session": {"engine.cache", "engine.contract", "engine.tensors", "engine.trace"},
     "generate": {"engine.config", "engine.tensors", "sampling", "session"},
     "model": {
@@ -73,8 +75,8 @@ MAY_IMPORT = {
         "sampling", "session", "text",
     },
     "facts": {
-        *_SHARED, "checkpoint.bind", "checkpoint.families", "checkpoint.folder", "model",
-        "recommendation", "text",
+        *_SHARED, "checkpoint.bind", "checkpoint.families", "checkpoint.folder", "recommendation",
+        "text",
     },
     "attention": {
         "engine.config", "engine.contract", "engine.edits", "engine.formula", "engine.machine",

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from kvgen.attention import diagnostics
 from kvgen.attention.diagnostics import METRICS, diagnose
 from kvgen.attention.export import export, read_export
-from kvgen.attention.record import Recording, probe_ids, record, recording_bytes
+from kvgen.attention.record import RecordedRun, probe_ids, record, recording_bytes
 from kvgen.attention.steps import (
     attention_weights,
     explain_row,
@@ -42,7 +42,7 @@ def recorded(
     backend: str = "numpy",
     n_new: int = 6,
     heads: Sequence[int] | None = None,
-) -> Recording:
+) -> RecordedRun:
     model = tiny_model(name, backend=backend)
     return record(
         model.engine,
@@ -272,7 +272,7 @@ def test_diagnosing_does_not_write_to_its_input(tiny_model: Loader) -> None:
         np.testing.assert_array_equal(layer.q, q)
 
 
-def saved(tiny_model: Loader, name: str, kind: str, path: Path) -> tuple[Recording, Path]:
+def saved(tiny_model: Loader, name: str, kind: str, path: Path) -> tuple[RecordedRun, Path]:
     recording = recorded(tiny_model, name, heads=[1, 4])
     tokens = [f"t{token}".encode() for token in recording.trace.token_ids]
     content = export(recording, tokens, facts={"model": "tiny"}, kind=kind)

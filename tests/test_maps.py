@@ -17,7 +17,7 @@ from kvgen import choices
 from kvgen.attention.diagnostics import METRICS
 from kvgen.attention.example import QUERIES, VALUES, walk
 from kvgen.attention.measures import MEASURES, SIGNED, measured, rollout
-from kvgen.attention.record import Recording, record
+from kvgen.attention.record import RecordedRun, record
 from kvgen.attention.residual import strongest_head
 from kvgen.attention.steps import attention_weights, explain_query
 from kvgen.errors import UsageError
@@ -38,7 +38,7 @@ NAN = np.float32(np.nan)
 
 def recorded(
     tiny_model: Loader, name: str, n: int = 20, layers: Sequence[int] = (0, 1, 2)
-) -> tuple[Model, Recording]:
+) -> tuple[Model, RecordedRun]:
     model = tiny_model(name)
     recording = record(
         model.engine,
@@ -222,7 +222,7 @@ def test_a_legend_gives_the_numbers_that_glyphs_begin_at() -> None:
 # --- on the screen ----------------------------------------------------------------------------
 
 
-def many(recording: Recording, canvas: Canvas) -> list[str]:
+def many(recording: RecordedRun, canvas: Canvas) -> list[str]:
     tokens = [b" token"] * recording.trace.length
     views = []
     for show in MEASURES:

@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
 from kvgen.attention.diagnostics import diagnose
-from kvgen.attention.record import Recording
+from kvgen.attention.record import RecordedRun
 from kvgen.attention.steps import explain_row
 from kvgen.bench.cost import ModelCost
 from kvgen.bench.interventions import Intervention, LaterToken, Recomputed
@@ -77,8 +77,8 @@ def make_trace(T: int, *, H: int = 4, G: int = 2, D: int = 6, layers: int = 2) -
     )
 
 
-def make_recording(trace: AttentionTrace) -> Recording:
-    return Recording(
+def make_recording(trace: AttentionTrace) -> RecordedRun:
+    return RecordedRun(
         trace=trace,
         sampled_last=None,
         diagnostics=diagnose(trace),

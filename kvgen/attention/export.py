@@ -36,7 +36,7 @@ from safetensors.numpy import save
 
 import kvgen
 from kvgen.attention.diagnostics import METRICS, diagnose
-from kvgen.attention.record import Recording
+from kvgen.attention.record import RecordedRun
 from kvgen.attention.residual import ResidualNorms
 from kvgen.attention.steps import attention_weights
 from kvgen.engine.tensors import Array, FloatArray
@@ -54,13 +54,13 @@ _BROKEN = (
 class SavedRecording(NamedTuple):
     """The contents of a file: the recording, its tokens' bytes, and meta."""
 
-    recording: Recording
+    recording: RecordedRun
     tokens: list[bytes]
     meta: dict[str, Any]
 
 
 def export(
-    recording: Recording, tokens: Sequence[bytes], *, facts: dict[str, Any], kind: str
+    recording: RecordedRun, tokens: Sequence[bytes], *, facts: dict[str, Any], kind: str
 ) -> bytes:
     """The bytes of a file of that kind: npz, safetensors or json. `facts` go into meta."""
     meta = json.dumps(_meta(recording, facts))
@@ -139,7 +139,7 @@ def _from_arrays(arrays: dict[str, Array], meta: dict[str, Any]) -> SavedRecordi
         norms = ResidualNorms(arrays["value_norms"], arrays["output_norms"])
         if not all(lengths.shape == q.shape[:3] for lengths in norms):
             raise ValueError("its arrays do not belong together")
-    recording = Recording(
+    recording = RecordedRun(
         trace=trace,
         sampled_last=meta["sampled_last"],
         diagnostics=diagnose(trace, probe=meta.get("probe")),
@@ -153,7 +153,7 @@ def _from_arrays(arrays: dict[str, Array], meta: dict[str, Any]) -> SavedRecordi
     return SavedRecording(recording, tokens, meta)
 
 
-def _meta(recording: Recording, facts: dict[str, Any]) -> dict[str, Any]:
+def _meta(recording: RecordedRun, facts: dict[str, Any]) -> dict[str, Any]:
     trace = recording.trace
     return {
         "format": FORMAT,
@@ -176,7 +176,7 @@ def _of_metrics(numbers: Mapping[str, FloatArray]) -> FloatArray:
     return np.stack([numbers[name] for name in METRICS], axis=-1)
 
 
-def _arrays(recording: Recording, tokens: Sequence[bytes]) -> dict[str, Array]:
+def _arrays(recording: RecordedRun, tokens: Sequence[bytes]) -> dict[str, Array]:
     trace, diagnostics = recording.trace, recording.diagnostics
     steps = np.maximum(np.arange(trace.length) - trace.n_prompt + 1, 0)
     arrays: dict[str, Array] = {
@@ -198,7 +198,7 @@ def _arrays(recording: Recording, tokens: Sequence[bytes]) -> dict[str, Array]:
     return arrays
 
 
-def _as_json(recording: Recording, tokens: Sequence[bytes], meta: str) -> dict[str, Any]:
+def _as_json(recording: RecordedRun, tokens: Sequence[bytes], meta: str) -> dict[str, Any]:
     """Meta, metrics, and for each head and row the strongest keys as [key, weight]."""
     trace = recording.trace
     maps = []

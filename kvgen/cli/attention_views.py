@@ -17,7 +17,7 @@ from kvgen.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from kvgen.attention.record import Recording
+    from kvgen.attention.record import RecordedRun
     from kvgen.render.canvas import Canvas
     from kvgen.render.head_map import MapView
 
@@ -29,7 +29,7 @@ FORMATS = ("json", "txt")  # what can be printed
 class Inspection(NamedTuple):
     """A recording with its tokens' bytes and the facts of its run."""
 
-    recording: Recording
+    recording: RecordedRun
     tokens: list[bytes]
     facts: dict[str, Any]
 

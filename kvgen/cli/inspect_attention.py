@@ -35,7 +35,7 @@ from kvgen.cli.sampling_options import choose_sampling, sampling_options
 from kvgen.cli.what_ifs import EditedRuns, print_edits, show_edits
 
 if TYPE_CHECKING:
-    from kvgen.attention.record import Recording
+    from kvgen.attention.record import RecordedRun
     from kvgen.model import Model
     from kvgen.sampling import Sampler
 
@@ -213,7 +213,7 @@ def _record(
     selection: Selection,
     prompt_ids: list[int],
     sampler: Sampler,
-) -> Recording:
+) -> RecordedRun:
     """Run the model, keeping the queries of the selected layers and heads."""
     from kvgen.attention.record import record, recording_bytes
     from kvgen.generate import check_lengths

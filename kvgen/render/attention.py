@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from kvgen.attention.diagnostics import MEANINGS, METRICS
-from kvgen.attention.record import Recording
+from kvgen.attention.record import RecordedRun
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import AttentionTrace
 from kvgen.render.canvas import TOKEN_CELLS, Canvas, bare, draw_level, token_label
@@ -25,7 +25,7 @@ _NARROW = 80  # columns below which token labels are short
 _SHORT_LABEL = 4
 
 
-def verify_line(recording: Recording) -> str:
+def verify_line(recording: RecordedRun) -> str:
     """How far the output recomputed from the shown maps is from the kernel's."""
     line = f"verified: |recomputed - kernel| <= {recording.diagnostics.recomputed:.1e}"
     if recording.decode_rows is not None:
@@ -34,7 +34,7 @@ def verify_line(recording: Recording) -> str:
 
 
 def summary(
-    recording: Recording, canvas: Canvas, *, metrics: Sequence[str] = USUAL_PANELS
+    recording: RecordedRun, canvas: Canvas, *, metrics: Sequence[str] = USUAL_PANELS
 ) -> RenderableType:
     """Layers x heads, one panel per diagnostic, each on a fixed scale of 0..1.
 
@@ -103,7 +103,7 @@ def _panel_legend(
     ]
 
 
-def _strongest(recording: Recording) -> str:
+def _strongest(recording: RecordedRun) -> str:
     """The best head of each kind; a kind without a counted row is left out."""
     named = []
     for metric in ("previous", "induction", "duplicate", "sink-later"):
@@ -118,7 +118,7 @@ def _strongest(recording: Recording) -> str:
 
 
 def layer_grid(
-    recording: Recording,
+    recording: RecordedRun,
     tokens: Sequence[bytes] = (),
     *,
     layer: int,

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from kvgen.attention.diagnostics import MEANINGS, row_entropy
 from kvgen.attention.measures import MEASURES, SIGNED, measured, rollout
-from kvgen.attention.record import Recording
+from kvgen.attention.record import RecordedRun
 from kvgen.attention.steps import attention_weights
 from kvgen.choices import Measure, Pool, Scale, Sink
 from kvgen.engine.tensors import FloatArray
@@ -69,7 +69,7 @@ def rows_of(trace: AttentionTrace) -> str:
     return f"{trace.length} tokens ({trace.n_prompt} prompt + {n_decode} decode)"
 
 
-def chosen_cells(recording: Recording, view: MapView, *, layer: int, head: int) -> Cells:
+def chosen_cells(recording: RecordedRun, view: MapView, *, layer: int, head: int) -> Cells:
     """The part of one head's map, or of the rollout up to its layer, that a view shows.
 
     Raises UsageError where that was not recorded.
@@ -118,7 +118,7 @@ def _ends(places: range) -> str:
 
 
 def head_map(
-    recording: Recording,
+    recording: RecordedRun,
     tokens: Sequence[bytes],
     *,
     layer: int,
@@ -188,7 +188,7 @@ def head_map(
 
 
 def _legend(
-    recording: Recording, view: MapView, layer: int, head: int, cells: Cells, canvas: Canvas
+    recording: RecordedRun, view: MapView, layer: int, head: int, cells: Cells, canvas: Canvas
 ) -> list[Text]:
     """The cells' numbers, and the words that a map uses."""
     trace = recording.trace
@@ -214,7 +214,7 @@ def _legend(
     ]
 
 
-def _name(recording: Recording, view: MapView, layer: int, head: int) -> list[str]:
+def _name(recording: RecordedRun, view: MapView, layer: int, head: int) -> list[str]:
     """Which layer and head a map belongs to."""
     rows = rows_of(recording.trace)
     if view.show == "rollout":

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from kvgen.attention.record import Recording
+from kvgen.attention.record import RecordedRun
 from kvgen.bench.report import BenchReport, ReportContext, Run
 from kvgen.errors import KvgenError, UsageError
 from kvgen.render.head_map import MapView, chosen_cells
@@ -133,7 +133,7 @@ def _file_of(figure: Any, kind: str) -> bytes:
 
 
 def attention_figure(
-    recording: Recording,
+    recording: RecordedRun,
     tokens: Sequence[str],
     *,
     layers: Sequence[int],
@@ -161,7 +161,7 @@ def attention_figure(
 
 def _maps(
     figure_class: Any,
-    recording: Recording,
+    recording: RecordedRun,
     tokens: Sequence[str],
     places: Sequence[tuple[int, int]],
     *,
