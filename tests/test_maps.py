@@ -344,7 +344,7 @@ def test_a_comparison_keeps_its_columns_at_60(tmp_path: Path) -> None:
 
 def test_the_example_does_not_say_that_only_q_equal_k_is_symmetric() -> None:
     text = " ".join(inside("inspect-attention", "--example").stdout.decode().split())
-    assert "where QK^T is symmetric both orders are equal: for example where Q = K" in text
+    assert "both orders are equal exactly when QK^T is symmetric" in text
     assert "only where" not in text
     double = 2 * np.asarray(QUERIES)
     forward, swapped = (

@@ -103,6 +103,43 @@ def likenesses() -> tuple[Likeness, ...]:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderCase:
+    """A choice of K, and how far QK^T and KQ^T lie apart with it: greatest differences."""
+
+    keys: str
+    asymmetry: float  # |S - S^T|, S = Q K^T
+    output_difference: float  # of softmax(S / sqrt(d_k)) V and the same of S^T
+
+
+def order_cases() -> tuple[OrderCase, ...]:
+    """Keys with which QK^T is symmetric, and those of the example, with which it is not.
+
+    >>> [case.asymmetry for case in order_cases()]
+    [0.0, 0.0, 0.0, 1.0]
+    """
+    Q = np.asarray(QUERIES)
+    cases = {
+        "K = Q": Q,
+        "K = 2 Q": 2 * Q,
+        "K = Q diag(1, 2, 3, 4)": Q @ np.diag((1, 2, 3, 4)),
+        "K of the example": np.asarray(KEYS),
+    }
+    return tuple(_order_case(name, K) for name, K in cases.items())
+
+
+def _order_case(name: str, K: npt.ArrayLike) -> OrderCase:
+    forward, swapped = (
+        walk(QUERIES, K, VALUES, causal=False),
+        walk(K, QUERIES, VALUES, causal=False),
+    )
+    return OrderCase(
+        keys=name,
+        asymmetry=float(np.abs(forward.scores - forward.scores.T).max()),
+        output_difference=float(np.abs(forward.output - swapped.output).max()),
+    )
+
+
 def cat_reads(*, causal: bool) -> RowExplanation:
     """The row of "cat" as a query in "The cat sat on the mat", with made-up meanings."""
     cat = SENTENCE.index("cat")

@@ -18,11 +18,12 @@ from kvgen.attention.example import (
     Walk,
     cat_reads,
     likenesses,
+    order_cases,
     walk,
 )
 from kvgen.engine.tensors import FloatArray
 from kvgen.render.canvas import Canvas
-from kvgen.render.layout import in_bands
+from kvgen.render.layout import in_bands, stacked_tables
 
 
 def worked_examples(canvas: Canvas) -> RenderableType:
@@ -98,28 +99,38 @@ def _similarity() -> list[RenderableType]:
     ]
 
 
-def _order(canvas: Canvas) -> list[Text]:
+def _order(canvas: Canvas) -> list[RenderableType]:
     forward = walk(QUERIES, KEYS, VALUES, causal=False)
     swapped = walk(KEYS, QUERIES, VALUES, causal=False)
-    same = walk(QUERIES, QUERIES, VALUES, causal=False)
     blocks = [
         _matrix(forward.scores, "QK^T"),
         _matrix(swapped.scores, "KQ^T"),
         _matrix(forward.weights, "softmax rows of QK^T", ".3f"),
         _matrix(swapped.weights, "of KQ^T", ".3f"),
     ]
-    difference = np.abs(forward.output - swapped.output).max()
-    symmetric = np.abs(same.scores - same.scores.T).max()
+    rows = [
+        {
+            "S = QK^T with": case.keys,
+            "|S - S^T|": f"{case.asymmetry:g}",
+            "outputs differ by": f"{case.output_difference:.3f}",
+        }
+        for case in order_cases()
+    ]
     return [
-        Text(
-            "May QK^T be swapped for KQ^T? Then keys look for queries",
-            "bold",
-        ),
+        Text("May QK^T be swapped for KQ^T? Then keys look for queries", "bold"),
         *in_bands(blocks, canvas.width, gap=4),
-        Text(f"the outputs differ by up to {difference:.3f}: rows of one are columns of the other"),
+        Text("KQ^T is QK^T transposed, and the softmax normalises what were columns"),
+        *stacked_tables(
+            {name: name for name in rows[0]},
+            rows,
+            width=canvas.width,
+            keys=("S = QK^T with",),
+            words=("S = QK^T with",),
+        ),
         Text(
-            "where QK^T is symmetric both orders are equal: for example where Q = K (here "
-            f"|S - S^T| = {symmetric:g})"
+            "both orders are equal exactly when QK^T is symmetric, as with the first three K. In "
+            "self-attention, Q = X W_Q and K = X W_K, it is so for every X when W_Q W_K^T is "
+            "symmetric; W_Q and W_K are learned separately, so in general it is not"
         ),
     ]
 
