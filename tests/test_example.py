@@ -1,4 +1,4 @@
-"""The worked example of order, against NumPy by hand."""
+"""The worked examples of scaling and order, each against NumPy by hand."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import doctest
 import numpy as np
 import pytest
 
-from kvgen.attention import example
+from kvgen.attention import example, scaling
 
 ROUNDING = 1e-6
+SINGLE = 1e-3  # relative: exponentials of float32 scores around 100, against float64
 
 
 def softmax_by_hand(scores: np.ndarray) -> np.ndarray:
@@ -17,10 +18,50 @@ def softmax_by_hand(scores: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
-@pytest.mark.parametrize("module", [example])
+@pytest.mark.parametrize("module", [example, scaling])
 def test_the_examples_in_docstrings_hold(module) -> None:
     result = doctest.testmod(module)
     assert result.attempted and not result.failed
+
+
+# --- Scaling ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("d_k", scaling.SIZES)
+def test_the_effect_of_scaling_is_what_float64_gives(d_k: int, scaled: bool) -> None:
+    random = np.random.RandomState(0)
+    q, k = random.standard_normal((200, d_k)), random.standard_normal((64, d_k))
+    scores = np.einsum("id,jd->ij", q, k) / (np.sqrt(d_k) if scaled else 1)
+    weights = softmax_by_hand(scores)
+    gradients = [np.sqrt(((np.diag(w) - np.outer(w, w)) ** 2).sum()) for w in weights]
+    effect = scaling.scaling_effect(d_k, scaled=scaled)
+    assert (effect.d_k, effect.scaled) == (d_k, scaled)
+    assert effect.spread == pytest.approx(np.std(scores), rel=SINGLE)
+    assert effect.greatest_weight == pytest.approx(weights.max(axis=1).mean(), rel=SINGLE)
+    assert effect.mean_gradient == pytest.approx(np.mean(gradients), rel=SINGLE)
+    assert effect.median_gradient == pytest.approx(np.median(gradients), rel=SINGLE)
+
+
+def test_the_jacobian_is_the_change_of_the_weights() -> None:
+    scores, small = np.array([0.3, -1.2, 2.0, 0.0]), 1e-6
+    changed = [
+        (softmax_by_hand(scores + small * one) - softmax_by_hand(scores - small * one))
+        / (2 * small)
+        for one in np.eye(4)
+    ]
+    jacobian = scaling.softmax_jacobian(softmax_by_hand(scores))
+    np.testing.assert_allclose(jacobian, np.transpose(changed), atol=ROUNDING)
+
+
+def test_only_scaled_scores_keep_their_spread_and_gradient_as_vectors_grow() -> None:
+    small, _, large = (scaling.scaling_effect(d_k, scaled=False) for d_k in scaling.SIZES)
+    assert large.spread / small.spread == pytest.approx(np.sqrt(1024 / 4), rel=0.1)
+    assert large.greatest_weight > 0.9 and large.median_gradient < 0.001
+    for d_k in scaling.SIZES:
+        effect = scaling.scaling_effect(d_k, scaled=True)
+        assert effect.spread == pytest.approx(1, rel=0.1)
+        assert effect.greatest_weight < 0.15 and effect.median_gradient > 0.1
 
 
 # --- Order ------------------------------------------------------------------------------------

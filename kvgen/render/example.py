@@ -21,19 +21,22 @@ from kvgen.attention.example import (
     order_cases,
     walk,
 )
+from kvgen.attention.scaling import N_KEYS, N_QUERIES, SEED, SIZES, scaling_effect
 from kvgen.engine.tensors import FloatArray
 from kvgen.render.canvas import Canvas
 from kvgen.render.layout import in_bands, stacked_tables
 
 
 def worked_examples(canvas: Canvas) -> RenderableType:
-    """Shapes and stages, similarity, the order of Q and K, the mask, and why K and V are kept."""
+    """Stages, scaling, similarity, the order of Q and K, the mask, and why K and V are kept."""
     masked, unmasked = (
         walk(QUERIES, KEYS, VALUES, causal=True),
         walk(QUERIES, KEYS, VALUES, causal=False),
     )
     return Group(
         *_stages(unmasked, canvas),
+        Text(),
+        *_scaling(canvas),
         Text(),
         *_similarity(),
         Text(),
@@ -71,6 +74,48 @@ def _stages(unmasked: Walk, canvas: Canvas) -> list[Text]:
         Text("The four stages, T = 3, d_k = 4, d_v = 5: values may have another size", "bold"),
         *in_bands(blocks, canvas.width, gap=4),
         Text(f"each row of weights sums to 1: {sums}"),
+    ]
+
+
+def _scaling(canvas: Canvas) -> list[RenderableType]:
+    effects = [scaling_effect(d_k, scaled=scaled) for d_k in SIZES for scaled in (False, True)]
+    rows = [
+        {
+            "d_k": f"{effect.d_k}",
+            "sqrt(d_k)": f"{effect.d_k**0.5:g}",
+            "scores": "scaled" if effect.scaled else "q·k",
+            "spread": f"{effect.spread:.2f}",
+            "greatest weight": f"{effect.greatest_weight:.3f}",
+            "mean gradient": f"{effect.mean_gradient:.4f}",
+            "median gradient": f"{effect.median_gradient:.4f}",
+        }
+        for effect in effects
+    ]
+    unscaled, scaled = effects[-2:]
+    return [
+        Text(
+            f"Why 1/sqrt(d_k): {N_QUERIES} queries, {N_KEYS} keys, standard normal numbers, "
+            f"seed {SEED}",
+            "bold",
+        ),
+        *stacked_tables(
+            {name: name for name in rows[0]},
+            rows,
+            width=canvas.width,
+            keys=("d_k", "sqrt(d_k)", "scores"),
+            words=("scores",),
+        ),
+        Text(
+            "spread: standard deviation; gradient: Frobenius norm of the softmax's Jacobian, "
+            "diag(w) - w w^T",
+            "dim",
+        ),
+        Text(
+            "without scaling the spread grows as sqrt(d_k), and the softmax puts nearly all weight "
+            f"on one key: at d_k = {unscaled.d_k} the median gradient is "
+            f"{unscaled.median_gradient:.4f} instead of {scaled.median_gradient:.2f}. Where the "
+            "gradient vanishes, nothing is learned (Vaswani et al. 2017, section 3.2.1)"
+        ),
     ]
 
 
