@@ -183,8 +183,8 @@ def test_a_probe_takes_the_place_of_a_prompt() -> None:
 
 
 def test_king_is_like_queen_and_crown() -> None:
-    queen, car, crown = example.likenesses()
-    assert (queen.product, car.product, crown.product) == (14, -14, 6)
+    queen, car, crown, tea = example.likenesses()
+    assert (queen.product, car.product, crown.product, tea.product) == (14, -14, 6, 0)
     assert crown.cosine == pytest.approx(6 / (14 * 3) ** 0.5)
     assert (queen.distance, car.distance) == (0, pytest.approx(2 * 14**0.5))
 

@@ -63,7 +63,17 @@ KEYS = ((1, 1, 0, 1), (0, 2, 1, 0), (1, 0, 1, 2))
 VALUES = ((1, 0, 0, 2, 1), (0, 3, 1, 0, 1), (2, 1, 0, 1, 0))
 
 KING = (1, 2, 3)
-WORDS = {"queen": (1, 2, 3), "car": (-1, -2, -3), "crown": (1, 1, 1)}
+WORDS = {"queen": (1, 2, 3), "car": (-1, -2, -3), "crown": (1, 1, 1), "tea": (3, 0, -1)}
+
+# A search for "red car". A record's key says how red, a vehicle and a plant it is, its value gives
+# length and height in metres. The query is three times a key: longer queries choose more sharply.
+WISH = (3, 3, 0)
+RECORDS = {
+    "red car": ((1, 1, 0), (4.2, 1.5)),
+    "blue car": ((0, 1, 0), (3.8, 1.6)),
+    "red apple": ((1, 0, 1), (0.1, 0.1)),
+    "green tree": ((0, 0, 1), (6.0, 15.0)),
+}
 
 SENTENCE = ("The", "cat", "sat", "on", "the", "mat")
 # Two features: how much a word names a thing, and how much an action.
@@ -72,7 +82,7 @@ MEANINGS = ((0.1, 0.1), (2.0, 0.5), (0.5, 2.0), (0.2, 0.3), (0.1, 0.1), (1.5, 0.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Likeness:
-    """How alike two vectors are, by three measures."""
+    """How alike king and another word are, by three measures, and the weight that follows."""
 
     word: str
     vector: tuple[int, ...]
@@ -80,13 +90,15 @@ class Likeness:
     distance: float
     cosine: float
     length: float
+    scaled: float  # product / sqrt(3)
+    weight: float  # softmax over the words
 
 
 def likenesses() -> tuple[Likeness, ...]:
-    """King against queen, car and crown.
+    """King as a query, and queen, car, crown and tea as its keys.
 
     >>> [(one.word, one.product, round(one.cosine, 3)) for one in likenesses()]
-    [('queen', 14.0, 1.0), ('car', -14.0, -1.0), ('crown', 6.0, 0.926)]
+    [('queen', 14.0, 1.0), ('car', -14.0, -1.0), ('crown', 6.0, 0.926), ('tea', 0.0, 0.0)]
     """
     keys = list(WORDS.values())
     row = explain_row(KING, keys, np.ones((len(keys), 1)))
@@ -98,9 +110,17 @@ def likenesses() -> tuple[Likeness, ...]:
             distance=float(np.linalg.norm(np.subtract(KING, vector))),
             cosine=float(row.cosines[j]),
             length=float(row.key_lengths[j]),
+            scaled=float(row.scaled[j]),
+            weight=float(row.weights[j]),
         )
         for j, (word, vector) in enumerate(WORDS.items())
     )
+
+
+def retrieval() -> RowExplanation:
+    """The search for "red car": its wish matched with labels, and the mix of the contents."""
+    keys, values = zip(*RECORDS.values(), strict=True)
+    return explain_row(WISH, keys, values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,29 +6,18 @@ from collections.abc import Sequence
 
 import numpy as np
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from kvgen.attention.example import (
-    KEYS,
-    KING,
-    QUERIES,
-    SENTENCE,
-    VALUES,
-    Walk,
-    cat_reads,
-    likenesses,
-    order_cases,
-    walk,
-)
+from kvgen.attention.example import KEYS, QUERIES, VALUES, Walk, order_cases, walk
 from kvgen.attention.scaling import N_KEYS, N_QUERIES, SEED, SIZES, scaling_effect
 from kvgen.engine.tensors import FloatArray
 from kvgen.render.canvas import Canvas
+from kvgen.render.example_words import search, sentence, similarity
 from kvgen.render.layout import in_bands, stacked_tables
 
 
 def worked_examples(canvas: Canvas) -> RenderableType:
-    """Stages, scaling, similarity, the order of Q and K, the mask, and why K and V are kept."""
+    """Stages, scaling, similarity, a search, the order of Q and K, the mask, and a sentence."""
     masked, unmasked = (
         walk(QUERIES, KEYS, VALUES, causal=True),
         walk(QUERIES, KEYS, VALUES, causal=False),
@@ -38,13 +27,15 @@ def worked_examples(canvas: Canvas) -> RenderableType:
         Text(),
         *_scaling(canvas),
         Text(),
-        *_similarity(),
+        *similarity(canvas),
+        Text(),
+        *search(canvas),
         Text(),
         *_order(canvas),
         Text(),
         *_mask(masked, unmasked, canvas),
         Text(),
-        *_sentence(),
+        *sentence(),
     )
 
 
@@ -119,31 +110,6 @@ def _scaling(canvas: Canvas) -> list[RenderableType]:
     ]
 
 
-def _similarity() -> list[RenderableType]:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("key", "vector", "q·k", "|k|", "cos", "distance"):
-        table.add_column(name, justify="left" if name in ("key", "vector") else "right")
-    keys = likenesses()
-    for one in keys:
-        table.add_row(
-            one.word,
-            str(list(one.vector)),
-            f"{one.product:g}",
-            f"{one.length:.3f}",
-            f"{one.cosine:+.3f}",
-            f"{one.distance:.3f}",
-        )
-    crown = keys[-1]
-    return [
-        Text(f"Similarity: king q = {list(KING)}, |q| = {np.linalg.norm(KING):.3f}", "bold"),
-        table,
-        Text(
-            f"q·k = |q||k|cos: crown's {crown.product:g} against queen's 14 is mostly its length "
-            f"({crown.length:.3f}); its direction is close (cos {crown.cosine:.3f})"
-        ),
-    ]
-
-
 def _order(canvas: Canvas) -> list[RenderableType]:
     forward = walk(QUERIES, KEYS, VALUES, causal=False)
     swapped = walk(KEYS, QUERIES, VALUES, causal=False)
@@ -193,20 +159,4 @@ def _mask(masked: Walk, unmasked: Walk, canvas: Canvas) -> list[Text]:
             "row t needs one q, its own, and every k and v up to t; the next row needs all those "
             "again, and a new q: K and V are cached, Q is not"
         ),
-    ]
-
-
-def _sentence() -> list[RenderableType]:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("cat reads")
-    for word in SENTENCE:
-        table.add_column(word, justify="right")
-    for name, causal in (("without a mask", False), ("in a decoder", True)):
-        weights = cat_reads(causal=causal).weights
-        hidden = ["." for _ in range(len(SENTENCE) - len(weights))]
-        table.add_row(name, *(f"{weight:.3f}" for weight in weights), *hidden)
-    return [
-        Text("The cat sat on the mat, with meanings of two numbers made up for it", "bold"),
-        table,
-        Text('in a causal decoder "cat" cannot see "sat": it comes later, and is not there yet'),
     ]
