@@ -29,6 +29,8 @@ MetricName = Literal[
     "sink", "previous", "induction", "duplicate", "entropy", "distance", "sink-later",
     "entropy-rest", "distance-all",
 ]  # fmt: skip
+# Activations that can be taken from another prompt's run (kvgen.attention.patch).
+PatchSite = Literal["head", "kv-head", "residual"]
 Scale = Literal["sqrt", "linear", "log"]
 Pool = Literal["max", "mean"]
 Sink = Literal["split", "keep", "drop"]

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from kvgen.engine.cache import RowsRead
 from kvgen.engine.contract import Engine, KVCache
 from kvgen.engine.tensors import FloatArray
-from kvgen.engine.trace import AttentionTrace, Capture, LayerTrace, Recorder
+from kvgen.engine.trace import AttentionTrace, Capture, LayerTrace, Recorder, Start
 
-_LOGITS_AT_ONCE = 2**24  # 64 MiB of them, where those of every position are heard
+LOGITS_AT_ONCE = 2**24  # 64 MiB of them, where those of every position are heard
 
 
 class Session:
@@ -59,24 +59,30 @@ class Session:
         all_logits: bool = False,
         rope_length: int | None = None,
         chunk: int | None = None,
+        start: Start | None = None,
     ) -> FloatArray:
         """Run ids behind the sequence: the last one's logits [V], or those of all [T, V].
 
         Afterwards `positions_run` and `rows_read` tell of this feed: positions that went through
-        the model, and rows that attention has read. For `rope_length` and `chunk` see
+        the model, and rows that attention has read. For `rope_length`, `chunk` and `start` see
         `Engine.forward`.
         """
         run_before = self.cache.positions_run
         self._read_before = self.cache.rows_read.counts.copy()
-        if self.on_logits is None or all_logits:
-            logits = self._forward(ids, all_logits, rope_length, chunk)
+        if self.on_logits is None or all_logits or start is not None:
+            logits = self._forward(ids, all_logits, rope_length, chunk, start)
         else:
             logits = self._forward_in_parts(ids, self.on_logits, rope_length, chunk)
         self.positions_run = self.cache.positions_run - run_before
         return logits
 
     def _forward(
-        self, ids: Sequence[int], all_logits: bool, rope_length: int | None, chunk: int | None
+        self,
+        ids: Sequence[int],
+        all_logits: bool,
+        rope_length: int | None,
+        chunk: int | None,
+        start: Start | None = None,
     ) -> FloatArray:
         return self.engine.forward(
             ids,
@@ -86,6 +92,7 @@ class Session:
             rope_length=rope_length,
             chunk=chunk,
             on_progress=self.on_progress,
+            start=start,
         )
 
     def _forward_in_parts(
@@ -97,7 +104,7 @@ class Session:
     ) -> FloatArray:
         """The last position's logits [V]; those of all are never in memory together."""
         length = self.cache.length + len(ids)
-        n_at_once = max(1, _LOGITS_AT_ONCE // self.engine.config.vocab_size)
+        n_at_once = max(1, LOGITS_AT_ONCE // self.engine.config.vocab_size)
         for begin in range(0, len(ids), n_at_once):
             first = self.cache.length
             part = ids[begin : begin + n_at_once]

@@ -80,7 +80,8 @@ MAY_IMPORT = {
     },
     "attention": {
         "engine.config", "engine.contract", "engine.edits", "engine.formula", "engine.machine",
-        "engine.tensors", "engine.trace", "generate", "session",
+        "engine.params", "engine.reference", "engine.tensors", "engine.trace", "generate",
+        "session",
     },
     "bench": {
         *_ENGINES, "attention", "engine.edits", "engine.reference", "generate", "session",

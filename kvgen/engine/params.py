@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
+
+import numpy as np
 
 from kvgen.choices import DTypeName
 from kvgen.engine.config import ModelConfig
@@ -58,6 +60,10 @@ class Params:
     n_parameters: int  # each number of the checkpoint once, a tied head with the embedding
     notes: tuple[str, ...] = ()  # what a user should know about this checkpoint
     ignored_keys: tuple[str, ...] = ()  # keys of config.json that play no part
+
+    def embedded(self, ids: Sequence[int]) -> FloatArray:  # T ids -> [T, C]
+        """The embeddings of some tokens, as they enter the first layer but for their positions."""
+        return self.embed.rows(np.asarray(ids, np.int64)) * np.float32(self.config.embed_scale)
 
     @property
     def weights(self) -> list[Tensor]:

@@ -46,6 +46,11 @@ class Block:
         """What the heads' outputs add to x, but for the residual scale."""
         return normalise(self.config, linear(z.reshape(len(z), -1), self.o), self.post_attn_norm)
 
+    def head_output(self, head: int) -> FloatArray:
+        """The slice of W_O that takes one head's output to the stream [C, D]."""
+        D = self.config.head_dim
+        return self.o.weight[:, head * D : (head + 1) * D]
+
     def mlp_output(self, x: FloatArray, attended: FloatArray) -> FloatArray:  # [T, C] -> same
         """What the MLP adds to x, but for the residual scale, beside or behind attention."""
         if not self.config.parallel_residual:

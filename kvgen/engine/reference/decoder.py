@@ -171,8 +171,7 @@ class ReferenceEngine:
         return x
 
     def _embed(self, ids: Sequence[int], start: int) -> FloatArray:  # [T] -> [T, C]
-        rows = self._params.embed.rows(np.asarray(ids, np.int64))
-        x: FloatArray = rows * np.float32(self.config.embed_scale)
+        x = self._params.embedded(ids)
         if self._params.positions is not None:
             x = x + self._params.positions.rows(np.arange(start, start + len(ids)))
         return x
