@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kvgen.loading import load as load
     from kvgen.model import Model
-    from kvgen.model import load as load
+    from kvgen.recording import Recording
 
 __version__ = "0.1.0"
-__all__ = ["Model", "__version__", "load"]
+__all__ = ["Model", "Recording", "__version__", "load"]
+_HOMES = {"load": "kvgen.loading", "Model": "kvgen.model", "Recording": "kvgen.recording"}
 
 
 def __getattr__(name: str) -> object:
     # NumPy, Numba and tokenizers load only when a model is wanted: `kvgen --help` stays instant.
-    if name in ("load", "Model"):
-        from kvgen import model
-
-        return getattr(model, name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'kvgen' has no attribute {name!r}")

@@ -37,6 +37,8 @@ Sink = Literal["split", "keep", "drop"]
 Color = Literal["auto", "always", "never"]
 
 FIGURES = (".png", ".svg", ".pdf")  # endings of what matplotlib draws
+ARRAY_FILES = (".npz", ".safetensors")  # of recordings that can be shown again
+RECORDING_FILES = (*ARRAY_FILES, ".json", ".txt", *FIGURES)
 REPORTS = (".json", ".jsonl", ".csv", ".md")  # endings of a benchmark's report
 MOST_THREADS = 1024
 

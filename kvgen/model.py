@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from operator import index
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvgen.checkpoint.bind import bind
 from kvgen.checkpoint.families import find
-from kvgen.checkpoint.folder import Checkpoint, open_checkpoint
-from kvgen.checkpoint.hub import locate
-from kvgen.choices import (
-    BackendChoice,
-    CacheDTypeChoice,
-    DTypeChoice,
-    LoadOptions,
-    PrefillName,
-)  # fmt: skip
+from kvgen.checkpoint.folder import Checkpoint
 from kvgen.engine.config import ModelConfig
 from kvgen.engine.contract import Engine, check_ids
-from kvgen.engine.huge_pages import in_memory, pays
-from kvgen.engine.open import open_engine
 from kvgen.engine.params import Params
 from kvgen.engine.tensors import FloatArray
 from kvgen.errors import CheckpointError, UsageError
@@ -36,29 +23,15 @@ from kvgen.generate import (
     require_finite,
     usual_new_tokens,
 )
+from kvgen.piece import Piece, pieces_of
 from kvgen.recommendation import read_recommendation, stop_ids
 from kvgen.sampling import Sampler, SamplingOptions
 from kvgen.session import Session
 from kvgen.text.chat import Message, find_template, has_template, render
 from kvgen.text.tokenizer import Tokenizer, find_tokenizer, missing_tokenizer
 
-FinishReason = Literal["stop", "length"]
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One generated token: its text, and what it took.
-
-    `text` holds whole characters only, so it may be empty; a token's text may come with a later
-    token's. `finish_reason` is set on the last piece.
-    """
-
-    token: int
-    text: str
-    logprob: float  # natural logarithm, before any sampling filter
-    seconds: float
-    positions: int  # positions run through the model for it, those run again included
-    finish_reason: FinishReason | None
+if TYPE_CHECKING:  # they import what draws, which generating does not need
+    from kvgen.recording import Recording
 
 
 class Model:
@@ -91,6 +64,14 @@ class Model:
             *params.notes,
             *(self.tokenizer.notes if self.tokenizer is not None else ()),
             *self.recommendation.notes,
+        )
+
+    def __repr__(self) -> str:
+        engine, millions = self.engine, self.params.n_parameters / 1e6
+        threads = f"{engine.threads} thread{'s' if engine.threads > 1 else ''}"
+        return (
+            f"<Model {self.name}: {self.family}, {millions:,.1f} M parameters as {engine.dtype}, "
+            f"{engine.backend} on {threads}>"
         )
 
     @property
@@ -136,6 +117,9 @@ class Model:
             )
         return ids
 
+    def _ids_of(self, prompt: str | Sequence[int]) -> list[int]:
+        return self.encode(prompt) if isinstance(prompt, str) else self._as_ids(prompt)
+
     def _as_ids(self, ids: Sequence[int]) -> list[int]:
         """Whole numbers of any kind as a list. Raises UsageError for anything else."""
         try:
@@ -147,6 +131,21 @@ class Model:
         check_ids(self.config, numbers)
         return numbers
 
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for; without a tokenizer its number in brackets."""
+        if self.tokenizer is None:
+            return f"<{token}>".encode()
+        return self.tokenizer.token_bytes(token)
+
+    def token_id(self, token: int | str | None) -> int | None:
+        """An id that there is, or that of a text of one token; None for None.
+
+        Raises UsageError for any other.
+        """
+        if isinstance(token, str):
+            return self.require_tokenizer().single_id(token)
+        return None if token is None else self._as_ids([token])[0]
+
     def output_weights(self, layer: int) -> FloatArray:
         """W_O of a layer, which brings the heads' outputs back to the model's width [C, H * D]."""
         return self.params.layers[layer].o.weight.dequantize()
@@ -155,6 +154,19 @@ class Model:
         """A sampler that keeps to the ids that the tokenizer knows."""
         n_tokens = self.tokenizer.n_tokens if self.tokenizer is not None else None
         return Sampler(options, n_tokens=n_tokens, seed=seed)
+
+    def _chosen_sampling(
+        self, sampling: SamplingOptions | None, options: Mapping[str, Any], **usual: float
+    ) -> SamplingOptions:
+        """`sampling`, or the recommended one with single options in place of its own."""
+        names = {field.name for field in fields(SamplingOptions)}
+        if unknown := options.keys() - names:
+            raise UsageError(
+                f"{sorted(unknown)[0]} is not an option of sampling: {', '.join(sorted(names))}"
+            )
+        if sampling is not None and options:
+            raise UsageError(f"sampling= and {sorted(options)[0]}= contradict: give one of them")
+        return sampling or self.recommendation.sampling(**{**usual, **options})
 
     def logits(self, ids: Sequence[int], *, cache: bool = True) -> FloatArray:
         """Every position's logits, float32 [T, V].
@@ -187,105 +199,100 @@ class Model:
         stop: str | Sequence[str] = (),
         cache: bool = True,
         session: Session | None = None,
+        **options: float,
     ) -> Iterator[Piece]:
         """Continue a text or token ids, one record per token.
 
-        Without `sampling` it follows generation_config.json where that asks for sampling, else it
+        `options` are single fields of SamplingOptions, such as temperature=0.8 or top_k=40. Without
+        them and `sampling` it follows generation_config.json where that asks for sampling, else it
         is greedy. The run ends at a stop id of the checkpoint, before the first `stop` text, or
         after `max_new_tokens` (None: 128, or as many as fit the context). A ready `sampler` takes
-        the place of `sampling` and `seed`. A `session` that is given can be looked at between the
+        the place of all of these and `seed`. A `session` that is given can be looked at between the
         records.
         """
-        ids = self.encode(prompt) if isinstance(prompt, str) else self._as_ids(prompt)
+        ids = self._ids_of(prompt)
+        sampler = sampler or self.sampler(self._chosen_sampling(sampling, options), seed=seed)
         if max_new_tokens is None:
             max_new_tokens = usual_new_tokens(self.config, len(ids))
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int):
             raise UsageError(f"cannot generate {max_new_tokens!r} tokens")
         check_lengths(self.config, len(ids), max_new_tokens)
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        stop_ids = self.stop_ids
         steps = generate(
             session or Session(self.engine, positions_fed(len(ids), max_new_tokens)),
             ids,
-            sampler=sampler or self.sampler(sampling or self.sampling, seed=seed),
+            sampler=sampler,
             max_new_tokens=max_new_tokens,
-            stop_ids=stop_ids,
+            stop_ids=self.stop_ids,
             reuse_cache=cache,
         )
-        stream = self.tokenizer.stream(ids, stops=stops) if self.tokenizer is not None else None
-        for count, step in enumerate(steps, start=1):
-            text = stream.push(step.token) if stream is not None else ""
-            reason: FinishReason | None = None
-            if step.token in stop_ids or (stream is not None and stream.stopped):
-                reason = "stop"
-            elif count == max_new_tokens:
-                reason = "length"
-            if reason is not None and stream is not None:
-                text += stream.finish()
-            yield Piece(step.token, text, step.logprob, step.seconds, step.positions, reason)
-            if reason is not None:
-                return
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        stream = None if self.tokenizer is None else self.tokenizer.stream(ids, stops=stops)
+        return pieces_of(steps, stream, stop_ids=self.stop_ids, most=max_new_tokens)
 
+    def inspect(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_new_tokens: int = 0,
+        layers: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+        states: bool = True,
+        sampling: SamplingOptions | None = None,
+        seed: int | None = None,
+        sampler: Sampler | None = None,
+        probe: int | None = None,
+        on_progress: Callable[[int], None] | None = None,
+        **options: float,
+    ) -> Recording:
+        """Run a text or token ids, and keep what there is to look at: see `Recording`.
 
-def default_model() -> Path:
-    """The model that ships with kvgen: in a checkout's weights/, or inside the package."""
-    package = Path(__file__).parent
-    checkout = package.parent / "weights" / "storyteller"
-    return checkout if checkout.exists() else package / "weights" / "storyteller"
+        All layers and heads are kept unless some are chosen, and the residual stream (`states`),
+        which `Recording.lens` and `Recording.contributions` need. Greedy unless told; for
+        `sampling`, `seed`, `sampler` and `options` see `generate`. With `probe` the ids end in so
+        many random tokens, twice: see `kvgen.attention.record.probe_ids`. `on_progress` hears of
+        the prefill, by numbers of positions.
+        """
+        from kvgen.attention.record import record
+        from kvgen.engine.places import check_number
+        from kvgen.recording import Recording, Source
 
-
-def load(
-    path_or_id: str | Path | None = None,
-    *,
-    backend: BackendChoice = "auto",
-    dtype: DTypeChoice = "auto",
-    cache_dtype: CacheDTypeChoice = "auto",
-    prefill: PrefillName = "exact",
-    threads: int | None = None,
-    mmap: bool | None = None,
-    revision: str | None = None,
-) -> Model:
-    """Load a model folder, a model of the Hugging Face Hub by its name, or the default model.
-
-    `dtype` is the width in which weights are held, `auto` the stored one; arithmetic is float32
-    throughout. `cache_dtype` is that of keys and values: `auto` is f32 where weights are f32 and on
-    the numpy backend, else f16. `prefill="fast"` rounds activations to the width of bf16 or int8
-    weights where several tokens run at once: faster, and no longer exact. `prefill="stepwise"` runs
-    one position at a time, so that logits with and without the cache are equal to the bit; each
-    position takes as long as a decode step. `threads` is one for each core unless given. With
-    `mmap` weights are used where they lie in the mapped file, without it they are copied into
-    memory, into huge pages where the system has them; unless given, small models are copied, which
-    they gain from. `revision` is a branch, tag or commit of a model on the Hub. Raises
-    ModelNotFoundError, CheckpointError or UsageError.
-    """
-    options = LoadOptions(
-        backend=backend, dtype=dtype, cache_dtype=cache_dtype, prefill=prefill, threads=threads,
-        mmap=mmap,
-    )  # fmt: skip
-    if path_or_id is not None and not (isinstance(path_or_id, (str, Path)) and str(path_or_id)):
-        raise UsageError(f"{path_or_id!r} is not the name of a model")
-    if path_or_id is None and revision is not None:
-        raise UsageError("revision needs a Hub model: name the model too")
-    folder = default_model() if path_or_id is None else locate(path_or_id, revision=revision)
-    return load_folder(folder, options)
-
-
-def load_folder(folder: Path, options: LoadOptions) -> Model:
-    """Load a checkpoint folder. Raises CheckpointError, or UsageError for unfit options."""
-    began = time.perf_counter()
-    checkpoint = open_checkpoint(folder)
-    dtype = None if options.dtype == "auto" else options.dtype
-    params = bind(checkpoint, find(checkpoint.config), dtype=dtype)
-    if not options.mmap and options.backend != "numpy":
-        params = in_memory(params) if options.mmap is False or pays(params) else params
-    notes: list[str] = []
-    engine = open_engine(
-        params,
-        backend=options.backend,
-        threads=options.threads,
-        cache_dtype=options.cache_dtype,
-        prefill=options.prefill,
-        on_note=notes.append,
-    )
-    seconds = time.perf_counter() - began - engine.compile_seconds
-    return Model(checkpoint, params, engine, load_seconds=seconds, notes=notes)
+        config, engine = self.config, self.engine
+        ids = self._ids_of(prompt)
+        check_lengths(config, len(ids), max_new_tokens)
+        chosen = [
+            sorted({check_number(n, range(count), what) for n in numbers})
+            for numbers, count, what in (
+                (range(config.n_layers) if layers is None else layers, config.n_layers, "layer"),
+                (range(config.n_heads) if heads is None else heads, config.n_heads, "head"),
+            )
+        ]
+        if sampler is None:
+            sampler = self.sampler(
+                self._chosen_sampling(sampling, options, temperature=0.0), seed=seed
+            )
+        run = record(
+            engine,
+            ids,
+            layers=chosen[0],
+            heads=chosen[1],
+            sampler=sampler,
+            max_new_tokens=max_new_tokens,
+            stop_ids=self.stop_ids,
+            on_progress=on_progress,
+            output_weights=self.output_weights,
+            probe=probe,
+            states=states,
+        )
+        facts = {
+            "model": self.name,
+            "dtype": engine.dtype,
+            "cache_dtype": engine.cache_dtype,
+            "backend": engine.backend,
+            "rotary": bool(config.rope),
+            "sampling": sampler.options.describe(),
+            "seed": sampler.seed if sampler.options.temperature > 0 else None,
+            "probe": probe,
+        }
+        tokens = [self.token_bytes(token) for token in run.trace.token_ids]
+        source = Source(engine, self.params, self.token_id)
+        return Recording(run, tokens, facts, source=source)

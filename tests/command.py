@@ -13,7 +13,7 @@ import click
 
 from kvgen.cli import cli
 from kvgen.cli import run as run_command
-from kvgen.model import default_model
+from kvgen.loading import default_model
 
 KVGEN = [sys.executable, "-m", "kvgen"]
 SHAPE = json.loads((default_model() / "config.json").read_text())

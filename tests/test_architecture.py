@@ -69,10 +69,19 @@ MAY_IMPORT = {
     },
     "session": {"engine.cache", "engine.contract", "engine.tensors", "engine.trace"},
     "generate": {"engine.config", "engine.tensors", "sampling", "session"},
+    "piece": {"generate", "text"},
+    "recording": {
+        "attention", "engine.contract", "engine.params", "engine.places", "engine.tensors",
+        "render",
+    },
     "model": {
-        *_SHARED, "checkpoint.bind", "checkpoint.families", "checkpoint.folder", "checkpoint.hub",
-        "engine.contract", "engine.huge_pages", "engine.open", "generate", "recommendation",
+        *_SHARED, "attention", "checkpoint.families", "checkpoint.folder", "engine.contract",
+        "engine.places", "experiment", "generate", "piece", "recommendation", "recording",
         "sampling", "session", "text",
+    },
+    "loading": {
+        "checkpoint.bind", "checkpoint.families", "checkpoint.folder", "checkpoint.hub",
+        "engine.huge_pages", "engine.open", "model",
     },
     "facts": {
         *_SHARED, "checkpoint.bind", "checkpoint.families", "checkpoint.folder", "recommendation",

@@ -18,8 +18,9 @@ from safetensors.numpy import save_file
 
 from kvgen.attention import diagnostics
 from kvgen.attention.diagnostics import METRICS, diagnose
-from kvgen.attention.export import export, read_export
+from kvgen.attention.export import export
 from kvgen.attention.record import RecordedRun, probe_ids, record, recording_bytes
+from kvgen.attention.saved import read_export
 from kvgen.attention.steps import (
     attention_weights,
     explain_row,
@@ -403,7 +404,7 @@ def test_what_is_no_recording_is_refused(
         with pytest.raises(KvgenError, match=r"saved\.(npz|safetensors): "):
             read_export(file)
     file.write_bytes(whole)
-    monkeypatch.setattr("kvgen.attention.export.VERSION", 9)
+    monkeypatch.setattr("kvgen.attention.saved.VERSION", 9)
     with pytest.raises(KvgenError, match=r"is kvgen.attention version 3, .* write it again"):
         read_export(file)
     other = tmp_path / f"other.{kind}"

@@ -13,7 +13,8 @@ import pytest
 
 import kvgen
 from kvgen.errors import CheckpointError, KvgenError, UsageError
-from kvgen.model import Model, default_model
+from kvgen.loading import default_model
+from kvgen.model import Model
 from kvgen.sampling import SamplingOptions
 from kvgen.text import chat
 from kvgen.text import template as program

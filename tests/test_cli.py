@@ -23,7 +23,7 @@ import kvgen as kvgen_package
 from kvgen.cli import cli
 from kvgen.engine.calibration import Calibration
 from kvgen.engine.contract import Engine
-from kvgen.model import default_model
+from kvgen.loading import default_model
 from kvgen.sampling import SamplingOptions
 from tests.command import (
     COMMANDS,

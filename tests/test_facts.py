@@ -17,7 +17,7 @@ from rich.cells import cell_len
 from safetensors import safe_open
 
 from kvgen.facts import read_facts
-from kvgen.model import default_model
+from kvgen.loading import default_model
 from kvgen.render.canvas import Canvas, Mode
 from kvgen.render.info import facts_json, facts_view
 from tests import tiny

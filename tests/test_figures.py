@@ -14,7 +14,7 @@ import pytest
 
 from kvgen.bench.report import ReportContext
 from kvgen.errors import KvgenError
-from kvgen.model import default_model
+from kvgen.loading import default_model
 from tests.command import KVGEN, assert_fails, inside
 from tests.reports import make_context
 

@@ -28,7 +28,7 @@ import kvgen
 from kvgen.checkpoint.folder import INDEX, WEIGHTS
 from kvgen.checkpoint.hub import locate
 from kvgen.errors import ModelNotFoundError, UsageError
-from kvgen.model import default_model
+from kvgen.loading import default_model
 from tests import tiny
 from tests.hub import TOKEN, Files, Hub, Kind, Trouble, serve
 

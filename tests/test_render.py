@@ -22,7 +22,7 @@ from kvgen.bench.plan import BenchPlan, Workload
 from kvgen.bench.report import Arm, BenchReport, Crossing, Run, StepMaps, Verification
 from kvgen.choices import ArmName, DTypeName
 from kvgen.cli import output
-from kvgen.cli.output import Prose, draw, make_canvas, write_line
+from kvgen.cli.output import Prose, make_canvas, write_line
 from kvgen.engine.calibration import Calibration
 from kvgen.engine.config import ModelConfig
 from kvgen.engine.trace import AttentionTrace, LayerTrace
@@ -39,6 +39,7 @@ from kvgen.render.canvas import (
     token_label,
 )
 from kvgen.render.chart import Curve, chart
+from kvgen.render.draw import draw
 from kvgen.render.explain import explanation
 from kvgen.render.head_map import MapView, head_map
 from kvgen.render.ink import NEGATIVE_256, POSITIVE_256, SEQUENTIAL_256, Ink

@@ -26,7 +26,8 @@ from kvgen.engine.open import open_engine
 from kvgen.engine.rope import length_dependent, positions_run_again, same_frequencies_from
 from kvgen.engine.trace import Capture
 from kvgen.errors import CheckpointError, NonFiniteError
-from kvgen.model import Model, default_model
+from kvgen.loading import default_model
+from kvgen.model import Model
 from kvgen.sampling import Sampler
 from kvgen.session import Session
 from tests import tiny

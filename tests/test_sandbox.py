@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kvgen.errors import CheckpointError, KvgenError, UsageError
-from kvgen.model import default_model
+from kvgen.loading import default_model
 from kvgen.text import chat, sandbox
 from kvgen.text.chat import render
 from tests.chats import CONVERSATIONS, said

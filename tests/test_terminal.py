@@ -16,9 +16,9 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from kvgen.cli.output import draw
-from kvgen.model import default_model
+from kvgen.loading import default_model
 from kvgen.render.canvas import Canvas, token_label
+from kvgen.render.draw import draw
 from kvgen.visible import one_line, visible
 from tests import tiny
 from tests.command import COMMANDS, KVGEN, Run, assert_fails, inside

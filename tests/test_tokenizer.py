@@ -12,7 +12,7 @@ import tokenizers
 
 import kvgen
 from kvgen.errors import CheckpointError, UsageError
-from kvgen.model import default_model
+from kvgen.loading import default_model
 from kvgen.sampling import SamplingOptions
 from kvgen.text.tokenizer import Tokenizer, open_tokenizer
 from tests import tiny

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 import kvgen
-from kvgen.model import default_model
+from kvgen.loading import default_model
 
 SCRIPT = Path(__file__).parents[1] / "weights" / "train.py"
 SENTENCE = "the old king had a daughter and she went into the wood to look for a golden bird"

@@ -14,7 +14,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import kvgen
-from kvgen.model import default_model
+from kvgen.loading import default_model
 
 SPECIALS = ["<unk>", "<s>", "</s>"]
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]

@@ -513,7 +513,7 @@ def measured(
     predicted. A document's end counts as one byte.
     """
     import kvgen
-    from kvgen.model import default_model
+    from kvgen.loading import default_model
 
     model = kvgen.load(folder, **dtypes)
     assert model.tokenizer is not None

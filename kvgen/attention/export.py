@@ -13,144 +13,62 @@ token_offsets  i32 [T + 1]        where each one's bytes begin
 step_of_row    i32 [T]            0 = prefill, n = decode step n
 metrics        f32 [L, H, M]      the diagnostics that meta.metrics names, NaN where none counts
 metric_rows    i32 [L, H, M]      how many queries each of them was made of
-value_norms    f32 [L, T, H]      |v_j W_O^h|          both only where the model was at hand
+value_norms    f32 [L, T, H]      |v_j W_O^h|
 output_norms   f32 [L, T, H]      |sum_{j >= 1} w_ij v_j W_O^h|
+states         f32 [L + 1, T, C]  what enters each layer of the model, and what leaves the last one
+predictions_*  lens_*  contributions_*     the arrays of these parts, see extras.py
 meta           JSON text          model, prompt length and settings; in .safetensors its metadata
 
-.json holds meta, metrics and the strongest keys of each row.
+All from value_norms on is there where it was recorded. .json holds meta, metrics, these parts, and
+the strongest keys of each row.
 """
 
 from __future__ import annotations
 
 import io
-import itertools
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 import kvgen
-from kvgen.attention.diagnostics import METRICS, diagnose
+from kvgen.attention.contributions import Contributions
+from kvgen.attention.diagnostics import METRICS
+from kvgen.attention.extras import Extras
+from kvgen.attention.lens import Lens
 from kvgen.attention.record import RecordedRun
-from kvgen.attention.residual import ResidualNorms
 from kvgen.attention.steps import attention_weights
 from kvgen.engine.tensors import Array, FloatArray
-from kvgen.engine.trace import AttentionTrace, LayerTrace
-from kvgen.errors import KvgenError
 
 FORMAT, VERSION = "kvgen.attention", 3
 _JSON_KEYS = 8  # of each row
-_BROKEN = (
-    KeyError, ValueError, TypeError, IndexError, EOFError, AttributeError, zipfile.BadZipFile,
-    SafetensorError,
-)  # fmt: skip
-
-
-class SavedRecording(NamedTuple):
-    """The contents of a file: the recording, its tokens' bytes, and meta."""
-
-    recording: RecordedRun
-    tokens: list[bytes]
-    meta: dict[str, Any]
 
 
 def export(
-    recording: RecordedRun, tokens: Sequence[bytes], *, facts: dict[str, Any], kind: str
+    recording: RecordedRun,
+    tokens: Sequence[bytes],
+    *,
+    facts: dict[str, Any],
+    kind: str,
+    lens: Lens | None = None,
+    contributions: Contributions | None = None,
 ) -> bytes:
     """The bytes of a file of that kind: npz, safetensors or json. `facts` go into meta."""
-    meta = json.dumps(_meta(recording, facts))
+    extras = Extras(predictions=recording.predictions, lens=lens, contributions=contributions)
+    meta = _meta(recording, facts) | extras.facts()
     if kind == "json":
-        return (json.dumps(_as_json(recording, tokens, meta)) + "\n").encode()
-    arrays = _arrays(recording, tokens)
+        content = _as_json(recording, tokens, meta) | extras.as_json()
+        return (json.dumps(content) + "\n").encode()
+    arrays, written = _arrays(recording, tokens) | extras.arrays(), json.dumps(meta)
     if kind == "safetensors":
-        return save(arrays, metadata={"meta": meta, "tokens": json.dumps(_texts(tokens))})
+        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        return save(arrays, metadata={"meta": written, "tokens": json.dumps(token_texts(tokens))})
     buffer = io.BytesIO()
-    texts = np.array(_texts(tokens), np.str_)
-    np.savez(buffer, allow_pickle=False, **arrays, tokens=texts, meta=np.array(meta))
+    texts = np.array(token_texts(tokens), np.str_)
+    np.savez(buffer, allow_pickle=False, **arrays, tokens=texts, meta=np.array(written))
     return buffer.getvalue()
-
-
-def read_export(path: Path) -> SavedRecording:
-    """Read a file that `export` wrote as npz or safetensors.
-
-    Raises KvgenError for any other file.
-    """
-    try:
-        arrays, meta = _read_arrays(path)
-        if (meta["format"], meta["version"]) != (FORMAT, VERSION):
-            raise KvgenError(
-                f"{path}: is {meta['format']} version {meta['version']}, and this is kvgen "
-                f"{kvgen.__version__} for {FORMAT} version {VERSION}: write it again"
-            )
-        return _from_arrays(arrays, meta)
-    except OSError as error:
-        raise KvgenError(f"{path}: {error.strerror or error}") from None
-    except _BROKEN as error:
-        raise KvgenError(f"{path}: is no recording of attention ({error})") from None
-
-
-def _read_arrays(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
-    if path.suffix == ".safetensors":
-        with safe_open(path, framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return arrays, json.loads((file.metadata() or {})["meta"])
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    return arrays, json.loads(str(arrays.pop("meta")))
-
-
-def _from_arrays(arrays: dict[str, Array], meta: dict[str, Any]) -> SavedRecording:
-    T, L = len(arrays["token_ids"]), len(arrays["layer_index"])
-    q, k, v, z = (arrays[name] for name in "qkvz")
-    alike = q.shape == z.shape and k.shape == v.shape and q.shape[:2] == k.shape[:2] == (L, T)
-    heads, group_size = tuple(arrays["head_index"].tolist()), int(meta["kv_group"])
-    alike = alike and q.ndim == k.ndim == 4 and q.shape[2] == len(heads) > 0
-    if not (
-        alike and list(heads) == sorted(set(heads)) and 0 <= heads[-1] < group_size * k.shape[2]
-    ):
-        raise ValueError("its arrays do not belong together")
-    offsets = arrays["token_offsets"]
-    trace = AttentionTrace(
-        token_ids=tuple(arrays["token_ids"].tolist()),
-        n_prompt=int(meta["prompt_len"]),
-        layers=tuple(
-            LayerTrace(
-                layer=int(layer),
-                heads=heads,
-                group_size=group_size,
-                scale=meta["attn_scale"][row],
-                softcap=meta["softcap"][row],
-                window=meta["window"][row],
-                q=q[row],
-                k=k[row],
-                v=v[row],
-                z=z[row],
-            )
-            for row, layer in enumerate(arrays["layer_index"])
-        ),
-    )
-    norms = None
-    if "value_norms" in arrays:
-        norms = ResidualNorms(arrays["value_norms"], arrays["output_norms"])
-        if not all(lengths.shape == q.shape[:3] for lengths in norms):
-            raise ValueError("its arrays do not belong together")
-    recording = RecordedRun(
-        trace=trace,
-        sampled_last=meta["sampled_last"],
-        diagnostics=diagnose(trace, probe=meta.get("probe")),
-        decode_rows=meta["verify_decode_rows_max_abs"],
-        residual_norms=norms,
-    )
-    tokens = [
-        arrays["token_bytes"][begin:end].tobytes()
-        for begin, end in itertools.pairwise(offsets.tolist())
-    ]
-    return SavedRecording(recording, tokens, meta)
 
 
 def _meta(recording: RecordedRun, facts: dict[str, Any]) -> dict[str, Any]:
@@ -193,12 +111,15 @@ def _arrays(recording: RecordedRun, tokens: Sequence[bytes]) -> dict[str, Array]
     if recording.residual_norms is not None:
         arrays["value_norms"], arrays["output_norms"] = recording.residual_norms
     for name in "qkvz":
-        rows = np.stack([getattr(layer, name) for layer in trace.layers])
-        arrays[name] = np.ascontiguousarray(rows)
+        arrays[name] = np.stack([getattr(layer, name) for layer in trace.layers])
+    if recording.states is not None:
+        arrays["states"] = recording.states
     return arrays
 
 
-def _as_json(recording: RecordedRun, tokens: Sequence[bytes], meta: str) -> dict[str, Any]:
+def _as_json(
+    recording: RecordedRun, tokens: Sequence[bytes], meta: dict[str, Any]
+) -> dict[str, Any]:
     """Meta, metrics, and for each head and row the strongest keys as [key, weight]."""
     trace = recording.trace
     maps = []
@@ -220,15 +141,15 @@ def _as_json(recording: RecordedRun, tokens: Sequence[bytes], meta: str) -> dict
         for column, head in enumerate(trace.heads)
     ]
     return {
-        "meta": json.loads(meta),
+        "meta": meta,
         "token_ids": list(trace.token_ids),
-        "tokens": _texts(tokens),
+        "tokens": token_texts(tokens),
         "metrics": metrics,
         "maps": maps,
     }
 
 
-def _texts(tokens: Sequence[bytes]) -> list[str]:
+def token_texts(tokens: Sequence[bytes]) -> list[str]:
     r"""Tokens as text, for the labels of other programs.
 
     Bytes that are no characters are written out as \xe6, and so is \x00: NumPy leaves it out at

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvgen.choices import FIGURES
+from kvgen.choices import ARRAY_FILES, FIGURES, RECORDING_FILES
 from kvgen.cli.attention_conflicts import (
     ARRAY_FILE,
     FAST_PREFILL,
@@ -16,7 +16,7 @@ from kvgen.cli.attention_conflicts import (
     TEXT,
 )
 from kvgen.cli.attention_options import EditFlags, MapFlags, PlaceFlags, place_of
-from kvgen.cli.attention_views import ARRAYS, FILES, FORMATS
+from kvgen.cli.attention_views import FORMATS
 from kvgen.cli.options import DisplayFlags, ModelFlags
 from kvgen.cli.output import Destination, destination
 from kvgen.cli.prompt import PromptFlags
@@ -48,7 +48,7 @@ def output_of(request: Request) -> Destination:
     """Where the result goes. Raises UsageError where it could not be written or drawn there."""
     if request.example or request.output is None:
         return Destination("json" if request.as_json else "screen", None)
-    output = destination(request.output, formats=FORMATS, endings=FILES)
+    output = destination(request.output, formats=FORMATS, endings=RECORDING_FILES)
     if f".{output.kind}" in FIGURES:
         from kvgen.render.plot import check_figures
 
@@ -62,7 +62,7 @@ def given_options(request: Request, output: Destination, *, saved: bool) -> set[
         return {"--example", *(["--json"] if request.as_json else [])}
     prompt, place, edits = request.prompt_flags, request.place, request.edits
     named = place_of(place, edits)
-    kinds = dict.fromkeys(FIGURES, FIGURE) | dict.fromkeys(ARRAYS, ARRAY_FILE)
+    kinds = dict.fromkeys(FIGURES, FIGURE) | dict.fromkeys(ARRAY_FILES, ARRAY_FILE)
     kinds |= {".json": JSON_FILE, ".txt": TEXT}
     facts = {
         "PROMPT": prompt.prompt,

@@ -21,7 +21,8 @@ from kvgen.cli.watch import Watch
 from kvgen.errors import TerminatedError, UsageError
 
 if TYPE_CHECKING:
-    from kvgen.model import Model, Piece
+    from kvgen.model import Model
+    from kvgen.piece import Piece
     from kvgen.render.timing import RunTimings
     from kvgen.sampling import Sampler
 

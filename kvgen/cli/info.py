@@ -64,7 +64,7 @@ def info(
 
     with working("reading the model", quiet=quiet):
         from kvgen.facts import read_facts
-        from kvgen.model import default_model
+        from kvgen.loading import default_model
         from kvgen.render.info import facts_json, facts_view
 
         facts = read_facts(folder or default_model())

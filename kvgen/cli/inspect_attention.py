@@ -20,10 +20,8 @@ from kvgen.cli.attention_options import (
 )
 from kvgen.cli.attention_request import Request, given_options, output_of
 from kvgen.cli.attention_views import (
-    Inspection,
     Views,
     deliver,
-    read_saved,
     saved_file,
 )
 from kvgen.cli.command import PromptCommand
@@ -35,8 +33,8 @@ from kvgen.cli.sampling_options import choose_sampling, sampling_options
 from kvgen.cli.what_ifs import EditedRuns, print_edits, show_edits
 
 if TYPE_CHECKING:
-    from kvgen.attention.record import RecordedRun
     from kvgen.model import Model
+    from kvgen.recording import Recording
     from kvgen.sampling import Sampler
 
 _PROBE_TOKENS = 50
@@ -135,12 +133,13 @@ def _show_example(request: Request) -> None:
 
 def _show_saved(request: Request, path: Path, output: Destination) -> None:
     """Views of a file that -o has written."""
-    seen = read_saved(path)
-    trace = seen.recording.trace
+    from kvgen.recording import Recording
+
+    seen = Recording.open(path)
     selection = select(
         place_of(request.place, request.edits),
-        layers=[layer.layer for layer in trace.layers],
-        heads=trace.heads,
+        layers=seen.layers,
+        heads=seen.heads,
         owner="recording",
     )
     deliver(seen, _views(request, selection), output)
@@ -166,25 +165,9 @@ def _record_and_show(request: Request, output: Destination) -> None:
     recommend = functools.partial(model.recommendation.sampling, temperature=0.0)
     sampling = choose_sampling(recommend, request.sampling_flags, quiet=request.quiet)
     sampler = model.sampler(sampling, seed=request.sampling_flags.seed)
-    recording = _record(request, model, selection, prompt_ids, sampler)
-    sampled = sampling.temperature > 0
-    tokenizer = model.require_tokenizer()
-    seen = Inspection(
-        recording=recording,
-        tokens=[tokenizer.token_bytes(token) for token in recording.trace.token_ids],
-        facts={
-            "model": model.name,
-            "dtype": model.engine.dtype,
-            "cache_dtype": model.engine.cache_dtype,
-            "backend": model.engine.backend,
-            "rotary": bool(model.config.rope),
-            "sampling": sampling.describe(),
-            "seed": sampler.seed if sampled else None,
-            "probe": _PROBE_TOKENS if request.probe else None,
-        },
-    )
+    seen = _record(request, model, selection, prompt_ids, sampler)
     deliver(seen, _views(request, selection), output)
-    if sampled and not request.quiet:
+    if sampling.temperature > 0 and not request.quiet:
         note(f"sampled {sampling.describe()} · seed {sampler.seed}")
 
 
@@ -213,9 +196,9 @@ def _record(
     selection: Selection,
     prompt_ids: list[int],
     sampler: Sampler,
-) -> RecordedRun:
+) -> Recording:
     """Run the model, keeping the queries of the selected layers and heads."""
-    from kvgen.attention.record import record, recording_bytes
+    from kvgen.attention.record import recording_bytes
     from kvgen.generate import check_lengths
 
     quiet, layers, heads = request.quiet, list(selection.layers), sorted(selection.heads)
@@ -236,24 +219,22 @@ def _record(
             "with -l and -H"
         )
     with counting("prefill", len(prompt_ids), quiet=quiet) as advance:
-        recording = record(
-            model.engine,
+        seen = model.inspect(
             prompt_ids,
+            max_new_tokens=request.max_new_tokens,
             layers=layers,
             heads=heads,
+            states=False,
             sampler=sampler,
-            max_new_tokens=request.max_new_tokens,
-            stop_ids=model.stop_ids,
-            on_progress=advance,
-            output_weights=model.output_weights,
             probe=_PROBE_TOKENS if request.probe else None,
+            on_progress=advance,
         )
-    if recording.run_again and not quiet:
+    if seen.run.run_again and not quiet:
         note(
-            f"rotary frequencies changed with the length: {recording.run_again:,} positions ran "
+            f"rotary frequencies changed with the length: {seen.run.run_again:,} positions ran "
             "again, and every row is shown with the last frequencies"
         )
-    return recording
+    return seen
 
 
 def _probe_ids(model: Model, seed: int) -> list[int]:

@@ -277,7 +277,7 @@ def _load(folder: Path | None, way: LoadOptions, *, quiet: bool) -> Model:
         ),
         signals.deferred(),
     ):
-        from kvgen.model import default_model, load_folder
+        from kvgen.loading import default_model, load_folder
 
         return load_folder(folder or default_model(), way)
 

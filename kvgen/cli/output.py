@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import shutil
@@ -186,50 +185,10 @@ def make_canvas(*, color: Color, width: int | None, ascii_only: bool) -> Canvas:
     return Canvas(width, mode, "truecolor" if full else "256")
 
 
-def draw(view: RenderableType, canvas: Canvas) -> str:
-    """A view as text, with colours where the canvas has them.
-
-    Its words are taken as they are: no markup, no emoji codes, and visible throughout.
-    """
-    from rich.console import Console
-    from rich.segment import Segment, Segments
-
-    buffer = io.StringIO()
-    colored = canvas.mode == "color"
-    console = Console(
-        file=buffer,
-        width=canvas.width,
-        force_terminal=colored,
-        color_system=canvas.colors if colored else None,
-        no_color=not colored,  # decided already: --color wins over the environment
-        highlight=False,
-        markup=False,
-        emoji=False,
-        legacy_windows=False,
-    )
-    # The styles become escape sequences when they are printed: the text is looked at before.
-    lines = console.render_lines(view, console.options.update(overflow="fold"), pad=False)
-    console.print(
-        Segments(
-            [
-                Segment(visible(part.text), part.style)
-                for line in lines
-                for part in (*line, Segment.line())
-            ]
-        ),
-        end="",
-    )
-    text = buffer.getvalue()
-    if not colored:
-        text = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
-    if canvas.mode == "ascii":
-        text = text.replace(" · ", " - ").replace("·", ".").replace("…", "~")
-        text = text.encode("ascii", "backslashreplace").decode()
-    return text
-
-
 def show(view: RenderableType, canvas: Canvas) -> None:
     """Draw a view on stdout."""
+    from kvgen.render.draw import draw
+
     _write_encodable(draw(view, canvas))
 
 

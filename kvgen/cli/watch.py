@@ -11,7 +11,8 @@ from kvgen.errors import UsageError
 from kvgen.visible import visible
 
 if TYPE_CHECKING:
-    from kvgen.model import Model, Piece
+    from kvgen.model import Model
+    from kvgen.piece import Piece
 
 _ROW_LINES = 8
 

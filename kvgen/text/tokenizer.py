@@ -145,6 +145,17 @@ class Tokenizer:
             return bytes([int(match[1], 16)])
         return piece.replace("\u2581", " ").encode()
 
+    def single_id(self, text: str) -> int:
+        """The id of the one token that stands for this text. Raises UsageError where none does."""
+        wanted, ids = text.encode(), self.encode(text, special_tokens=False)
+        if len(ids) == 1 and self.token_bytes(ids[0]) == wanted:
+            return ids[0]
+        for token in range(self.n_tokens):
+            if self.token_bytes(token) == wanted:
+                return token
+        parts = ", ".join(repr(self.token_bytes(part).decode(errors="replace")) for part in ids)
+        raise UsageError(f"{text!r} is not one token, but {len(ids)} ({parts}): name one token")
+
     def ordinary_ids(self) -> list[int]:
         """Ids whose text gives that id again: no special tokens, no parts of characters."""
         ids = range(self.n_tokens)

@@ -1,0 +1,49 @@
+"""Piece: one generated token as text."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from kvgen.generate import Step
+from kvgen.text.stream import TextStream
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One generated token: its text, and what it took.
+
+    `text` holds whole characters only, so it may be empty; a token's text may come with a later
+    token's. `finish_reason` is set on the last piece.
+    """
+
+    token: int
+    text: str
+    logprob: float  # natural logarithm, before any sampling filter
+    seconds: float
+    positions: int  # positions run through the model for it, those run again included
+    finish_reason: FinishReason | None
+
+
+def pieces_of(
+    steps: Iterator[Step], stream: TextStream | None, *, stop_ids: Collection[int], most: int
+) -> Iterator[Piece]:
+    """The steps of a run of at most so many tokens, as text; the last one says why it ends.
+
+    Without a stream, as for a model without a tokenizer, texts are empty.
+    """
+    for count, step in enumerate(steps, start=1):
+        text = stream.push(step.token) if stream is not None else ""
+        reason: FinishReason | None = None
+        if step.token in stop_ids or (stream is not None and stream.stopped):
+            reason = "stop"
+        elif count == most:
+            reason = "length"
+        if reason is not None and stream is not None:
+            text += stream.finish()
+        yield Piece(step.token, text, step.logprob, step.seconds, step.positions, reason)
+        if reason is not None:
+            return

@@ -1,0 +1,304 @@
+"""Recording: what `Model.inspect` gives, and what a saved file holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kvgen.atomic_write import write_atomically
+from kvgen.attention.contributions import Contributions, Sources, contributions, sources
+from kvgen.attention.diagnostics import METRICS
+from kvgen.attention.export import export, token_texts
+from kvgen.attention.lens import Lens, logit_lens
+from kvgen.attention.measures import measured
+from kvgen.attention.predictions import Predictions
+from kvgen.attention.record import RecordedRun
+from kvgen.attention.saved import read_export
+from kvgen.attention.steps import RowExplanation, explain_query
+from kvgen.choices import ARRAY_FILES, FIGURES, RECORDING_FILES, Measure
+from kvgen.engine.contract import Engine
+from kvgen.engine.params import Params
+from kvgen.engine.places import check_number
+from kvgen.engine.tensors import FloatArray
+from kvgen.errors import KvgenError, UsageError
+from kvgen.render.head_map import MapView
+from kvgen.render.views import Shown, figure_file, text_file
+
+
+class Source(NamedTuple):
+    """The model that a recording was made with."""
+
+    engine: Engine
+    params: Params
+    token_id: Callable[[int | str | None], int | None]  # of a text of one token
+
+
+class Recording:
+    """The attention of one run over T tokens: N layers, H query heads, G key/value heads, size D.
+
+    Everything is numbered as in the model, whatever was recorded of it; -1 is the last one. Arrays
+    are float32. `lens` and `contributions` need the model, or what it has left in the file.
+    """
+
+    def __init__(
+        self,
+        run: RecordedRun,
+        token_bytes: Sequence[bytes],
+        facts: Mapping[str, Any],
+        *,
+        source: Source | None = None,
+    ) -> None:
+        """Made by `Model.inspect` and `Recording.open`; `facts` are of the model and the run."""
+        self.run = run
+        self.token_bytes = list(token_bytes)
+        self.facts = dict(facts)
+        self.saved_lens: Lens | None = None
+        self.saved_contributions: Contributions | None = None
+        self._source = source
+
+    @staticmethod
+    def open(path: str | Path, *, model: Any = None) -> Recording:
+        """Read a file that `save` or `kvgen inspect-attention -o` has written: .npz, .safetensors.
+
+        With the `model` it was made with, `lens` and `contributions` can be asked for again.
+        Raises KvgenError for any other file.
+        """
+        path = Path(path)
+        if path.suffix not in ARRAY_FILES:
+            raise UsageError(f"{path}: only {' and '.join(ARRAY_FILES)} hold a recording")
+        saved = read_export(path)
+        source = None if model is None else Source(model.engine, model.params, model.token_id)
+        recording = Recording(saved.recording, saved.tokens, saved.meta, source=source)
+        recording.saved_lens, recording.saved_contributions = saved.lens, saved.contributions
+        return recording
+
+    def __repr__(self) -> str:
+        trace = self.run.trace
+        n_decode = trace.length - trace.n_prompt
+        return (
+            f"<Recording of {self.facts.get('model', 'a model')}: {trace.length} tokens "
+            f"({trace.n_prompt} prompt + {n_decode} decode), {len(self.layers)} layers x "
+            f"{len(self.heads)} heads>"
+        )
+
+    @property
+    def tokens(self) -> list[str]:
+        r"""The T tokens as text; bytes that are no characters are written as \xe6."""
+        return token_texts(self.token_bytes)
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The T ids that went through the model."""
+        return self.run.trace.token_ids
+
+    @property
+    def n_prompt(self) -> int:
+        """Positions of the prompt; those behind them took a decode step each."""
+        return self.run.trace.n_prompt
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The recorded layers."""
+        return tuple(layer.layer for layer in self.run.trace.layers)
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """The recorded query heads, the same in every layer."""
+        return self.run.trace.heads
+
+    @property
+    def q(self) -> FloatArray:
+        """The queries after RoPE [N, T, H, D]."""
+        return np.stack([layer.q for layer in self.run.trace.layers])
+
+    @property
+    def k(self) -> FloatArray:
+        """The keys after RoPE [N, T, G, D], as the cache holds them."""
+        return np.stack([layer.k for layer in self.run.trace.layers])
+
+    @property
+    def v(self) -> FloatArray:
+        """The values [N, T, G, D], as the cache holds them."""
+        return np.stack([layer.v for layer in self.run.trace.layers])
+
+    @property
+    def z(self) -> FloatArray:
+        """Each head's output before W_O, as the kernel wrote it [N, T, H, D]."""
+        return np.stack([layer.z for layer in self.run.trace.layers])
+
+    @property
+    def states(self) -> FloatArray | None:
+        """The residual stream [L + 1, T, C]: what enters each layer; the last row leaves them."""
+        return self.run.states
+
+    @property
+    def predictions(self) -> Predictions | None:
+        """The likeliest next tokens of every position."""
+        return self.run.predictions
+
+    def weights(self, layer: int, head: int) -> FloatArray:
+        """The map [T, T]: row i is what query i reads, sums to 1, and is 0 for unseen keys."""
+        return np.nan_to_num(self.measure("weights", layer, head), nan=0.0)
+
+    def scores(self, layer: int, head: int) -> FloatArray:
+        """q_i . k_j [T, T], before the scale; NaN where query i does not see key j."""
+        return self.measure("scores", layer, head)
+
+    def measure(self, name: Measure, layer: int, head: int) -> FloatArray:
+        """A measure of `--show` [T, T]; NaN where query i does not see key j."""
+        layer, head = self._place(layer, head)
+        norms = self.run.residual_norms
+        return measured(self.run.trace, name, layer=layer, head=head, norms=norms)
+
+    def explain(self, layer: int, head: int, query: int = -1) -> RowExplanation:
+        """One query's walk through the formula, a number for each key up to its own."""
+        layer, head = self._place(layer, head)
+        return explain_query(self.run.trace.layer(layer), head, self._query(query))
+
+    def diagnostics(self) -> dict[str, FloatArray]:
+        """What each head does, by the names of `--metric` [N, H]; NaN where no row counts."""
+        return dict(self.run.diagnostics.scores)
+
+    def frame(self) -> Any:
+        """The diagnostics as a pandas frame, a row for each layer and head.
+
+        Raises UsageError where pandas is not installed.
+        """
+        try:
+            import pandas as pd  # type: ignore[import-untyped,unused-ignore]
+        except ImportError:
+            raise UsageError("a frame needs pandas: pip install pandas") from None
+        index = pd.MultiIndex.from_product([self.layers, self.heads], names=["layer", "head"])
+        columns = {name: self.run.diagnostics.scores[name].ravel() for name in METRICS}
+        return pd.DataFrame(columns, index=index)
+
+    def lens(
+        self,
+        *,
+        layers: Sequence[int] | None = None,
+        positions: Sequence[int] | None = None,
+        n_candidates: int = 5,
+        on_rows: Callable[[int], None] = lambda _: None,
+    ) -> Lens:
+        """What each layer would predict if the model ended there: see `logit_lens`.
+
+        All layers and positions unless given. The last one is kept for `save`, and is what a file
+        without its model gives. Raises UsageError where neither it nor the model is there.
+        """
+        if self._source is None and self.saved_lens is not None:
+            return self.saved_lens
+        source = self._require_source()
+        self.saved_lens = logit_lens(
+            source.engine,
+            self.run,
+            layers=_numbers(layers, range(source.params.config.n_layers), "layer"),
+            positions=_numbers(positions, range(len(self.token_ids)), "position"),
+            n_candidates=n_candidates,
+            on_rows=on_rows,
+        )
+        return self.saved_lens
+
+    def contributions(
+        self,
+        *,
+        query: int = -1,
+        token: int | str | None = None,
+        against: int | str | None = None,
+    ) -> Contributions:
+        """What each part of the model adds to the logit of a next token: see `contributions`.
+
+        A token is an id or a text of one token; the likeliest unless given. The last result is kept
+        for `save`, as that of `lens`. Raises UsageError.
+        """
+        if self._source is None and self.saved_contributions is not None:
+            return self.saved_contributions
+        source = self._require_source()
+        self.saved_contributions = contributions(
+            source.engine,
+            source.params,
+            self.run,
+            query=self._query(query),
+            token=source.token_id(token),
+            against=source.token_id(against),
+        )
+        return self.saved_contributions
+
+    def sources(self, layer: int, head: int) -> Sources:
+        """The last contributions' part of one head, taken apart by the keys that it reads."""
+        source = self._require_source()
+        whole = self.saved_contributions or self.contributions()
+        layer, head = self._place(layer, head)
+        return sources(source.params, self.run, whole, layer=layer, head=head)
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        layers: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+        show: Measure = "weights",
+        width: int = 100,
+    ) -> None:
+        """Write a file by its ending: .npz, .safetensors, .json, .txt, or .png, .svg, .pdf.
+
+        The first three hold all that was recorded. A text or a figure shows these layers and heads:
+        all of them, a layer's heads, or one map each. Raises UsageError for another ending and
+        KvgenError where the file cannot be written.
+        """
+        path = Path(path)
+        if path.suffix not in RECORDING_FILES:
+            raise UsageError(f"{path}: the name must end in {', '.join(RECORDING_FILES)}")
+        chosen = Shown(
+            layers=_numbers(layers, self.layers, "layer"),
+            heads=_numbers(heads, self.heads, "head"),
+            view=MapView(show=show),
+        )
+        content = self._content(path.suffix[1:], chosen, width)
+        try:
+            write_atomically(path, content)
+        except OSError as error:
+            raise KvgenError(f"{path}: cannot be written: {error.strerror}") from None
+
+    def export(self, kind: str) -> bytes:
+        """The bytes of a file with all that was recorded: npz, safetensors or json."""
+        return export(
+            self.run,
+            self.token_bytes,
+            facts=self.facts,
+            kind=kind,
+            lens=self.saved_lens,
+            contributions=self.saved_contributions,
+        )
+
+    def _content(self, kind: str, shown: Shown, width: int) -> bytes:
+        if f".{kind}" in FIGURES:
+            return figure_file(self.run, self.token_bytes, shown, kind=kind)
+        if kind == "txt":
+            return text_file(self.run, self.token_bytes, shown, width=width)
+        return self.export(kind)
+
+    def _require_source(self) -> Source:
+        if self._source is None:
+            raise UsageError(
+                "this recording was read without its model: use Recording.open(path, model=...)"
+            )
+        return self._source
+
+    def _place(self, layer: int, head: int) -> tuple[int, int]:
+        return (
+            check_number(layer, self.layers, "layer", owner="recording"),
+            check_number(head, self.heads, "head", owner="recording"),
+        )
+
+    def _query(self, query: int) -> int:
+        return check_number(query, range(len(self.token_ids)), "query", owner="recording")
+
+
+def _numbers(chosen: Sequence[int] | None, there: Sequence[int], what: str) -> list[int] | None:
+    """The chosen numbers, each of which is there; None where none were chosen."""
+    if chosen is None:
+        return None
+    return [check_number(number, there, what, owner="recording") for number in chosen]
