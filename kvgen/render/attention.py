@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from kvgen.attention.record import RecordedRun
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import AttentionTrace
 from kvgen.render.canvas import TOKEN_CELLS, Canvas, bare, draw_level, token_label
-from kvgen.render.head_map import Cells, MapView, chosen_cells, notes_of, rows_of
+from kvgen.render.head_map import MapView, chosen_cells, notes_of, rows_of
 from kvgen.render.layout import flow, side_by_side
 from kvgen.render.thumbnail import Thumbnail, thumbnail
 
@@ -145,10 +145,15 @@ def layer_grid(
         if view.show == "weights":  # a name is given by the weights
             label = recording.diagnostics.label(trace.row_of(layer), trace.column_of(head))
         title = Text(f"{layer}.{head} {label}".ljust(side))
-        edge = Text(_edge(cells.keys, small), "dim")
+        edge = Text(first_and_last_key(cells.keys, small), "dim")
         kv = Text(f"kv {layer_trace.kv_head(head)}", "dim")
         blocks.append([title, *small.lines, edge, kv, Text()])
-    gutter = _row_labels(chosen[0], drawn[0], tokens, canvas)
+    n_cells = TOKEN_CELLS if canvas.width >= _NARROW else _SHORT_LABEL
+
+    def name_of(query: int) -> str:
+        return token_label(tokens[query], canvas, n_cells) if tokens else ""
+
+    gutter = row_labels(chosen[0].queries, drawn[0], name_of)
     room = canvas.width - max(line.cell_len for line in gutter) - 2
     per_row = max(1, (room + 2) // (side + 2))
     bands = [
@@ -170,7 +175,7 @@ def layer_grid(
     )
 
 
-def _edge(keys: range, small: Thumbnail) -> str:
+def first_and_last_key(keys: range, small: Thumbnail) -> str:
     """The first and the last key below the columns of a map."""
     if not keys:
         return ""
@@ -178,21 +183,16 @@ def _edge(keys: range, small: Thumbnail) -> str:
     return first + last.rjust(small.lines[-1].cell_len - len(first))
 
 
-def _row_labels(
-    cells: Cells, small: Thumbnail, tokens: Sequence[bytes], canvas: Canvas
-) -> list[Text]:
-    """The first query of each line, with its token, and words for the other lines of a block."""
-    last = cells.queries[-1] if cells.queries else 0
-    digits = len(str(last))
-    n_cells = (TOKEN_CELLS if canvas.width >= _NARROW else _SHORT_LABEL) if tokens else 0
+def row_labels(queries: range, small: Thumbnail, label: Callable[[int], str]) -> list[Text]:
+    """The first query of each line, with its label, and words for the other lines of a block."""
+    digits = len(str(queries[-1] if queries else 0))
     labels = [Text("query".rjust(digits), "dim")]
     before = -1
     for row in small.first_rows:
         words = ""
-        if row != before and row < len(cells.queries):
-            query = cells.queries[row]
-            words = f"{query:>{digits}}"
-            words += f" {token_label(tokens[query], canvas, n_cells)}" if tokens else ""
+        if row != before and row < len(queries):
+            query = queries[row]
+            words = f"{query:>{digits}}" + (f" {name}" if (name := label(query)) else "")
         labels.append(Text(words, "dim"))
         before = row
     return [*labels, Text("key", "dim"), Text(), Text()]

@@ -33,7 +33,7 @@ from kvgen.render.ink import Ink
 from kvgen.render.layout import flow
 
 Span = tuple[int | None, int | None]  # as in a slice
-_PINNED = 8  # last queries, which a pooled map shows one by one: decoding is about them
+LAST_ALONE = 8  # last queries, which a pooled map shows one by one: decoding is about them
 _SUM_TO_ONE = frozenset({"weights", "rollout"})  # each row sums to 1
 _WITHIN_ONE = _SUM_TO_ONE | {"share", "cos"}  # the others have no bound of their own
 KV_HEAD = "kv head: whose K and V the head reads"
@@ -138,15 +138,15 @@ def head_map(
     beside = canvas.width >= _WIDE
     label_width = digits + 1 + TOKEN_CELLS + 2
     room = canvas.width - (label_width + of_first + 1) - (26 if beside else 2)
-    line_starts = _starts(len(cells.queries), room, alone=_PINNED)
-    key_starts = _starts(len(cells.keys), room)
+    line_starts = pool_starts(len(cells.queries), room, alone=LAST_ALONE)
+    key_starts = pool_starts(len(cells.keys), room)
     pooled = pool(pool(cells.numbers, key_starts, 1, view.pool), line_starts, 0, view.pool)
     cell = max(1, min(3, room // max(len(key_starts), 1)))
     edge = "|" if canvas.mode == "ascii" else "│"
     first_title = "key 0".ljust(of_first) if of_first else ""
     left = f"{'q':>{digits}} {'token':<{TOKEN_CELLS}}  "
     heading = f"{left}{first_title}"
-    heading += f"{edge}{_key_numbers([cells.keys[start] for start in key_starts], cell)}{edge}"
+    heading += f"{edge}{key_numbers([cells.keys[start] for start in key_starts], cell)}{edge}"
     entropies = None
     if view.show != "rollout":
         entropies = row_entropy(attention_weights(one.only(head))[0])[slice(*view.queries)]
@@ -175,10 +175,7 @@ def head_map(
             lines.append(line)
             below.append(Text(name + words.removeprefix(" ")) + mark)
     title = [*_name(recording, view, layer, head), *notes_of(view, cells)]
-    factors = [pool_factor(len(places), room) for places in (cells.queries, cells.keys)]
-    if max(factors) > 1:
-        pooled_by = f"{factors[0]}x{factors[1]} {view.pool}-pooled"
-        title.append(pooled_by + (f", the last {_PINNED} queries alone" if factors[0] > 1 else ""))
+    title += pooling_of(cells.queries, cells.keys, room, view.pool)
     return Group(
         flow(title, canvas.width, between=" · "),
         *lines,
@@ -227,11 +224,20 @@ def _name(recording: RecordedRun, view: MapView, layer: int, head: int) -> list[
     ]
 
 
-def _starts(count: int, room: int, *, alone: int = 0) -> npt.NDArray[np.int64]:
+def pool_starts(count: int, room: int, *, alone: int = 0) -> npt.NDArray[np.int64]:
     """The first row of each line, or column of each cell; the last few are not pooled."""
     factor = pool_factor(count, room)
     pooled = count - alone if factor > 1 else 0
     return np.array([*range(0, pooled, factor), *range(pooled, count)], np.int64)
+
+
+def pooling_of(queries: range, keys: range, room: int, how: Pool) -> list[str]:
+    """How a map of these rows and columns is pooled in so many cells, where it is."""
+    of_rows, of_columns = (pool_factor(len(places), room) for places in (queries, keys))
+    if max(of_rows, of_columns) == 1:
+        return []
+    alone = f", the last {LAST_ALONE} queries alone" if of_rows > 1 else ""
+    return [f"{of_rows}x{of_columns} {how}-pooled{alone}"]
 
 
 def _first_key(value: float, view: MapView, canvas: Canvas) -> str:
@@ -247,7 +253,7 @@ def _greatest(numbers: FloatArray) -> float:
     return float(numbers[np.argmax(np.abs(numbers))]) if len(numbers) else math.nan
 
 
-def _key_numbers(keys: Sequence[int], cell: int) -> str:
+def key_numbers(keys: Sequence[int], cell: int) -> str:
     """The keys' numbers over their columns, as many as there is room for."""
     line = ""
     for column, key in enumerate(keys):

@@ -13,8 +13,9 @@ from kvgen.attention.steps import attention_weights
 from kvgen.attention.what_if import WhatIf, local_weights
 from kvgen.engine.edits import Edit
 from kvgen.engine.tensors import FloatArray
-from kvgen.render.canvas import Canvas, causal, draw_map
+from kvgen.render.canvas import Canvas, causal
 from kvgen.render.ink import WEIGHT_INK, Ink
+from kvgen.render.layers_by_heads import layers_by_heads
 from kvgen.render.layout import beside_or_below, flow, in_bands
 from kvgen.render.thumbnail import Thumbnail, thumbnail
 
@@ -184,20 +185,13 @@ def ablation_view(
     """The loss without each head: a cell for each, and the extremes by name."""
     change = without - base
     ink = Ink(name="change of loss, nats", signed=True, most=float(np.abs(change).max()) or 1.0)
-    cell = 2 if 2 * len(heads) + 6 <= canvas.width else 1
-    per_row = (canvas.width - 6) // cell
     lines = [
         Text(
             f"loss on the prompt {base:.3f} nats a token ({n_targets} targets); without one head, "
             f"its output set to 0 and all later layers run again:"
         )
     ]
-    for begin in range(0, len(heads), per_row):
-        shown = heads[begin : begin + per_row]
-        numbers = "".join(f"{head % 10}".ljust(cell) for head in shown)
-        lines.append(Text("layer " + numbers, "dim"))
-        drawn = draw_map(change[:, begin : begin + per_row], canvas, ink, cell_width=cell)
-        lines += [Text(f"{layer:>4}  ") + cells for layer, cells in zip(layers, drawn, strict=True)]
+    lines += layers_by_heads(change, canvas, ink, layers=layers, heads=heads)
     order = np.argsort(-change, axis=None, kind="stable")
 
     def named(places: np.ndarray) -> str:
