@@ -11,6 +11,7 @@ import numpy as np
 from kvgen.atomic_write import write_atomically
 from kvgen.attention.contributions import Contributions, Sources, contributions, sources
 from kvgen.attention.diagnostics import METRICS
+from kvgen.attention.difference import Difference, compare
 from kvgen.attention.export import export, token_texts
 from kvgen.attention.lens import Lens, logit_lens
 from kvgen.attention.measures import measured
@@ -232,6 +233,13 @@ class Recording:
         whole = self.saved_contributions or self.contributions()
         layer, head = self._place(layer, head)
         return sources(source.params, self.run, whole, layer=layer, head=head)
+
+    def compare(self, other: Recording) -> Difference:
+        """How far the maps of another recording are from these; see `kvgen.attention.difference`.
+
+        Raises UsageError where both have no layer and head in common, or other numbers of tokens.
+        """
+        return compare(self.run.trace, other.run.trace)
 
     def save(
         self,

@@ -16,6 +16,8 @@ LINES = (
     (["--example", "--json"], "--example is a text: leave out --json"),
     (["--what-if", "kq", "--explain"], "--what-if compares runs of the prompt: leave out --expla"),
     (["--ablate-all", "--queries", "1:"], "--ablate-all draws maps of its own: leave out --queri"),
+    (["--compare", "The dog", "--show", "cos"], "weights differ between two runs: leave out --sh"),
+    (["--compare", "The dog", "-o", "maps.npz"], "--compare writes .json and .txt files: choose o"),
     (["--at", "2.3", "-H", "1"], "--at takes the place of -l and -H: leave out -H"),
     (["--json", "-o", "maps.txt"], "--json and -o name two outputs: give one of them"),
     (["-H", "1"], "-H names a head of a layer: add -l LAYER"),
@@ -73,6 +75,8 @@ def test_options_that_go_together_are_taken() -> None:
         {"--show", "-o", "a figure"},
         {"--probe", "-l"},
         {"--metric", "-n"},
+        {"--compare", "-n", "a text"},
+        {"--compare", "-l", "a layer", "--range", "--queries"},
     ):
         check_conflicts(given)
 

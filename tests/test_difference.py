@@ -16,8 +16,9 @@ from kvgen.attention.difference import (
     compare,
     differing_positions,
 )
-from kvgen.attention.export import export, read_export
+from kvgen.attention.export import export
 from kvgen.attention.record import RecordedRun, record
+from kvgen.attention.saved import read_export
 from kvgen.engine.trace import AttentionTrace, LayerTrace
 from kvgen.errors import UsageError
 from kvgen.sampling import Sampler, SamplingOptions

@@ -46,6 +46,16 @@ CONFLICTS = (
         others=(*MAP_OPTIONS, "--metric", "--steps"),
     ),
     Conflict(
+        ("--compare",),
+        "--compare shows how weights differ between two runs: leave out {other}",
+        others=("--show", "--sink", "--metric", "--steps", "--explain", *EDITS, "--probe"),
+    ),
+    Conflict(
+        ("--compare",),
+        "--compare writes .json and .txt files: choose one of them in place of {other}",
+        others=(FIGURE, ARRAY_FILE),
+    ),
+    Conflict(
         ("--at",),
         "--at takes the place of -l and -H: leave out {other}",
         others=("-l", "-H"),

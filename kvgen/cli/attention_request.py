@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvgen.choices import ARRAY_FILES, FIGURES, RECORDING_FILES
 from kvgen.cli.attention_conflicts import (
@@ -28,6 +28,7 @@ class Request:
     """One command line."""
 
     prompt_flags: PromptFlags
+    compare: str | None
     model_flags: ModelFlags
     max_new_tokens: int
     place: PlaceFlags
@@ -42,6 +43,22 @@ class Request:
     display_flags: DisplayFlags
     quiet: bool
     verbose: bool
+
+    def runs(self) -> list[Request]:
+        """The request for each recording: one, or with --compare two that are alike."""
+        if self.compare is None:
+            return [self]
+        flags = self.prompt_flags._replace(
+            prompt=self.compare, prompt_option=None, prompt_file=None
+        )
+        return [self, replace(self, prompt_flags=flags)]
+
+    def again(self, *, seed: int | None) -> Request:
+        """The same without notes, and with the seed of an earlier run unless one was given."""
+        flags = self.sampling_flags
+        if flags.seed is None:
+            flags = flags._replace(seed=seed)
+        return replace(self, sampling_flags=flags, quiet=True)
 
 
 def output_of(request: Request) -> Destination:
@@ -76,6 +93,7 @@ def given_options(request: Request, output: Destination, *, saved: bool) -> set[
         HEAD: named.heads is not None,
         "--at": place.at != "all",
         "--explain": place.query is not None,
+        "--compare": request.compare is not None,
         "-n": request.max_new_tokens,
         "-o": output.path is not None,
         "--json": request.as_json or (output.path is None and output.kind == "json"),

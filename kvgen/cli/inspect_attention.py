@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvgen.choices import FIGURES
+from kvgen.cli.attention_compare import deliver_difference
 from kvgen.cli.attention_conflicts import check_conflicts
 from kvgen.cli.attention_options import (
     Selection,
@@ -59,11 +60,18 @@ Examples:
   kvgen inspect-attention "Once upon a time" -n 8 -o attention.npz
   kvgen inspect-attention "The cat sat on the mat" --what-if ablate=2.3
   kvgen inspect-attention attention.npz -l 2 -H 3
+  kvgen inspect-attention "The cat sat" --compare "The dog sat"
   kvgen inspect-attention --probe
   kvgen inspect-attention --example
 """,
 )
 @prompt_options
+@click.option(
+    "--compare",
+    metavar="PROMPT",
+    help="Show how the weights of this prompt differ from those of PROMPT. Both need the same "
+    "number of tokens; either may be a saved recording.",
+)
 @model_options
 @click.option(
     "-n",
@@ -113,9 +121,12 @@ def inspect_attention(**flags: Any) -> None:
     request = Request(**flags)
     saved = saved_file(request.prompt_flags)
     output = output_of(request)
-    check_conflicts(given_options(request, output, saved=saved is not None))
+    all_saved = all(saved_file(one.prompt_flags) is not None for one in request.runs())
+    check_conflicts(given_options(request, output, saved=all_saved))
     if request.example:
         _show_example(request)
+    elif request.compare is not None:
+        _compare(request, output)
     elif saved is not None:
         _show_saved(request, saved, output)
     elif request.edits.what_ifs or request.edits.ablate_all:
@@ -162,25 +173,54 @@ def _record_and_show(request: Request, output: Destination) -> None:
         from kvgen.render.plot import check_figures
 
         check_figures(n_maps=len(selection.layers) * len(selection.heads))
+    seen = _run(request, model, selection, prompt_ids)
+    deliver(seen, _views(request, selection), output)
+    _note_sampling(request, seen)
+
+
+def _compare(request: Request, output: Destination) -> None:
+    """The difference of two recordings, each a saved one or made now, by the same model."""
+    from kvgen.recording import Recording
+
+    seen: list[Recording] = []
+    model = None
+    for one in request.runs():
+        path = saved_file(one.prompt_flags)
+        if path is not None:
+            seen.append(Recording.open(path))
+            continue
+        run = one if model is None else one.again(seed=seen[0].facts["seed"])
+        model, selection, prompt_ids = _prepare(run, model)
+        seen.append(_run(run, model, selection, prompt_ids))
+        _note_sampling(run, seen[-1])
+    deliver_difference(request, seen, output)
+
+
+def _run(request: Request, model: Model, selection: Selection, prompt_ids: list[int]) -> Recording:
+    """The recording of a prompt, with its tokens and the facts of the run."""
     recommend = functools.partial(model.recommendation.sampling, temperature=0.0)
     sampling = choose_sampling(recommend, request.sampling_flags, quiet=request.quiet)
     sampler = model.sampler(sampling, seed=request.sampling_flags.seed)
-    seen = _record(request, model, selection, prompt_ids, sampler)
-    deliver(seen, _views(request, selection), output)
-    if sampling.temperature > 0 and not request.quiet:
-        note(f"sampled {sampling.describe()} · seed {sampler.seed}")
+    return _record(request, model, selection, prompt_ids, sampler)
+
+
+def _note_sampling(request: Request, seen: Recording) -> None:
+    if seen.facts["seed"] is not None and not request.quiet:
+        note(f"sampled {seen.facts['sampling']} · seed {seen.facts['seed']}")
 
 
 def _views(request: Request, selection: Selection) -> Views:
     return Views(selection, request.map_flags, request.steps, request.display_flags)
 
 
-def _prepare(request: Request) -> tuple[Model, Selection, list[int]]:
-    """The model, what to look at in it, and the prompt's ids."""
+def _prepare(request: Request, model: Model | None = None) -> tuple[Model, Selection, list[int]]:
+    """The model, unless it is loaded already, what to look at in it, and the prompt's ids."""
     place = place_of(request.place, request.edits)
     text = "" if request.probe else read_prompt(request.prompt_flags)
     quiet = request.quiet
-    model = load_model(request.model_flags, cache_dtype="f32", quiet=quiet, verbose=request.verbose)
+    model = model or load_model(
+        request.model_flags, cache_dtype="f32", quiet=quiet, verbose=request.verbose
+    )
     config = model.config
     selection = select(
         place, layers=range(config.n_layers), heads=range(config.n_heads), owner="model"
