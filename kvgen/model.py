@@ -294,5 +294,5 @@ class Model:
             "probe": probe,
         }
         tokens = [self.token_bytes(token) for token in run.trace.token_ids]
-        source = Source(engine, self.params, self.token_id)
+        source = Source(engine, self.params, self.token_id, self.token_bytes)
         return Recording(run, tokens, facts, source=source)

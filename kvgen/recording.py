@@ -15,7 +15,7 @@ from kvgen.attention.difference import Difference, compare
 from kvgen.attention.export import export, token_texts
 from kvgen.attention.lens import Lens, logit_lens
 from kvgen.attention.measures import measured
-from kvgen.attention.predictions import Predictions
+from kvgen.attention.predictions import Ids, Predictions
 from kvgen.attention.record import RecordedRun
 from kvgen.attention.saved import read_export
 from kvgen.attention.steps import RowExplanation, explain_query
@@ -35,6 +35,7 @@ class Source(NamedTuple):
     engine: Engine
     params: Params
     token_id: Callable[[int | str | None], int | None]  # of a text of one token
+    token_bytes: Callable[[int], bytes]
 
 
 class Recording:
@@ -58,7 +59,10 @@ class Recording:
         self.facts = dict(facts)
         self.saved_lens: Lens | None = None
         self.saved_contributions: Contributions | None = None
+        self.names = dict(zip(run.trace.token_ids, token_bytes, strict=True))  # of tokens by id
         self._source = source
+        self._name([] if run.sampled_last is None else [run.sampled_last])
+        self._name([] if run.predictions is None else run.predictions.ids)
 
     @staticmethod
     def open(path: str | Path, *, model: Any = None) -> Recording:
@@ -71,9 +75,14 @@ class Recording:
         if path.suffix not in ARRAY_FILES:
             raise UsageError(f"{path}: only {' and '.join(ARRAY_FILES)} hold a recording")
         saved = read_export(path)
-        source = None if model is None else Source(model.engine, model.params, model.token_id)
+        source = (
+            None
+            if model is None
+            else Source(model.engine, model.params, model.token_id, model.token_bytes)
+        )
         recording = Recording(saved.recording, saved.tokens, saved.meta, source=source)
         recording.saved_lens, recording.saved_contributions = saved.lens, saved.contributions
+        recording.names |= saved.names
         return recording
 
     def __repr__(self) -> str:
@@ -200,6 +209,8 @@ class Recording:
             n_candidates=n_candidates,
             on_rows=on_rows,
         )
+        self._name(self.saved_lens.ids)
+        self._name(self.saved_lens.final_ids)
         return self.saved_lens
 
     def contributions(
@@ -225,7 +236,9 @@ class Recording:
             token=source.token_id(token),
             against=source.token_id(against),
         )
-        return self.saved_contributions
+        found = self.saved_contributions
+        self._name([found.token] if found.against is None else [found.token, found.against])
+        return found
 
     def sources(self, layer: int, head: int) -> Sources:
         """The last contributions' part of one head, taken apart by the keys that it reads."""
@@ -279,6 +292,7 @@ class Recording:
             kind=kind,
             lens=self.saved_lens,
             contributions=self.saved_contributions,
+            names=self.names,
         )
 
     def _content(self, kind: str, shown: Shown, width: int) -> bytes:
@@ -287,6 +301,12 @@ class Recording:
         if kind == "txt":
             return text_file(self.run, self.token_bytes, shown, width=width)
         return self.export(kind)
+
+    def _name(self, ids: Sequence[int] | Ids) -> None:
+        """Learn the bytes of some tokens, where the model is at hand."""
+        if self._source is not None:
+            for token in np.unique(np.asarray(ids, np.int64)).tolist():
+                self.names.setdefault(token, self._source.token_bytes(token))
 
     def _require_source(self) -> Source:
         if self._source is None:

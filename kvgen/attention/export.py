@@ -17,6 +17,7 @@ value_norms    f32 [L, T, H]      |v_j W_O^h|
 output_norms   f32 [L, T, H]      |sum_{j >= 1} w_ij v_j W_O^h|
 states         f32 [L + 1, T, C]  what enters each layer of the model, and what leaves the last one
 predictions_*  lens_*  contributions_*     the arrays of these parts, see extras.py
+name_ids       i32 [M]            tokens that they name; name_bytes and name_offsets as of tokens
 meta           JSON text          model, prompt length and settings; in .safetensors its metadata
 
 All from value_norms on is there where it was recorded. .json holds meta, metrics, these parts, and
@@ -54,14 +55,23 @@ def export(
     kind: str,
     lens: Lens | None = None,
     contributions: Contributions | None = None,
+    names: Mapping[int, bytes] | None = None,
 ) -> bytes:
-    """The bytes of a file of that kind: npz, safetensors or json. `facts` go into meta."""
+    """The bytes of a file of that kind: npz, safetensors or json. `facts` go into meta.
+
+    `names` are the bytes of candidates, which need not be among the tokens.
+    """
     extras = Extras(predictions=recording.predictions, lens=lens, contributions=contributions)
     meta = _meta(recording, facts) | extras.facts()
     if kind == "json":
         content = _as_json(recording, tokens, meta) | extras.as_json()
+        named = names or {}
+        content["names"] = dict(zip(named, token_texts(list(named.values())), strict=True))
         return (json.dumps(content) + "\n").encode()
     arrays, written = _arrays(recording, tokens) | extras.arrays(), json.dumps(meta)
+    if names:
+        arrays["name_ids"] = np.array(list(names), np.int32)
+        arrays |= _one_after_another("name", list(names.values()))
     if kind == "safetensors":
         arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         return save(arrays, metadata={"meta": written, "tokens": json.dumps(token_texts(tokens))})
@@ -102,8 +112,7 @@ def _arrays(recording: RecordedRun, tokens: Sequence[bytes]) -> dict[str, Array]
         "layer_index": np.array([layer.layer for layer in trace.layers], np.int32),
         "head_index": np.array(trace.heads, np.int32),
         "token_ids": np.array(trace.token_ids, np.int32),
-        "token_bytes": np.frombuffer(b"".join(tokens), np.uint8),
-        "token_offsets": np.cumsum([0, *map(len, tokens)]).astype(np.int32),
+        **_one_after_another("token", tokens),
         "step_of_row": steps.astype(np.int32),
         "metrics": _of_metrics(diagnostics.scores),
         "metric_rows": _of_metrics(diagnostics.rows).astype(np.int32),
@@ -115,6 +124,14 @@ def _arrays(recording: RecordedRun, tokens: Sequence[bytes]) -> dict[str, Array]
     if recording.states is not None:
         arrays["states"] = recording.states
     return arrays
+
+
+def _one_after_another(name: str, texts: Sequence[bytes]) -> dict[str, Array]:
+    """Bytes of several texts as one array, and another of where each begins."""
+    return {
+        f"{name}_bytes": np.frombuffer(b"".join(texts), np.uint8),
+        f"{name}_offsets": np.cumsum([0, *map(len, texts)]).astype(np.int32),
+    }
 
 
 def _as_json(

@@ -38,6 +38,7 @@ class SavedRecording(NamedTuple):
     meta: dict[str, Any]
     lens: Lens | None
     contributions: Contributions | None
+    names: dict[int, bytes]  # of candidates
 
 
 def read_export(path: Path) -> SavedRecording:
@@ -79,7 +80,6 @@ def _from_arrays(arrays: dict[str, Array], meta: dict[str, Any]) -> SavedRecordi
         alike and list(heads) == sorted(set(heads)) and 0 <= heads[-1] < group_size * k.shape[2]
     ):
         raise ValueError("its arrays do not belong together")
-    offsets = arrays["token_offsets"]
     trace = AttentionTrace(
         token_ids=tuple(arrays["token_ids"].tolist()),
         n_prompt=int(meta["prompt_len"]),
@@ -117,8 +117,16 @@ def _from_arrays(arrays: dict[str, Array], meta: dict[str, Any]) -> SavedRecordi
         predictions=extras.predictions,
         states=states,
     )
-    tokens = [
-        arrays["token_bytes"][begin:end].tobytes()
-        for begin, end in itertools.pairwise(offsets.tolist())
-    ]
-    return SavedRecording(recording, tokens, meta, extras.lens, extras.contributions)
+    tokens = _taken_apart("token", arrays)
+    names = {}
+    if "name_ids" in arrays:
+        ids = arrays["name_ids"].tolist()
+        names = dict(zip(ids, _taken_apart("name", arrays), strict=True))
+    return SavedRecording(recording, tokens, meta, extras.lens, extras.contributions, names)
+
+
+def _taken_apart(name: str, arrays: dict[str, Array]) -> list[bytes]:
+    """The texts whose bytes lie one after another in an array."""
+    offsets = arrays[f"{name}_offsets"].tolist()
+    together = arrays[f"{name}_bytes"]
+    return [together[begin:end].tobytes() for begin, end in itertools.pairwise(offsets)]
