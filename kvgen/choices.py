@@ -22,7 +22,7 @@ PrefillName = Literal["exact", "fast", "stepwise"]
 ArmName = Literal["on", "off", "on+q"]
 
 # Numbers of a map (kvgen.attention.measures), and what else --show takes.
-Measure = Literal["weights", "scores", "scaled", "norm", "share", "cos"]
+Measure = Literal["weights", "scores", "scaled", "norm", "share", "cos", "distance"]
 Shown = Literal[Measure, "rollout"]
 # Numbers of a head (kvgen.attention.diagnostics).
 MetricName = Literal[

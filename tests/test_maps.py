@@ -63,7 +63,8 @@ def test_measures_are_the_steps_of_one_query(name: str, tiny_model: Loader) -> N
     for layer, head, query in ((0, 0, 0), (1, 2, 9), (2, 3, 22)):
         row = explain_query(trace.layer(layer), head, query)
         matrix = model.output_weights(layer)[:, head * D : (head + 1) * D]
-        values = trace.layer(layer).v[: query + 1, trace.layer(layer).kv_head(head)]
+        one = trace.layer(layer)
+        keys, values = (of[: query + 1, one.kv_head(head)] for of in (one.k, one.v))
         expected = {
             "weights": row.weights,
             "scores": row.products,
@@ -71,6 +72,7 @@ def test_measures_are_the_steps_of_one_query(name: str, tiny_model: Loader) -> N
             "cos": row.cosines,
             "share": row.shares,
             "norm": row.weights * np.linalg.norm(values @ matrix.T, axis=1),
+            "distance": np.linalg.norm(keys - one.q[query, head], axis=1),
         }
         window = trace.layer(layer).window
         hidden = np.arange(query + 1) <= query - (window or query + 1)
@@ -247,7 +249,7 @@ def test_every_measure_keeps_to_its_width(
     assert all(cell_len(line.rstrip()) <= width for line in many(recording, Canvas(width, mode)))
 
 
-@pytest.mark.parametrize("show", ["scores", "scaled", "norm", "share", "cos"])
+@pytest.mark.parametrize("show", ["scores", "scaled", "norm", "share", "cos", "distance"])
 def test_a_head_is_named_under_its_weights_only(show, tiny_model: Loader) -> None:
     _, recording = recorded(tiny_model, "llama_gqa")
     sinks = recording.diagnostics.scores["sink-later"] + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kvgen.attention.residual import ResidualNorms
+from kvgen.attention.similarity import distances
 from kvgen.attention.steps import attention_weights, products, scaled_scores
 from kvgen.choices import Measure
 from kvgen.engine.formula import softmax
@@ -19,6 +20,7 @@ MEASURES: dict[Measure, str] = {
     "norm": "|w v W_O|",
     "share": "share of o",
     "cos": "cos(q, k)",
+    "distance": "|q - k|",
 }
 SIGNED = frozenset({"scores", "scaled", "share", "cos"})
 
@@ -37,6 +39,8 @@ def measured(
     hidden = np.isneginf(scaled)
     if measure == "scaled":
         numbers = scaled
+    elif measure == "distance":
+        numbers = distances(one.q[:, 0], one.k[:, one.kv_head(head)])
     elif measure in ("scores", "cos"):
         numbers = products(one)[0]
         if measure == "cos":

@@ -188,7 +188,8 @@ map_options = bundle(
         default="weights",
         show_default=True,
         help="Numbers of a map: weights, q·k, q·k scaled, |w v W_O|, signed share of the output, "
-        "cosine; rollout: how much of each token arrives through all layers up to -l.",
+        "cosine, distance |q - k|; rollout: how much of each token arrives through all layers up "
+        "to -l.",
     ),
     click.option(
         "--scale",
