@@ -11,10 +11,9 @@ from rich.text import Text
 
 from kvgen.attention.diagnostics import MEANINGS, METRICS
 from kvgen.attention.record import RecordedRun
-from kvgen.engine.tensors import FloatArray
-from kvgen.engine.trace import AttentionTrace
-from kvgen.render.canvas import TOKEN_CELLS, Canvas, bare, draw_level, token_label
+from kvgen.render.canvas import TOKEN_CELLS, Canvas, token_label
 from kvgen.render.head_map import MapView, chosen_cells, notes_of, rows_of
+from kvgen.render.head_panels import head_panels, level_legend
 from kvgen.render.layout import flow, side_by_side
 from kvgen.render.thumbnail import Thumbnail, thumbnail
 
@@ -48,59 +47,18 @@ def summary(
         if distance:
             values = values / np.float32(max(1, trace.length - 1))
         panels.append((METRICS[name] + (f"/{trace.length - 1}" if distance else ""), values))
-    n_heads = len(trace.heads)
-    cell = 2 if 4 * (2 * n_heads + 3) + 6 <= canvas.width else 1
-    panel_width = max(cell * n_heads, *(len(title) for title, _ in panels)) + 2
-    per_row = max(1, (canvas.width - 6) // panel_width)
-    parts: list[RenderableType] = [Text(f"layers x heads · {rows_of(trace)}")]
-    for begin in range(0, len(panels), per_row):
-        parts += _panels(trace, panels[begin : begin + per_row], canvas, cell, panel_width)
-    parts += _panel_legend(panels, metrics, canvas)
-    parts.append(Text(_strongest(recording)))
-    parts.append(Text(f"next: -l LAYER for its heads. {_FOOTER}", "dim"))
-    return Group(*parts)
-
-
-def _panels(
-    trace: AttentionTrace,
-    panels: Sequence[tuple[str, FloatArray]],
-    canvas: Canvas,
-    cell: int,
-    width: int,
-) -> list[Text]:
-    n_heads = len(trace.heads)
-    numbers = "".join(f"{head % 10}".ljust(cell) for head in trace.heads)
-    lines = [
-        Text("layer ") + Text("".join(name.ljust(width) for name, _ in panels)),
-        Text(" head ") + Text("".join(numbers.ljust(width) for _ in panels), "dim"),
-    ]
-    for row, layer in enumerate(trace.layers):
-        line = Text(f"{layer.layer:>4}  ")
-        for _, values in panels:
-            for value in values[row].tolist():
-                line += draw_level(value, canvas) + Text(" " * (cell - 1))
-            line += Text(" " * (width - cell * n_heads))
-        lines.append(line)
-    return lines
-
-
-def _panel_legend(
-    panels: Sequence[tuple[str, FloatArray]], metrics: Sequence[str], canvas: Canvas
-) -> list[Text]:
-    """The levels of a cell, and what each panel measures."""
-    levels = [
-        Text.assemble(draw_level(value, canvas), (f" {bare(value)}", "dim"))
-        for value in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-    ]
-    levels[0] = Text.assemble(("cells: ", "dim"), levels[0])
     meanings = [
         Text(f"{title}: {MEANINGS[metric]}", "dim")
         for metric, (title, _) in zip(metrics, panels, strict=True)
     ]
-    return [
-        flow([*levels, Text("each a mean over rows; blank: no row to count", "dim")], canvas.width),
+    return Group(
+        Text(f"layers x heads · {rows_of(trace)}"),
+        *head_panels(trace, panels, canvas),
+        level_legend(canvas, "each a mean over rows; blank: no row to count"),
         flow(meanings, canvas.width, between=" · "),
-    ]
+        Text(_strongest(recording)),
+        Text(f"next: -l LAYER for its heads. {_FOOTER}", "dim"),
+    )
 
 
 def _strongest(recording: RecordedRun) -> str:
