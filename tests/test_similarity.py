@@ -11,9 +11,11 @@ from kvgen.attention import similarity
 from kvgen.attention.measures import measured
 from kvgen.attention.similarity import compare_measures, distances
 from kvgen.engine.trace import AttentionTrace
+from kvgen.render.canvas import Canvas
+from kvgen.render.head_map import MapView, head_map
 from tests.conftest import Loader
 from tests.test_maps import recorded
-from tests.test_render import make_trace
+from tests.test_render import lines_of, make_recording, make_trace
 
 
 def by_hand(trace: AttentionTrace, row: int, column: int, *, first_key: int) -> tuple[int, ...]:
@@ -145,3 +147,20 @@ def test_counting_does_not_write_to_the_trace() -> None:
     for layer, (q, k) in zip(trace.layers, before, strict=True):
         np.testing.assert_array_equal(layer.q, q)
         np.testing.assert_array_equal(layer.k, k)
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_a_map_of_distances_names_the_nearest_key(width: int) -> None:
+    trace = make_trace(6, H=1, G=1, layers=1)
+    canvas = Canvas(width, "glyphs")
+    layer = trace.layers[0]
+    tokens = [b"abcdef"[number : number + 1] for number in range(6)]
+    for sink, title in (("keep", "nearest key"), ("split", "nearest other ")):
+        view = MapView(show="distance", sink=sink)  # type: ignore[arg-type]
+        map_ = head_map(make_recording(trace), tokens, layer=0, head=0, canvas=canvas, view=view)
+        text = "\n".join(lines_of(map_, canvas))
+        far = np.linalg.norm(layer.q[5, 0] - layer.k[:, 0], axis=1)
+        first = 0 if sink == "keep" else 1
+        nearest = first + int(far[first:].argmin())
+        assert title in text
+        assert f"{nearest:>4} {'abcdef'[nearest]:<7} {far[nearest]:.2f}".strip() in text

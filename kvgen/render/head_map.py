@@ -151,6 +151,8 @@ def head_map(
     if view.show != "rollout":
         entropies = row_entropy(attention_weights(one.only(head))[0])[slice(*view.queries)]
     top = "top other key" if view.sink != "keep" else "top key"
+    if view.show == "distance":
+        top = "nearest other" if view.sink != "keep" else "nearest key"
     aside = f" {top:<16}" + ("" if entropies is None else " H/nats")
     lines = [Text(heading + aside * beside, "dim")]
     below = [] if beside else [Text(left + aside.lstrip(), "dim")]
@@ -163,7 +165,7 @@ def head_map(
         if cells.first is not None:
             line += Text(_first_key(_greatest(cells.first[start:stop]), view, canvas))
         line += Text(edge) + row + Text(edge)
-        words = _beside(cells, start, stop, tokens, canvas)
+        words = _beside(cells, start, stop, tokens, canvas, least=view.show == "distance")
         if entropies is not None:
             words += f" {entropies[start:stop].mean():4.2f}"
         mark = Text()
@@ -264,12 +266,15 @@ def key_numbers(keys: Sequence[int], cell: int) -> str:
     return line.ljust(len(keys) * cell)
 
 
-def _beside(cells: Cells, start: int, stop: int, tokens: Sequence[bytes], canvas: Canvas) -> str:
-    """The strongest of the shown keys, its token and number; 18 cells."""
+def _beside(
+    cells: Cells, start: int, stop: int, tokens: Sequence[bytes], canvas: Canvas, *, least: bool
+) -> str:
+    """The shown key with the greatest number, or the least, its token and number; 18 cells."""
     numbers = cells.numbers[start:stop]
     if not numbers.size or np.isnan(numbers).all() or np.nanmax(numbers) == 0:
         return "   -".ljust(18)
-    column = int(np.nanargmax(numbers)) % numbers.shape[1]
-    key, value = cells.keys[column], float(np.nanmax(numbers))
+    place = int((np.nanargmin if least else np.nanargmax)(numbers))
+    column = place % numbers.shape[1]
+    key, value = cells.keys[column], float(numbers.ravel()[place])
     shown = f"{value:.2f}" if abs(value) < 10 else f"{value:.0f}"
     return f"{key:>4} {token_label(tokens[key], canvas, 7)} {shown:<5}"
