@@ -46,7 +46,7 @@ def explanation(
     layer_trace = trace.layer(layer)
     S, D = query + 1, layer_trace.q.shape[2]
     d_v = layer_trace.v.shape[2]
-    shown = _most_telling(explained.shares)
+    shown = most_telling(explained.shares)
     others = [j for j in range(S) if j not in shown]
 
     def column(values: FloatArray, form: str, *, adds_up: bool = False) -> list[str]:
@@ -134,7 +134,7 @@ def _remark(explained: RowExplanation, tokens: Sequence[bytes], canvas: Canvas) 
     ]
 
 
-def _most_telling(shares: FloatArray, most: int = 16, kept: int = 12) -> list[int]:
+def most_telling(shares: FloatArray, most: int = 16, kept: int = 12) -> list[int]:
     """All keys, or the 12 with the greatest |share| where there are more than 16."""
     if len(shares) <= most:
         return list(range(len(shares)))
