@@ -7,6 +7,8 @@ import stat
 import tempfile
 from pathlib import Path
 
+from kvgen.errors import KvgenError
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write beside the file, then move into its place; an interruption leaves the old content.
@@ -28,6 +30,14 @@ def write_atomically(path: Path, content: bytes) -> None:
         except BaseException:
             Path(part.name).unlink(missing_ok=True)
             raise
+
+
+def write_file(path: str | Path, content: bytes) -> None:
+    """The same for a result. Raises KvgenError, which says why it cannot be written."""
+    try:
+        write_atomically(Path(path), content)
+    except OSError as error:
+        raise KvgenError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def _rights_of_a_new_file() -> int:

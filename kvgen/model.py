@@ -253,19 +253,15 @@ class Model:
         the prefill, by numbers of positions.
         """
         from kvgen.attention.record import record
-        from kvgen.engine.places import check_number
-        from kvgen.recording import Recording, Source
+        from kvgen.engine.places import check_numbers
+        from kvgen.recording import Recording
+        from kvgen.source import Source
 
         config, engine = self.config, self.engine
         ids = self._ids_of(prompt)
         check_lengths(config, len(ids), max_new_tokens)
-        chosen = [
-            sorted({check_number(n, range(count), what) for n in numbers})
-            for numbers, count, what in (
-                (range(config.n_layers) if layers is None else layers, config.n_layers, "layer"),
-                (range(config.n_heads) if heads is None else heads, config.n_heads, "head"),
-            )
-        ]
+        layers = check_numbers(layers, range(config.n_layers), "layer")
+        heads = check_numbers(heads, range(config.n_heads), "head")
         if sampler is None:
             sampler = self.sampler(
                 self._chosen_sampling(sampling, options, temperature=0.0), seed=seed
@@ -273,8 +269,8 @@ class Model:
         run = record(
             engine,
             ids,
-            layers=chosen[0],
-            heads=chosen[1],
+            layers=range(config.n_layers) if layers is None else layers,
+            heads=heads,
             sampler=sampler,
             max_new_tokens=max_new_tokens,
             stop_ids=self.stop_ids,

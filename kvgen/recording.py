@@ -4,38 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from kvgen.atomic_write import write_atomically
+from kvgen.atomic_write import write_file
 from kvgen.attention.contributions import Contributions, Sources, contributions, sources
-from kvgen.attention.diagnostics import METRICS
+from kvgen.attention.diagnostics import frame_of
 from kvgen.attention.difference import Difference, compare
 from kvgen.attention.export import export, token_texts
 from kvgen.attention.lens import Lens, logit_lens
 from kvgen.attention.measures import measured
-from kvgen.attention.predictions import Ids, Predictions
+from kvgen.attention.multi_head import HeadSum, OutputProjection, output_projection, sum_heads
+from kvgen.attention.predictions import Ids
 from kvgen.attention.record import RecordedRun
 from kvgen.attention.saved import read_export
+from kvgen.attention.similarity import Similarity, compare_measures
 from kvgen.attention.steps import RowExplanation, explain_query
 from kvgen.choices import ARRAY_FILES, FIGURES, RECORDING_FILES, Measure
-from kvgen.engine.contract import Engine
-from kvgen.engine.params import Params
-from kvgen.engine.places import check_number
+from kvgen.engine.places import check_number, check_numbers
 from kvgen.engine.tensors import FloatArray
-from kvgen.errors import KvgenError, UsageError
+from kvgen.errors import UsageError
 from kvgen.render.head_map import MapView
-from kvgen.render.views import Shown, figure_file, text_file
-
-
-class Source(NamedTuple):
-    """The model that a recording was made with."""
-
-    engine: Engine
-    params: Params
-    token_id: Callable[[int | str | None], int | None]  # of a text of one token
-    token_bytes: Callable[[int], bytes]
+from kvgen.render.views import Shown, drawn_file
+from kvgen.source import Source
 
 
 class Recording:
@@ -55,7 +47,11 @@ class Recording:
     ) -> None:
         """Made by `Model.inspect` and `Recording.open`; `facts` are of the model and the run."""
         self.run = run
+        self.token_ids = run.trace.token_ids  # T that went through the model
         self.token_bytes = list(token_bytes)
+        self.n_prompt = run.trace.n_prompt  # those behind them took a decode step each
+        self.predictions = run.predictions  # the likeliest next tokens of every position
+        self.states = run.states  # [L + 1, T, C] what enters each layer; the last row leaves them
         self.facts = dict(facts)
         self.saved_lens: Lens | None = None
         self.saved_contributions: Contributions | None = None
@@ -100,16 +96,6 @@ class Recording:
         return token_texts(self.token_bytes)
 
     @property
-    def token_ids(self) -> tuple[int, ...]:
-        """The T ids that went through the model."""
-        return self.run.trace.token_ids
-
-    @property
-    def n_prompt(self) -> int:
-        """Positions of the prompt; those behind them took a decode step each."""
-        return self.run.trace.n_prompt
-
-    @property
     def layers(self) -> tuple[int, ...]:
         """The recorded layers."""
         return tuple(layer.layer for layer in self.run.trace.layers)
@@ -122,32 +108,22 @@ class Recording:
     @property
     def q(self) -> FloatArray:
         """The queries after RoPE [N, T, H, D]."""
-        return np.stack([layer.q for layer in self.run.trace.layers])
+        return self._stacked("q")
 
     @property
     def k(self) -> FloatArray:
         """The keys after RoPE [N, T, G, D], as the cache holds them."""
-        return np.stack([layer.k for layer in self.run.trace.layers])
+        return self._stacked("k")
 
     @property
     def v(self) -> FloatArray:
         """The values [N, T, G, D], as the cache holds them."""
-        return np.stack([layer.v for layer in self.run.trace.layers])
+        return self._stacked("v")
 
     @property
     def z(self) -> FloatArray:
         """Each head's output before W_O, as the kernel wrote it [N, T, H, D]."""
-        return np.stack([layer.z for layer in self.run.trace.layers])
-
-    @property
-    def states(self) -> FloatArray | None:
-        """The residual stream [L + 1, T, C]: what enters each layer; the last row leaves them."""
-        return self.run.states
-
-    @property
-    def predictions(self) -> Predictions | None:
-        """The likeliest next tokens of every position."""
-        return self.run.predictions
+        return self._stacked("z")
 
     def weights(self, layer: int, head: int) -> FloatArray:
         """The map [T, T]: row i is what query i reads, sums to 1, and is 0 for unseen keys."""
@@ -177,13 +153,7 @@ class Recording:
 
         Raises UsageError where pandas is not installed.
         """
-        try:
-            import pandas as pd  # type: ignore[import-untyped,unused-ignore]
-        except ImportError:
-            raise UsageError("a frame needs pandas: pip install pandas") from None
-        index = pd.MultiIndex.from_product([self.layers, self.heads], names=["layer", "head"])
-        columns = {name: self.run.diagnostics.scores[name].ravel() for name in METRICS}
-        return pd.DataFrame(columns, index=index)
+        return frame_of(self.run.diagnostics, layers=self.layers, heads=self.heads)
 
     def lens(
         self,
@@ -204,8 +174,12 @@ class Recording:
         self.saved_lens = logit_lens(
             source.engine,
             self.run,
-            layers=_numbers(layers, range(source.params.config.n_layers), "layer"),
-            positions=_numbers(positions, range(len(self.token_ids)), "position"),
+            layers=check_numbers(
+                layers, range(source.params.config.n_layers), "layer", owner="recording"
+            ),
+            positions=check_numbers(
+                positions, range(len(self.token_ids)), "position", owner="recording"
+            ),
             n_candidates=n_candidates,
             on_rows=on_rows,
         )
@@ -247,6 +221,19 @@ class Recording:
         layer, head = self._place(layer, head)
         return sources(source.params, self.run, whole, layer=layer, head=head)
 
+    def output_projection(self, layer: int) -> OutputProjection:
+        """W_O of a layer. Raises UsageError where the model is not at hand."""
+        return output_projection(self._require_source().params, self._layer(layer))
+
+    def multi_head(self, layer: int, query: int = -1) -> HeadSum:
+        """One query's attention output as a sum over heads: see `sum_heads`."""
+        projection = self.output_projection(layer)
+        return sum_heads(self.run.trace.layer(self._layer(layer)), self._query(query), projection)
+
+    def similarity(self) -> Similarity:
+        """In how many rows cosine and distance choose the key of the greatest dot product."""
+        return compare_measures(self.run.trace)
+
     def compare(self, other: Recording) -> Difference:
         """How far the maps of another recording are from these; see `kvgen.attention.difference`.
 
@@ -273,15 +260,16 @@ class Recording:
         if path.suffix not in RECORDING_FILES:
             raise UsageError(f"{path}: the name must end in {', '.join(RECORDING_FILES)}")
         chosen = Shown(
-            layers=_numbers(layers, self.layers, "layer"),
-            heads=_numbers(heads, self.heads, "head"),
+            layers=self._numbers(layers, self.layers, "layer"),
+            heads=self._numbers(heads, self.heads, "head"),
             view=MapView(show=show),
         )
-        content = self._content(path.suffix[1:], chosen, width)
-        try:
-            write_atomically(path, content)
-        except OSError as error:
-            raise KvgenError(f"{path}: cannot be written: {error.strerror}") from None
+        if path.suffix in (".txt", *FIGURES):
+            kind = path.suffix[1:]
+            content = drawn_file(self.run, self.token_bytes, chosen, kind=kind, width=width)
+        else:
+            content = self.export(path.suffix[1:])
+        write_file(path, content)
 
     def export(self, kind: str) -> bytes:
         """The bytes of a file with all that was recorded: npz, safetensors or json."""
@@ -294,13 +282,6 @@ class Recording:
             contributions=self.saved_contributions,
             names=self.names,
         )
-
-    def _content(self, kind: str, shown: Shown, width: int) -> bytes:
-        if f".{kind}" in FIGURES:
-            return figure_file(self.run, self.token_bytes, shown, kind=kind)
-        if kind == "txt":
-            return text_file(self.run, self.token_bytes, shown, width=width)
-        return self.export(kind)
 
     def _name(self, ids: Sequence[int] | Ids) -> None:
         """Learn the bytes of some tokens, where the model is at hand."""
@@ -315,18 +296,19 @@ class Recording:
             )
         return self._source
 
+    def _stacked(self, name: str) -> FloatArray:
+        return np.stack([getattr(layer, name) for layer in self.run.trace.layers])
+
+    def _layer(self, layer: int) -> int:
+        return check_number(layer, self.layers, "layer", owner="recording")
+
     def _place(self, layer: int, head: int) -> tuple[int, int]:
-        return (
-            check_number(layer, self.layers, "layer", owner="recording"),
-            check_number(head, self.heads, "head", owner="recording"),
-        )
+        return self._layer(layer), check_number(head, self.heads, "head", owner="recording")
+
+    def _numbers(
+        self, chosen: Sequence[int] | None, there: Sequence[int], what: str
+    ) -> list[int] | None:
+        return check_numbers(chosen, there, what, owner="recording")
 
     def _query(self, query: int) -> int:
         return check_number(query, range(len(self.token_ids)), "query", owner="recording")
-
-
-def _numbers(chosen: Sequence[int] | None, there: Sequence[int], what: str) -> list[int] | None:
-    """The chosen numbers, each of which is there; None where none were chosen."""
-    if chosen is None:
-        return None
-    return [check_number(number, there, what, owner="recording") for number in chosen]

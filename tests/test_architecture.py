@@ -70,14 +70,12 @@ MAY_IMPORT = {
     "session": {"engine.cache", "engine.contract", "engine.tensors", "engine.trace"},
     "generate": {"engine.config", "engine.tensors", "sampling", "session"},
     "piece": {"generate", "text"},
-    "recording": {
-        "attention", "engine.contract", "engine.params", "engine.places", "engine.tensors",
-        "render",
-    },
+    "source": {"engine.contract", "engine.params"},
+    "recording": {"attention", "engine.places", "engine.tensors", "render", "source"},
     "model": {
         *_SHARED, "attention", "checkpoint.families", "checkpoint.folder", "engine.contract",
         "engine.places", "experiment", "generate", "piece", "recommendation", "recording",
-        "sampling", "session", "text",
+        "sampling", "session", "source", "text",
     },
     "loading": {
         "checkpoint.bind", "checkpoint.families", "checkpoint.folder", "checkpoint.hub",

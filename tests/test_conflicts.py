@@ -21,6 +21,12 @@ LINES = (
     (["--at", "2.3", "-H", "1"], "--at takes the place of -l and -H: leave out -H"),
     (["--json", "-o", "maps.txt"], "--json and -o name two outputs: give one of them"),
     (["-H", "1"], "-H names a head of a layer: add -l LAYER"),
+    (["--similarity", "-l", "1", "--multi-head"], "--similarity and --multi-head are two views"),
+    (["--similarity", "--explain"], "--similarity is a view of its own: leave out --explain"),
+    (["-l", "1", "-H", "1", "--multi-head"], "adds up all heads of a layer: leave out -H"),
+    (["-l", "1", "--multi-head"], "holds no model, and --multi-head needs its W_O: leave it out"),
+    (["--multi-head", "0"], "--multi-head adds up the heads of a layer: add -l LAYER"),
+    (["--vectors"], "--vectors shows the vectors of an explained query: add --explain"),
     (["--show", "rollout", "--explain"], "combines all heads and layers; it cannot be used with"),
     (["--metric", "sink", "--explain"], "--metric applies to the summary of all layers: leave ou"),
     (["--pool", "mean"], "--pool applies to a map: add -l LAYER"),
@@ -77,6 +83,9 @@ def test_options_that_go_together_are_taken() -> None:
         {"--metric", "-n"},
         {"--compare", "-n", "a text"},
         {"--compare", "-l", "a layer", "--range", "--queries"},
+        {"--similarity", "-H", "a head", "a saved recording"},
+        {"--multi-head", "-l", "a layer", "--probe", "-n", "-o", "a text"},
+        {"--explain", "--vectors", "a saved recording"},
     ):
         check_conflicts(given)
 
@@ -89,6 +98,8 @@ def test_options_that_go_together_are_taken() -> None:
         (["--at", "L2", "--sink", "keep"], b"layer 2"),
         (["--at", "3", "--show", "rollout"], b"rollout through layers 0..3"),
         (["--at", "2.3", "--ablate-all"], b"missed"),
+        (["--at", "2", "--multi-head"], b"output = concat(z_0, .., z_3) W_O"),
+        (["--at", "2.3", "--similarity"], b" head 3 "),
     ],
 )
 def test_an_address_names_a_layer_and_a_head_as_l_and_h_do(
@@ -104,6 +115,7 @@ def test_an_address_names_a_layer_and_a_head_as_l_and_h_do(
         (["--at", "2", "--steps", "-n", "3"], "add -H HEAD"),
         (["--at", "2.3", "--show", "rollout"], "it cannot be used with a head"),
         (["--at", "2", "--metric", "sink"], "leave out --at"),
+        (["--at", "2.3", "--multi-head"], "leave out a head"),
     ],
 )
 def test_an_address_runs_into_the_same_conflicts(arguments: list[str], message: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from kvgen.attention.steps import attention_weights, weighted_values
 from kvgen.engine.machine import usable_cores
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import AttentionTrace, LayerTrace
+from kvgen.errors import UsageError
 
 # Each diagnostic with the title of its panel; all lie in 0..1 but the distances.
 METRICS = {
@@ -110,6 +112,19 @@ def diagnose(trace: AttentionTrace, *, probe: int | None = None) -> Diagnostics:
         first=first.reshape(n_layers, -1, trace.length).swapaxes(1, 2),
         recomputed=max(error for _, _, error in examined),
     )
+
+
+def frame_of(found: Diagnostics, *, layers: Sequence[int], heads: Sequence[int]) -> Any:
+    """The scores as a pandas frame, a row for each layer and head.
+
+    Raises UsageError where pandas is not installed.
+    """
+    try:
+        import pandas as pd  # type: ignore[import-untyped,unused-ignore]
+    except ImportError:
+        raise UsageError("a frame needs pandas: pip install pandas") from None
+    index = pd.MultiIndex.from_product([layers, heads], names=["layer", "head"])
+    return pd.DataFrame({name: found.scores[name].ravel() for name in METRICS}, index=index)
 
 
 _Numbers = dict[str, tuple[FloatArray, FloatArray | int]]  # scores [H], rows that were counted

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kvgen.engine.params import Params
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import LayerTrace
 from kvgen.errors import UsageError
@@ -22,6 +23,17 @@ class OutputProjection(NamedTuple):
     bias: FloatArray | None  # [C]
     norm_follows: bool = False  # the sum is normalised before it is added to the residual stream
     residual_scale: float = 1.0  # factor of the sum in the residual stream
+
+
+def output_projection(params: Params, layer: int) -> OutputProjection:
+    """W_O of a layer, and what the model does to the sum of the heads after it."""
+    weights = params.layers[layer]
+    return OutputProjection(
+        weights.o.weight.dequantize(),
+        weights.o.bias,
+        norm_follows=weights.post_attn_norm is not None,
+        residual_scale=params.config.residual_scale,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

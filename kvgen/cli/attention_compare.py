@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from kvgen.atomic_write import write_file
 from kvgen.cli.attention_options import Selection, place_of, select
 from kvgen.cli.attention_request import Request
 from kvgen.cli.attention_views import saved_file
-from kvgen.cli.output import Destination, make_canvas, note, show, write_file, write_text
+from kvgen.cli.output import Destination, make_canvas, note, show, write_text
 from kvgen.errors import UsageError
 from kvgen.visible import one_line
 

@@ -38,7 +38,7 @@ CONFLICTS = (
     Conflict(
         EDITS,
         "{this} compares runs of the prompt: leave out {other}",
-        others=("--explain", "-o", "-n"),
+        others=("--explain", "--similarity", "--multi-head", "-o", "-n"),
     ),
     Conflict(
         EDITS,
@@ -69,7 +69,37 @@ CONFLICTS = (
     Conflict(
         ("-H",),
         "-H names a head of a layer: add -l LAYER",
-        unless=("-l", *_NOT_DRAWN),
+        unless=("-l", "--similarity", *_NOT_DRAWN),
+    ),
+    Conflict(
+        ("--similarity",),
+        "--similarity and --multi-head are two views: give one of them",
+        others=("--multi-head",),
+    ),
+    Conflict(
+        ("--similarity", "--multi-head"),
+        "{this} is a view of its own: leave out {other}",
+        others=("--explain", "--steps", "--metric", *MAP_OPTIONS),
+    ),
+    Conflict(
+        ("--multi-head",),
+        "--multi-head adds up all heads of a layer: leave out {other}",
+        others=("-H", HEAD),
+    ),
+    Conflict(
+        ("--multi-head",),
+        "a saved recording holds no model, and --multi-head needs its W_O: leave it out",
+        others=(RECORDING,),
+    ),
+    Conflict(
+        ("--multi-head",),
+        "--multi-head adds up the heads of a layer: add -l LAYER",
+        unless=(LAYER,),
+    ),
+    Conflict(
+        ("--vectors",),
+        "--vectors shows the vectors of an explained query: add --explain",
+        unless=("--explain",),
     ),
     Conflict(
         (ROLLOUT,),
@@ -102,8 +132,8 @@ CONFLICTS = (
         others=("--explain",),
     ),
     Conflict(
-        ("--explain",),
-        "--explain draws text: leave it out, or write a .txt file in place of {other}",
+        ("--explain", "--similarity", "--multi-head"),
+        "{this} draws text: leave it out, or write a .txt file in place of {other}",
         others=_NOT_DRAWN,
     ),
     Conflict(

@@ -102,7 +102,7 @@ class _Numbers(click.ParamType[Numbers]):
             self.fail(str(error), param, ctx)
 
 
-class _Query(click.ParamType[int]):
+class Query(click.ParamType[int]):
     """An index, or `last` for -1."""
 
     name = "query"
@@ -162,7 +162,7 @@ place_options = bundle(
     click.option(
         "--explain",
         "query",
-        type=_Query(),
+        type=Query(),
         metavar="[QUERY]",
         is_flag=False,
         flag_value="last",

@@ -15,6 +15,7 @@ from kvgen.cli.attention_conflicts import (
     RECORDING,
     TEXT,
 )
+from kvgen.cli.attention_numbers import NumberFlags
 from kvgen.cli.attention_options import EditFlags, MapFlags, PlaceFlags, place_of
 from kvgen.cli.attention_views import FORMATS
 from kvgen.cli.options import DisplayFlags, ModelFlags
@@ -33,6 +34,7 @@ class Request:
     max_new_tokens: int
     place: PlaceFlags
     map_flags: MapFlags
+    number_flags: NumberFlags
     output: str | None
     as_json: bool
     edits: EditFlags
@@ -107,4 +109,4 @@ def given_options(request: Request, output: Destination, *, saved: bool) -> set[
     given = {name for name, value in facts.items() if value}
     if request.output is not None and request.output != "json":
         given.add(kinds[f".{output.kind}"])
-    return given | set(request.map_flags.given())
+    return given | {*request.map_flags.given(), *request.number_flags.given()}

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvgen.atomic_write import write_file
 from kvgen.choices import ARRAY_FILES, FIGURES
+from kvgen.cli.attention_numbers import NumberFlags, head_sums, similarities, weighted_vectors
 from kvgen.cli.attention_options import MapFlags, Selection
 from kvgen.cli.options import DisplayFlags
-from kvgen.cli.output import Destination, make_canvas, note, show, write_file, write_text
+from kvgen.cli.output import Destination, make_canvas, note, show, write_text
 from kvgen.cli.prompt import PromptFlags
 from kvgen.engine.places import check_number
 from kvgen.errors import UsageError
@@ -30,6 +32,7 @@ class Views:
 
     selection: Selection
     map_flags: MapFlags
+    number_flags: NumberFlags
     steps: bool
     display: DisplayFlags
 
@@ -126,9 +129,13 @@ def _drawn(seen: Recording, views: Views, canvas: Canvas) -> list[RenderableType
 
     from kvgen.render.attention import verify_line
 
-    selection = views.selection
-    if selection.query is not None:
-        drawn = _explanations(seen, selection, selection.query, canvas)
+    selection, numbers = views.selection, views.number_flags
+    if numbers.similarity:
+        drawn = similarities(seen.run.trace, selection, canvas)
+    elif numbers.summed_query is not None:
+        drawn = head_sums(seen, selection, query=numbers.summed_query, canvas=canvas)
+    elif selection.query is not None:
+        drawn = _explanations(seen, selection, numbers, selection.query, canvas)
     elif views.map_flags.show == "rollout":
         drawn = _rollouts(seen, views, canvas)
     elif views.steps:
@@ -165,7 +172,7 @@ def _decode_steps(seen: Recording, selection: Selection, canvas: Canvas) -> list
 
 
 def _explanations(
-    seen: Recording, selection: Selection, query: int, canvas: Canvas
+    seen: Recording, selection: Selection, numbers: NumberFlags, query: int, canvas: Canvas
 ) -> list[RenderableType]:
     """One query in the heads that were named, else in the one that writes most for it."""
     from kvgen.attention.residual import strongest_head
@@ -180,16 +187,31 @@ def _explanations(
             strongest_head(recording.trace, recording.residual_norms, query, layer=layer)
             for layer in ([None] if selection.all_layers else selection.layers)
         ]
-    return [
-        explanation(
-            recording.trace,
-            seen.token_bytes,
-            explain_query(recording.trace.layer(layer), head, query),
-            layer=layer,
-            head=head,
-            query=query,
-            canvas=canvas,
-            chosen=selection.all_heads,
+    trace, tokens = recording.trace, seen.token_bytes
+    drawn: list[RenderableType] = []
+    for layer, head in places:
+        explained = explain_query(trace.layer(layer), head, query)
+        drawn.append(
+            explanation(
+                trace,
+                tokens,
+                explained,
+                layer=layer,
+                head=head,
+                query=query,
+                canvas=canvas,
+                chosen=selection.all_heads,
+            )
         )
-        for layer, head in places
-    ]
+        if numbers.n_numbers is not None:
+            drawn.append(
+                weighted_vectors(
+                    trace.layer(layer),
+                    tokens,
+                    explained,
+                    head=head,
+                    n_numbers=numbers.n_numbers,
+                    canvas=canvas,
+                )
+            )
+    return drawn

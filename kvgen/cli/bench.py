@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvgen.atomic_write import write_file
 from kvgen.cli.bench_options import (
     ArmFlags,
     Report,
@@ -27,7 +28,7 @@ from kvgen.cli.options import (
     load_models,
     several_model_options,
 )
-from kvgen.cli.output import make_canvas, show, write_file, write_text
+from kvgen.cli.output import make_canvas, show, write_text
 from kvgen.cli.prompt import PromptFlags, given_prompt
 from kvgen.errors import UsageError, VerificationError
 

@@ -11,6 +11,7 @@ import click
 from kvgen.choices import FIGURES
 from kvgen.cli.attention_compare import deliver_difference
 from kvgen.cli.attention_conflicts import check_conflicts
+from kvgen.cli.attention_numbers import number_options
 from kvgen.cli.attention_options import (
     Selection,
     edit_options,
@@ -56,7 +57,9 @@ Examples:
   kvgen inspect-attention "The cat sat on the mat" -l 2
   kvgen inspect-attention "The cat sat on the mat" -l 2 -H 3
   kvgen inspect-attention "The cat sat on the mat" -l 2 -H 3 --show share
-  kvgen inspect-attention "The cat sat on the mat" --explain
+  kvgen inspect-attention "The cat sat on the mat" --explain --vectors
+  kvgen inspect-attention "The cat sat on the mat" -l 2 --multi-head
+  kvgen inspect-attention "The cat sat on the mat" --similarity
   kvgen inspect-attention "Once upon a time" -n 8 -o attention.npz
   kvgen inspect-attention "The cat sat on the mat" --what-if ablate=2.3
   kvgen inspect-attention attention.npz -l 2 -H 3
@@ -85,6 +88,7 @@ Examples:
 )
 @place_options
 @map_options
+@number_options
 @click.option(
     "-o",
     "--output",
@@ -210,7 +214,9 @@ def _note_sampling(request: Request, seen: Recording) -> None:
 
 
 def _views(request: Request, selection: Selection) -> Views:
-    return Views(selection, request.map_flags, request.steps, request.display_flags)
+    return Views(
+        selection, request.map_flags, request.number_flags, request.steps, request.display_flags
+    )
 
 
 def _prepare(request: Request, model: Model | None = None) -> tuple[Model, Selection, list[int]]:

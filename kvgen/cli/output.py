@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from kvgen.atomic_write import write_atomically
 from kvgen.choices import Color
 from kvgen.cli.command import did_you_mean
-from kvgen.errors import KvgenError, UsageError
+from kvgen.errors import UsageError
 from kvgen.visible import one_line, visible
 
 if TYPE_CHECKING:
@@ -144,14 +143,6 @@ def check_writable(path: str) -> None:
         raise UsageError(f"{path}: there is no folder {Path(path).parent}")
     if not os.access(target if target.exists() else target.parent, os.W_OK):
         raise UsageError(f"{path}: cannot be written")
-
-
-def write_file(path: str, content: bytes) -> None:
-    """Write a result to a file as a whole. Raises KvgenError where that cannot be."""
-    try:
-        write_atomically(Path(path), content)
-    except OSError as error:
-        raise KvgenError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def note(text: str) -> None:

@@ -89,6 +89,15 @@ def check_number(number: int, there: Sequence[int], what: str, *, owner: str = "
     raise UsageError(f"{what} {number}: this {owner} has {_described(there, what)}")
 
 
+def check_numbers(
+    numbers: Sequence[int] | None, there: Sequence[int], what: str, *, owner: str = "model"
+) -> list[int] | None:
+    """The same of several numbers, each once, in order; None, which stands for all, stays None."""
+    if numbers is None:
+        return None
+    return sorted({check_number(number, there, what, owner=owner) for number in numbers})
+
+
 def _described(there: Sequence[int], what: str) -> str:
     """`layers 0-5`, or `layers 1, 3` where some between are missing."""
     if len(there) == 1:

@@ -49,12 +49,6 @@ def views(
     return [*drawn, Text(verify_line(run), "dim")]
 
 
-def text_file(run: RecordedRun, tokens: Sequence[bytes], shown: Shown, *, width: int) -> bytes:
-    """The chosen views as a file of text."""
-    canvas = Canvas(width, "glyphs")
-    return draw(Group(*views(run, tokens, shown, canvas)), canvas).encode()
-
-
 def figure_file(run: RecordedRun, tokens: Sequence[bytes], shown: Shown, *, kind: str) -> bytes:
     """The maps of the chosen layers and heads as a figure: png, svg or pdf.
 
@@ -72,3 +66,13 @@ def figure_file(run: RecordedRun, tokens: Sequence[bytes], shown: Shown, *, kind
         view=shown.view,
         kind=kind,
     )
+
+
+def drawn_file(
+    run: RecordedRun, tokens: Sequence[bytes], shown: Shown, *, kind: str, width: int
+) -> bytes:
+    """The chosen views as a text of that width (txt), or as a figure (png, svg, pdf)."""
+    if kind != "txt":
+        return figure_file(run, tokens, shown, kind=kind)
+    canvas = Canvas(width, "glyphs")
+    return draw(Group(*views(run, tokens, shown, canvas)), canvas).encode()
