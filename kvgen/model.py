@@ -11,6 +11,7 @@ import numpy as np
 
 from kvgen.checkpoint.families import find
 from kvgen.checkpoint.folder import Checkpoint
+from kvgen.choices import PatchSite
 from kvgen.engine.config import ModelConfig
 from kvgen.engine.contract import Engine, check_ids
 from kvgen.engine.params import Params
@@ -31,6 +32,7 @@ from kvgen.text.chat import Message, find_template, has_template, render
 from kvgen.text.tokenizer import Tokenizer, find_tokenizer, missing_tokenizer
 
 if TYPE_CHECKING:  # they import what draws, which generating does not need
+    from kvgen.attention.patch import PatchMap
     from kvgen.recording import Recording
 
 
@@ -229,6 +231,41 @@ class Model:
         stream = None if self.tokenizer is None else self.tokenizer.stream(ids, stops=stops)
         return pieces_of(steps, stream, stop_ids=self.stop_ids, most=max_new_tokens)
 
+    def patch(
+        self,
+        prompt: str | Sequence[int],
+        source: str | Sequence[int],
+        *,
+        site: PatchSite = "head",
+        layers: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+        positions: Sequence[int] | None = None,
+        token: int | str | None = None,
+        against: int | str | None = None,
+        on_patch: Callable[[int], None] = lambda _: None,
+    ) -> PatchMap:
+        """Run a prompt with activations of another's run: see `kvgen.attention.patch.patch`.
+
+        A token is an id or a text of one token.
+        """
+        from kvgen.attention.patch import patch
+        from kvgen.engine.places import check_numbers
+
+        ids = self._ids_of(prompt)
+        return patch(
+            self.engine,
+            self.params,
+            ids,
+            self._ids_of(source),
+            site=site,
+            layers=check_numbers(layers, range(self.config.n_layers), "layer"),
+            heads=check_numbers(heads, range(self.config.n_heads), "head"),
+            positions=check_numbers(positions, range(len(ids)), "position"),
+            token=self.token_id(token),
+            against=self.token_id(against),
+            on_patch=on_patch,
+        )
+
     def inspect(
         self,
         prompt: str | Sequence[int],
@@ -252,43 +289,24 @@ class Model:
         many random tokens, twice: see `kvgen.attention.record.probe_ids`. `on_progress` hears of
         the prefill, by numbers of positions.
         """
-        from kvgen.attention.record import record
         from kvgen.engine.places import check_numbers
-        from kvgen.recording import Recording
+        from kvgen.inspection import run_and_record
         from kvgen.source import Source
 
-        config, engine = self.config, self.engine
         ids = self._ids_of(prompt)
-        check_lengths(config, len(ids), max_new_tokens)
-        layers = check_numbers(layers, range(config.n_layers), "layer")
-        heads = check_numbers(heads, range(config.n_heads), "head")
+        check_lengths(self.config, len(ids), max_new_tokens)
         if sampler is None:
-            sampler = self.sampler(
-                self._chosen_sampling(sampling, options, temperature=0.0), seed=seed
-            )
-        run = record(
-            engine,
+            greedy = self._chosen_sampling(sampling, options, temperature=0.0)
+            sampler = self.sampler(greedy, seed=seed)
+        return run_and_record(
+            Source(self.name, self.engine, self.params, self.token_id, self.token_bytes),
             ids,
-            layers=range(config.n_layers) if layers is None else layers,
-            heads=heads,
+            layers=check_numbers(layers, range(self.config.n_layers), "layer"),
+            heads=check_numbers(heads, range(self.config.n_heads), "head"),
+            states=states,
             sampler=sampler,
             max_new_tokens=max_new_tokens,
             stop_ids=self.stop_ids,
-            on_progress=on_progress,
-            output_weights=self.output_weights,
             probe=probe,
-            states=states,
+            on_progress=on_progress,
         )
-        facts = {
-            "model": self.name,
-            "dtype": engine.dtype,
-            "cache_dtype": engine.cache_dtype,
-            "backend": engine.backend,
-            "rotary": bool(config.rope),
-            "sampling": sampler.options.describe(),
-            "seed": sampler.seed if sampler.options.temperature > 0 else None,
-            "probe": probe,
-        }
-        tokens = [self.token_bytes(token) for token in run.trace.token_ids]
-        source = Source(engine, self.params, self.token_id, self.token_bytes)
-        return Recording(run, tokens, facts, source=source)

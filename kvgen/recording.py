@@ -74,7 +74,7 @@ class Recording:
         source = (
             None
             if model is None
-            else Source(model.engine, model.params, model.token_id, model.token_bytes)
+            else Source(model.name, model.engine, model.params, model.token_id, model.token_bytes)
         )
         recording = Recording(saved.recording, saved.tokens, saved.meta, source=source)
         recording.saved_lens, recording.saved_contributions = saved.lens, saved.contributions
@@ -266,7 +266,9 @@ class Recording:
         )
         if path.suffix in (".txt", *FIGURES):
             kind = path.suffix[1:]
-            content = drawn_file(self.run, self.token_bytes, chosen, kind=kind, width=width)
+            content = drawn_file(
+                self.run, self.token_bytes, chosen, kind=kind, width=width, names=self.names
+            )
         else:
             content = self.export(path.suffix[1:])
         write_file(path, content)

@@ -12,6 +12,7 @@ from kvgen.engine.params import Params
 class Source(NamedTuple):
     """The model that a recording was made with."""
 
+    name: str
     engine: Engine
     params: Params
     token_id: Callable[[int | str | None], int | None]  # of a text of one token

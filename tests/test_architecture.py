@@ -72,10 +72,11 @@ MAY_IMPORT = {
     "piece": {"generate", "text"},
     "source": {"engine.contract", "engine.params"},
     "recording": {"attention", "engine.places", "engine.tensors", "render", "source"},
+    "inspection": {"attention", "recording", "sampling", "source"},
     "model": {
         *_SHARED, "attention", "checkpoint.families", "checkpoint.folder", "engine.contract",
-        "engine.places", "experiment", "generate", "piece", "recommendation", "recording",
-        "sampling", "session", "source", "text",
+        "engine.places", "experiment", "generate", "inspection", "piece", "recommendation",
+        "recording", "sampling", "session", "source", "text",
     },
     "loading": {
         "checkpoint.bind", "checkpoint.families", "checkpoint.folder", "checkpoint.hub",

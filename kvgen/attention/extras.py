@@ -48,7 +48,7 @@ class Extras:
     def as_json(self) -> dict[str, Any]:
         """All parts, with their arrays as lists; NaN is null."""
         return {
-            part: {name: _listed(value) for name, value in values.items()}
+            part: {name: listed(value) for name, value in values.items()}
             for part, values in self._values().items()
         }
 
@@ -85,7 +85,8 @@ def _part(
     return kind(**values)
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
+    """An array as lists for JSON, with six decimals and null for NaN; anything else as it is."""
     if not isinstance(value, np.ndarray):
         return value
     if value.dtype.kind == "f":

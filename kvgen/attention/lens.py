@@ -6,7 +6,7 @@ The final norm and the head are applied to the residual stream behind every bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,23 @@ class Lens:
     final_probabilities: FloatArray  # [N, P] how probable each layer finds that token
     ranks: Ids  # [N, P] that token's rank in each layer; 1 is the likeliest
     error: float  # greatest |last layer's logits - the model's in one full pass|
+
+    def part(self, layers: Collection[int], positions: Collection[int]) -> Lens:
+        """Of these layers and positions alone, as far as they are there."""
+        rows = [row for row, layer in enumerate(self.layers) if layer in layers]
+        columns = [column for column, place in enumerate(self.positions) if place in positions]
+        both = np.ix_(rows, columns)
+        return Lens(
+            layers=tuple(self.layers[row] for row in rows),
+            positions=tuple(self.positions[column] for column in columns),
+            ids=self.ids[both],
+            probabilities=self.probabilities[both],
+            entropies=self.entropies[both],
+            final_ids=self.final_ids[columns],
+            final_probabilities=self.final_probabilities[both],
+            ranks=self.ranks[both],
+            error=self.error,
+        )
 
 
 def logit_lens(

@@ -15,6 +15,7 @@ from kvgen.cli.attention_conflicts import (
     RECORDING,
     TEXT,
 )
+from kvgen.cli.attention_inside import InsideFlags
 from kvgen.cli.attention_numbers import NumberFlags
 from kvgen.cli.attention_options import EditFlags, MapFlags, PlaceFlags, place_of
 from kvgen.cli.attention_views import FORMATS
@@ -22,6 +23,8 @@ from kvgen.cli.options import DisplayFlags, ModelFlags
 from kvgen.cli.output import Destination, destination
 from kvgen.cli.prompt import PromptFlags
 from kvgen.cli.sampling_options import SamplingFlags
+
+PROBE_TOKENS = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,7 @@ class Request:
     place: PlaceFlags
     map_flags: MapFlags
     number_flags: NumberFlags
+    inside: InsideFlags
     output: str | None
     as_json: bool
     edits: EditFlags
@@ -109,4 +113,6 @@ def given_options(request: Request, output: Destination, *, saved: bool) -> set[
     given = {name for name, value in facts.items() if value}
     if request.output is not None and request.output != "json":
         given.add(kinds[f".{output.kind}"])
-    return given | {*request.map_flags.given(), *request.number_flags.given()}
+    for flags in (request.map_flags, request.number_flags, request.inside):
+        given.update(flags.given())
+    return given

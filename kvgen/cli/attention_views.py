@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kvgen.atomic_write import write_file
 from kvgen.choices import ARRAY_FILES, FIGURES
+from kvgen.cli.attention_inside import InsideFlags, inside_views
 from kvgen.cli.attention_numbers import NumberFlags, head_sums, similarities, weighted_vectors
 from kvgen.cli.attention_options import MapFlags, Selection
 from kvgen.cli.options import DisplayFlags
@@ -33,6 +34,7 @@ class Views:
     selection: Selection
     map_flags: MapFlags
     number_flags: NumberFlags
+    inside: InsideFlags
     steps: bool
     display: DisplayFlags
 
@@ -130,7 +132,9 @@ def _drawn(seen: Recording, views: Views, canvas: Canvas) -> list[RenderableType
     from kvgen.render.attention import verify_line
 
     selection, numbers = views.selection, views.number_flags
-    if numbers.similarity:
+    if views.inside.needs_everything:
+        drawn = inside_views(seen, views.inside, selection, views.map_flags.queries, canvas)
+    elif numbers.similarity:
         drawn = similarities(seen.run.trace, selection, canvas)
     elif numbers.summed_query is not None:
         drawn = head_sums(seen, selection, query=numbers.summed_query, canvas=canvas)
@@ -143,7 +147,7 @@ def _drawn(seen: Recording, views: Views, canvas: Canvas) -> list[RenderableType
     else:
         from kvgen.render.views import views as chosen_views
 
-        return chosen_views(seen.run, seen.token_bytes, views.shown(), canvas)
+        return chosen_views(seen.run, seen.token_bytes, views.shown(), canvas, names=seen.names)
     return [*drawn, Text(verify_line(seen.run), "dim")]
 
 
@@ -178,6 +182,7 @@ def _explanations(
     from kvgen.attention.residual import strongest_head
     from kvgen.attention.steps import explain_query
     from kvgen.render.explain import explanation
+    from kvgen.render.predicted import predicts
 
     recording = seen.run
     query = check_number(query, range(recording.trace.length), "query", owner="run")
@@ -201,6 +206,7 @@ def _explanations(
                 query=query,
                 canvas=canvas,
                 chosen=selection.all_heads,
+                predicted=predicts(recording, query, seen.names, canvas),
             )
         )
         if numbers.n_numbers is not None:

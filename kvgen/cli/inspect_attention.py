@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import click
 from kvgen.choices import FIGURES
 from kvgen.cli.attention_compare import deliver_difference
 from kvgen.cli.attention_conflicts import check_conflicts
+from kvgen.cli.attention_inside import inside_options, look_inside, patch_and_show
 from kvgen.cli.attention_numbers import number_options
 from kvgen.cli.attention_options import (
     Selection,
@@ -20,27 +20,22 @@ from kvgen.cli.attention_options import (
     place_options,
     select,
 )
-from kvgen.cli.attention_request import Request, given_options, output_of
+from kvgen.cli.attention_request import PROBE_TOKENS, Request, given_options, output_of
+from kvgen.cli.attention_runs import note_sampling, prepared, recorded
 from kvgen.cli.attention_views import (
     Views,
     deliver,
     saved_file,
 )
 from kvgen.cli.command import PromptCommand
-from kvgen.cli.options import display_options, load_model, model_options
-from kvgen.cli.output import Destination, make_canvas, note, show
-from kvgen.cli.progress import counting
-from kvgen.cli.prompt import encode_prompt, prompt_options, read_prompt
-from kvgen.cli.sampling_options import choose_sampling, sampling_options
+from kvgen.cli.options import display_options, model_options
+from kvgen.cli.output import Destination, make_canvas, show
+from kvgen.cli.prompt import encode_prompt, prompt_options
+from kvgen.cli.sampling_options import sampling_options
 from kvgen.cli.what_ifs import EditedRuns, print_edits, show_edits
 
 if TYPE_CHECKING:
-    from kvgen.model import Model
     from kvgen.recording import Recording
-    from kvgen.sampling import Sampler
-
-_PROBE_TOKENS = 50
-_MUCH_MEMORY = 100 * 2**20
 
 
 @click.command(
@@ -89,6 +84,7 @@ Examples:
 @place_options
 @map_options
 @number_options
+@inside_options
 @click.option(
     "-o",
     "--output",
@@ -102,7 +98,7 @@ Examples:
 @click.option(
     "--probe",
     is_flag=True,
-    help=f"In place of a prompt: {_PROBE_TOKENS} random tokens, twice (--seed, default 0): the "
+    help=f"In place of a prompt: {PROBE_TOKENS} random tokens, twice (--seed, default 0): the "
     "exact test for induction, a head that continues a repeated text.",
 )
 @click.option(
@@ -135,6 +131,8 @@ def inspect_attention(**flags: Any) -> None:
         _show_saved(request, saved, output)
     elif request.edits.what_ifs or request.edits.ablate_all:
         _compare_edits(request, output)
+    elif request.inside.source is not None:
+        _patch(request, request.inside.source, output)
     else:
         _record_and_show(request, output)
 
@@ -162,7 +160,7 @@ def _show_saved(request: Request, path: Path, output: Destination) -> None:
 
 def _compare_edits(request: Request, output: Destination) -> None:
     """Reports of the prompt's run with each edit beside the unedited one."""
-    model, selection, prompt_ids = _prepare(request)
+    model, selection, prompt_ids = prepared(request)
     runs = EditedRuns(model, prompt_ids, request.edits, request.place.at, selection, request.quiet)
     if output.kind == "json":
         print_edits(runs)
@@ -172,14 +170,41 @@ def _compare_edits(request: Request, output: Destination) -> None:
 
 def _record_and_show(request: Request, output: Destination) -> None:
     """Views of the prompt and of the tokens that are decoded after it."""
-    model, selection, prompt_ids = _prepare(request)
+    model, selection, prompt_ids = prepared(request)
     if request.map_flags.show != "rollout" and f".{output.kind}" in FIGURES:
         from kvgen.render.plot import check_figures
 
         check_figures(n_maps=len(selection.layers) * len(selection.heads))
-    seen = _run(request, model, selection, prompt_ids)
+    seen = recorded(request, model, selection, prompt_ids)
+    look_inside(
+        seen,
+        request.inside,
+        selection,
+        request.map_flags.queries,
+        display=request.display_flags,
+        quiet=request.quiet,
+        all_positions=output.kind != "screen" and output.kind != "txt",
+    )
     deliver(seen, _views(request, selection), output)
-    _note_sampling(request, seen)
+    note_sampling(request, seen)
+
+
+def _patch(request: Request, source: str, output: Destination) -> None:
+    """The effects of activations of another prompt's run."""
+    model, selection, prompt_ids = prepared(request)
+    flags = request.prompt_flags
+    source_ids = encode_prompt(model, source, flags, quiet=request.quiet).ids
+    patch_and_show(
+        model,
+        prompt_ids,
+        source_ids,
+        request.inside,
+        selection,
+        request.map_flags.queries,
+        display=request.display_flags,
+        output=output,
+        quiet=request.quiet,
+    )
 
 
 def _compare(request: Request, output: Destination) -> None:
@@ -194,99 +219,18 @@ def _compare(request: Request, output: Destination) -> None:
             seen.append(Recording.open(path))
             continue
         run = one if model is None else one.again(seed=seen[0].facts["seed"])
-        model, selection, prompt_ids = _prepare(run, model)
-        seen.append(_run(run, model, selection, prompt_ids))
-        _note_sampling(run, seen[-1])
+        model, selection, prompt_ids = prepared(run, model)
+        seen.append(recorded(run, model, selection, prompt_ids))
+        note_sampling(run, seen[-1])
     deliver_difference(request, seen, output)
-
-
-def _run(request: Request, model: Model, selection: Selection, prompt_ids: list[int]) -> Recording:
-    """The recording of a prompt, with its tokens and the facts of the run."""
-    recommend = functools.partial(model.recommendation.sampling, temperature=0.0)
-    sampling = choose_sampling(recommend, request.sampling_flags, quiet=request.quiet)
-    sampler = model.sampler(sampling, seed=request.sampling_flags.seed)
-    return _record(request, model, selection, prompt_ids, sampler)
-
-
-def _note_sampling(request: Request, seen: Recording) -> None:
-    if seen.facts["seed"] is not None and not request.quiet:
-        note(f"sampled {seen.facts['sampling']} · seed {seen.facts['seed']}")
 
 
 def _views(request: Request, selection: Selection) -> Views:
     return Views(
-        selection, request.map_flags, request.number_flags, request.steps, request.display_flags
-    )
-
-
-def _prepare(request: Request, model: Model | None = None) -> tuple[Model, Selection, list[int]]:
-    """The model, unless it is loaded already, what to look at in it, and the prompt's ids."""
-    place = place_of(request.place, request.edits)
-    text = "" if request.probe else read_prompt(request.prompt_flags)
-    quiet = request.quiet
-    model = model or load_model(
-        request.model_flags, cache_dtype="f32", quiet=quiet, verbose=request.verbose
-    )
-    config = model.config
-    selection = select(
-        place, layers=range(config.n_layers), heads=range(config.n_heads), owner="model"
-    )
-    if request.probe:
-        return model, selection, _probe_ids(model, request.sampling_flags.seed or 0)
-    return model, selection, encode_prompt(model, text, request.prompt_flags, quiet=quiet).ids
-
-
-def _record(
-    request: Request,
-    model: Model,
-    selection: Selection,
-    prompt_ids: list[int],
-    sampler: Sampler,
-) -> Recording:
-    """Run the model, keeping the queries of the selected layers and heads."""
-    from kvgen.attention.record import recording_bytes
-    from kvgen.generate import check_lengths
-
-    quiet, layers, heads = request.quiet, list(selection.layers), sorted(selection.heads)
-    if request.map_flags.show == "rollout":
-        layers = list(range(max(layers) + 1))
-    check_lengths(model.config, len(prompt_ids), request.max_new_tokens)
-    needed = recording_bytes(
-        model.config,
-        n_layers=len(layers),
-        n_heads=len(heads),
-        n_prompt=len(prompt_ids),
-        n_new=request.max_new_tokens,
-    )
-    if request.verbose or (needed > _MUCH_MEMORY and not quiet):
-        note(
-            f"recording attention needs about {needed / 2**20:,.0f} MiB: Q and head outputs of "
-            f"{len(layers)} layers x {len(heads)} heads, and a few maps at a time; choose fewer "
-            "with -l and -H"
-        )
-    with counting("prefill", len(prompt_ids), quiet=quiet) as advance:
-        seen = model.inspect(
-            prompt_ids,
-            max_new_tokens=request.max_new_tokens,
-            layers=layers,
-            heads=heads,
-            states=False,
-            sampler=sampler,
-            probe=_PROBE_TOKENS if request.probe else None,
-            on_progress=advance,
-        )
-    if seen.run.run_again and not quiet:
-        note(
-            f"rotary frequencies changed with the length: {seen.run.run_again:,} positions ran "
-            "again, and every row is shown with the last frequencies"
-        )
-    return seen
-
-
-def _probe_ids(model: Model, seed: int) -> list[int]:
-    from kvgen.attention.record import probe_ids
-
-    tokenizer = model.require_tokenizer()
-    return probe_ids(
-        tokenizer.ordinary_ids(), n_tokens=_PROBE_TOKENS, seed=seed, first=model.encode("")
+        selection,
+        request.map_flags,
+        request.number_flags,
+        request.inside,
+        request.steps,
+        request.display_flags,
     )

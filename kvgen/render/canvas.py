@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -157,6 +158,11 @@ def token_label(token: bytes, canvas: Canvas, width: int) -> str:
     if cell_len(text) > width:
         return set_cell_size(text, width - 1) + canvas.ellipsis()
     return set_cell_size(text, width)
+
+
+def name_label(token: int, names: Mapping[int, bytes], canvas: Canvas, width: int) -> str:
+    """A token that may be outside the text as `width` cells: by its bytes, else by its id."""
+    return token_label(names.get(token, f"id {token}".encode()), canvas, width)
 
 
 def _decode(token: bytes) -> list[str]:

@@ -37,11 +37,12 @@ def explanation(
     query: int,
     canvas: Canvas,
     chosen: bool = False,
+    predicted: Sequence[Text] = (),
 ) -> RenderableType:
     """One query's walk through the formula, a line per key.
 
-    `chosen`: no head was named, and this one writes most. Where not all columns fit, there are
-    several tables.
+    `chosen`: no head was named, and this one writes most. `predicted` says what comes next. Where
+    not all columns fit, there are several tables.
     """
     layer_trace = trace.layer(layer)
     S, D = query + 1, layer_trace.q.shape[2]
@@ -112,6 +113,7 @@ def explanation(
             canvas.width,
         ),
         Text(f"{origin} · q_{query} is not kept: no later step reads it"),
+        *predicted,
         *_remark(explained, tokens, canvas),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -25,18 +25,21 @@ from kvgen.render.canvas import (
     causal,
     draw_bar,
     draw_map,
+    name_label,
     pool,
     pool_factor,
     token_label,
 )
 from kvgen.render.ink import Ink
 from kvgen.render.layout import flow
+from kvgen.render.predicted import next_token, predicts
 
 Span = tuple[int | None, int | None]  # as in a slice
 LAST_ALONE = 8  # last queries, which a pooled map shows one by one: decoding is about them
 _SUM_TO_ONE = frozenset({"weights", "rollout"})  # each row sums to 1
 _WITHIN_ONE = _SUM_TO_ONE | {"share", "cos"}  # the others have no bound of their own
 KV_HEAD = "kv head: whose K and V the head reads"
+_NEXT_CELLS = 15  # of the token that came next
 _WIDE = 80  # columns from which the strongest key stands beside the map, else below it
 
 
@@ -125,10 +128,13 @@ def head_map(
     head: int,
     canvas: Canvas,
     view: MapView,
+    names: Mapping[int, bytes] | None = None,
 ) -> RenderableType:
     """One head's map: each query's row, the first key apart, and the strongest other key.
 
-    The strongest key and the entropy stand beside the map, on a narrow canvas below it.
+    The strongest key and the entropy stand beside the map, on a narrow canvas below it; beside a
+    small map also the token that came next, with its probability. `names` are the bytes of the
+    tokens that the last row predicts.
     """
     trace = recording.trace
     one = trace.layer(layer)
@@ -138,6 +144,9 @@ def head_map(
     beside = canvas.width >= _WIDE
     label_width = digits + 1 + TOKEN_CELLS + 2
     room = canvas.width - (label_width + of_first + 1) - (26 if beside else 2)
+    with_next = beside and recording.predictions is not None
+    with_next = with_next and room - _NEXT_CELLS >= 2 * len(cells.keys)
+    room -= _NEXT_CELLS * with_next
     line_starts = pool_starts(len(cells.queries), room, alone=LAST_ALONE)
     key_starts = pool_starts(len(cells.keys), room)
     pooled = pool(pool(cells.numbers, key_starts, 1, view.pool), line_starts, 0, view.pool)
@@ -154,6 +163,7 @@ def head_map(
     if view.show == "distance":
         top = "nearest other" if view.sink != "keep" else "nearest key"
     aside = f" {top:<16}" + ("" if entropies is None else " H/nats")
+    aside += "  next came" * with_next
     lines = [Text(heading + aside * beside, "dim")]
     below = [] if beside else [Text(left + aside.lstrip(), "dim")]
     drawn = draw_map(pooled, canvas, cells.ink, cell_width=cell)
@@ -168,6 +178,8 @@ def head_map(
         words = _beside(cells, start, stop, tokens, canvas, least=view.show == "distance")
         if entropies is not None:
             words += f" {entropies[start:stop].mean():4.2f}"
+        if with_next:
+            words += _next_came(recording, cells.queries[start], names or {}, canvas)
         mark = Text()
         if cells.queries[stop - 1] >= trace.n_prompt:
             mark = Text(" <" if canvas.mode == "ascii" else " ◂", "bold")
@@ -182,8 +194,19 @@ def head_map(
         flow(title, canvas.width, between=" · "),
         *lines,
         *below,
+        *(predicts(recording, cells.queries[-1], names or {}, canvas) if cells.queries else []),
         *_legend(recording, view, layer, head, cells, canvas),
     )
+
+
+def _next_came(
+    recording: RecordedRun, query: int, names: Mapping[int, bytes], canvas: Canvas
+) -> str:
+    """The token behind a row and its probability, in 15 cells."""
+    came = next_token(recording, query)
+    if came is None:
+        return " " * _NEXT_CELLS
+    return f"  {name_label(came[0], names, canvas, 8)} {came[1]:.2f}"
 
 
 def _legend(

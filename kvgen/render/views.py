@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Group, RenderableType
@@ -29,9 +29,14 @@ class Shown:
 
 
 def views(
-    run: RecordedRun, tokens: Sequence[bytes], shown: Shown, canvas: Canvas
+    run: RecordedRun,
+    tokens: Sequence[bytes],
+    shown: Shown,
+    canvas: Canvas,
+    *,
+    names: Mapping[int, bytes] | None = None,
 ) -> list[RenderableType]:
-    """The chosen views, and the line of verification."""
+    """The chosen views, and the line of verification; `names` as in `head_map`."""
     heads = run.trace.heads if shown.heads is None else shown.heads
     drawn: list[RenderableType] = []
     if shown.layers is None:
@@ -43,7 +48,9 @@ def views(
             )
         else:
             drawn += [
-                head_map(run, tokens, layer=layer, head=head, canvas=canvas, view=shown.view)
+                head_map(
+                    run, tokens, layer=layer, head=head, canvas=canvas, view=shown.view, names=names
+                )
                 for head in heads
             ]
     return [*drawn, Text(verify_line(run), "dim")]
@@ -69,10 +76,16 @@ def figure_file(run: RecordedRun, tokens: Sequence[bytes], shown: Shown, *, kind
 
 
 def drawn_file(
-    run: RecordedRun, tokens: Sequence[bytes], shown: Shown, *, kind: str, width: int
+    run: RecordedRun,
+    tokens: Sequence[bytes],
+    shown: Shown,
+    *,
+    kind: str,
+    width: int,
+    names: Mapping[int, bytes],
 ) -> bytes:
     """The chosen views as a text of that width (txt), or as a figure (png, svg, pdf)."""
     if kind != "txt":
         return figure_file(run, tokens, shown, kind=kind)
     canvas = Canvas(width, "glyphs")
-    return draw(Group(*views(run, tokens, shown, canvas)), canvas).encode()
+    return draw(Group(*views(run, tokens, shown, canvas, names=names)), canvas).encode()

@@ -1,0 +1,256 @@
+"""Options of `kvgen inspect-attention` that look beyond the maps: lens, contributions, patches."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from kvgen.atomic_write import write_file
+from kvgen.choices import PatchSite, names
+from kvgen.cli.attention_options import Query, Selection, Span
+from kvgen.cli.command import OneOf
+from kvgen.cli.options import DisplayFlags, bundle
+from kvgen.cli.output import Destination, make_canvas, note, show, write_text
+from kvgen.cli.progress import counting
+from kvgen.engine.places import check_number
+from kvgen.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from kvgen.attention.patch import PatchMap
+    from kvgen.model import Model
+    from kvgen.recording import Recording
+    from kvgen.render.canvas import Canvas
+
+
+class InsideFlags(NamedTuple):
+    """What to look at beside maps, and the tokens whose logits are meant."""
+
+    lens: bool
+    logit_query: int | None  # of --contributions, as it was written: -1 is the last
+    source: str | None  # the prompt that activations are taken from
+    site: PatchSite | None
+    token: int | str | None
+    against: int | str | None
+
+    @property
+    def needs_everything(self) -> bool:
+        """Whether every layer and head, and the residual stream, has to be recorded."""
+        return self.lens or self.logit_query is not None
+
+    def given(self) -> list[str]:
+        """The options that were given."""
+        options = ("--lens", "--contributions", "--patch", "--site", "--token", "--against")
+        values = (self.lens or None, *self[1:])
+        return [name for name, value in zip(options, values, strict=True) if value is not None]
+
+
+class _Token(click.ParamType[int | str]):
+    """A text of one token, or `id:5`."""
+
+    name = "token"
+
+    def convert(
+        self, value: int | str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """A text is looked up when the model is there."""
+        del param, ctx
+        match = re.fullmatch(r"id:([0-9]{1,9})", str(value))
+        return value if match is None else int(match[1])
+
+
+inside_options = bundle(
+    InsideFlags,
+    "inside",
+    click.option(
+        "--lens",
+        is_flag=True,
+        help="What each layer would predict if the model ended there (logit lens): layers of -l, "
+        "positions of --queries.",
+    ),
+    click.option(
+        "--contributions",
+        "logit_query",
+        type=Query(),
+        metavar="[QUERY]",
+        is_flag=False,
+        flag_value="last",
+        help="What the embedding, each head and each MLP adds to the logit of the token that comes "
+        "next (direct logit attribution), behind a position (an index; or last, the default). With "
+        "-l and -H also by the keys that these heads read.",
+    ),
+    click.option(
+        "--patch",
+        "source",
+        metavar="FROM_PROMPT",
+        help="Run the prompt once for each head, with that head's output of FROM_PROMPT's run in "
+        "place of its own: does the answer follow? Both must have the same number of tokens.",
+    ),
+    click.option(
+        "--site",
+        type=OneOf(names(PatchSite)),
+        help="With --patch: outputs of single heads, of the heads of single kv heads, or the state "
+        "that enters a layer at one position. [default: head]",
+    ),
+    click.option(
+        "--token",
+        type=_Token(),
+        metavar="TEXT",
+        help="With --contributions or --patch: the token whose logit is meant, such as ' mat' or "
+        "id:123. [default: what is predicted; with --patch by FROM_PROMPT]",
+    ),
+    click.option(
+        "--against",
+        type=_Token(),
+        metavar="TEXT",
+        help="The token whose logit is taken from it. [default: none; with --patch what the prompt "
+        "predicts]",
+    ),
+)
+
+
+def look_inside(
+    seen: Recording,
+    flags: InsideFlags,
+    selection: Selection,
+    positions: Span,
+    *,
+    display: DisplayFlags,
+    quiet: bool,
+    all_positions: bool,
+) -> None:
+    """Measure what the flags ask for, and keep it in the recording.
+
+    A lens on a screen looks at the positions that a table has room for, unless some are named.
+    """
+    if flags.lens:
+        places = range(len(seen.token_ids))[slice(*positions)]
+        if positions == (None, None) and not all_positions:
+            from kvgen.render.lens import positions_that_fit
+
+            places = positions_that_fit(len(places), make_canvas(**display._asdict()))
+        total = (len(selection.layers) + 1) * len(places)
+        with counting("lens", total, quiet=quiet) as advance:
+            seen.lens(layers=selection.layers, positions=places, on_rows=advance)
+    if flags.logit_query is not None:
+        query = check_number(flags.logit_query, range(len(seen.token_ids)), "query", owner="run")
+        seen.contributions(query=query, token=flags.token, against=flags.against)
+
+
+def inside_views(
+    seen: Recording,
+    flags: InsideFlags,
+    selection: Selection,
+    positions: Span,
+    canvas: Canvas,
+) -> list[RenderableType]:
+    """The views of what `look_inside` has measured, or the recording has saved."""
+    from rich.text import Text
+
+    from kvgen.render.contributions import contributions_view, sources_view
+    from kvgen.render.lens import lens_view
+
+    drawn: list[RenderableType] = []
+    tokens, known = seen.token_bytes, seen.names
+    if flags.lens:
+        lens = seen.saved_lens or seen.lens()
+        lens = lens.part(selection.layers, range(len(tokens))[slice(*positions)])
+        if not (lens.layers and lens.positions):
+            raise UsageError(
+                f"this recording's lens has layers {seen.lens().layers} and positions "
+                f"{seen.lens().positions}: choose some of them"
+            )
+        drawn.append(lens_view(lens, tokens, known, canvas))
+    if flags.logit_query is not None:
+        drawn += [Text()] * bool(drawn)
+        whole = seen.saved_contributions or seen.contributions()
+        drawn.append(contributions_view(whole, tokens, known, canvas))
+        if not selection.all_heads:
+            for layer in selection.layers:
+                for head in selection.heads:
+                    parts = seen.sources(layer, head)
+                    drawn += [Text(), sources_view(parts, whole, tokens, known, canvas)]
+    return drawn
+
+
+def patch_and_show(
+    model: Model,
+    prompt_ids: list[int],
+    source_ids: list[int],
+    flags: InsideFlags,
+    selection: Selection,
+    positions: Span,
+    *,
+    display: DisplayFlags,
+    output: Destination,
+    quiet: bool,
+) -> None:
+    """Run every patch, and show the map: on the screen, as JSON, or as a file of either.
+
+    Raises KeyboardInterrupt behind a map of the patches that were run before it came.
+    """
+    site = flags.site or "head"
+    places = range(len(prompt_ids))[slice(*positions)]
+    if not places:
+        raise UsageError(
+            f"--queries: the prompt has tokens 0-{len(prompt_ids) - 1}, choose some of them"
+        )
+    config = model.config
+    n_columns = {
+        "head": len(selection.heads),
+        "kv-head": config.n_kv_heads,
+        "residual": len(places),
+    }[site]
+    with counting("patching", len(selection.layers) * n_columns, quiet=quiet) as advance:
+        found = model.patch(
+            prompt_ids,
+            source_ids,
+            site=site,
+            layers=selection.layers,
+            heads=None if selection.all_heads else selection.heads,
+            positions=places,
+            token=flags.token,
+            against=flags.against,
+            on_patch=advance,
+        )
+    if output.kind == "json":
+        content = json.dumps(_as_json(model, found)) + "\n"
+    else:
+        from dataclasses import replace
+
+        from kvgen.render.canvas import token_label
+        from kvgen.render.draw import draw
+        from kvgen.render.patch import patch_view
+
+        canvas = make_canvas(**display._asdict())
+        canvas = canvas if output.kind == "screen" else replace(canvas, mode="glyphs")
+
+        def token_text(token: int) -> str:
+            return token_label(model.token_bytes(token), canvas, 10).strip()
+
+        view = patch_view(found, token_text, canvas)
+        if output.kind == "screen":
+            show(view, canvas)
+        content = draw(view, canvas)
+    if output.path is not None:
+        write_file(output.path, content.encode())
+        n_layers, n_columns = found.patched.shape
+        note(f"{output.path}: patches of {n_layers} layers x {n_columns} columns")
+    elif output.kind != "screen":
+        write_text(content)
+    if found.interrupted:
+        raise KeyboardInterrupt
+
+
+def _as_json(model: Model, found: PatchMap) -> dict[str, Any]:
+    """All numbers of a map; a patch that was not run is null."""
+    from dataclasses import fields
+
+    from kvgen.attention.extras import listed
+
+    numbers = {field.name: listed(getattr(found, field.name)) for field in fields(found)}
+    return {"model": model.name, **numbers, "effects": listed(found.effects)}

@@ -1,0 +1,55 @@
+"""Running a prompt so that it can be looked at: a Recording of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+from kvgen.attention.record import record
+from kvgen.recording import Recording
+from kvgen.sampling import Sampler
+from kvgen.source import Source
+
+
+def run_and_record(
+    source: Source,
+    ids: Sequence[int],
+    *,
+    layers: Sequence[int] | None,
+    heads: Sequence[int] | None,
+    states: bool,
+    sampler: Sampler,
+    max_new_tokens: int,
+    stop_ids: Collection[int],
+    probe: int | None,
+    on_progress: Callable[[int], None] | None,
+) -> Recording:
+    """Prefill and decode, keeping layers and heads (None: all) and the residual stream (`states`).
+
+    See `Model.inspect`.
+    """
+    engine, params = source.engine, source.params
+    run = record(
+        engine,
+        ids,
+        layers=range(engine.config.n_layers) if layers is None else layers,
+        heads=heads,
+        sampler=sampler,
+        max_new_tokens=max_new_tokens,
+        stop_ids=stop_ids,
+        on_progress=on_progress,
+        output_weights=lambda layer: params.layers[layer].o.weight.dequantize(),
+        probe=probe,
+        states=states,
+    )
+    facts = {
+        "model": source.name,
+        "dtype": engine.dtype,
+        "cache_dtype": engine.cache_dtype,
+        "backend": engine.backend,
+        "rotary": bool(engine.config.rope),
+        "sampling": sampler.options.describe(),
+        "seed": sampler.seed if sampler.options.temperature > 0 else None,
+        "probe": probe,
+    }
+    tokens = [source.token_bytes(token) for token in run.trace.token_ids]
+    return Recording(run, tokens, facts, source=source)
