@@ -58,8 +58,10 @@ def check_lengths(config: ModelConfig, n_prompt: int, max_new_tokens: int) -> No
     """Raise UsageError where the prompt is empty or the whole run exceeds the context."""
     if n_prompt < 1:
         raise UsageError("the prompt is empty, and this model's tokenizer adds no start token")
-    if max_new_tokens < 0:
-        raise UsageError(f"cannot generate {max_new_tokens} tokens")
+    # Callers of the library may pass anything.
+    whole = isinstance(max_new_tokens, int) and not isinstance(max_new_tokens, bool)
+    if not whole or max_new_tokens < 0:
+        raise UsageError(f"cannot generate {max_new_tokens!r} tokens")
     if positions_fed(n_prompt, max_new_tokens) > config.max_context:
         room = config.max_context - n_prompt + 1
         tokens = "token fits" if room == 1 else "tokens fit"

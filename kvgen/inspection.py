@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 from kvgen.attention.record import record
+from kvgen.engine.places import check_numbers
 from kvgen.recording import Recording
 from kvgen.sampling import Sampler
 from kvgen.source import Source
@@ -25,14 +26,15 @@ def run_and_record(
 ) -> Recording:
     """Prefill and decode, keeping layers and heads (None: all) and the residual stream (`states`).
 
-    See `Model.inspect`.
+    See `Model.inspect`. Raises UsageError for a layer or head that the model lacks.
     """
-    engine, params = source.engine, source.params
+    engine, params, config = source.engine, source.params, source.engine.config
+    chosen = check_numbers(layers, range(config.n_layers), "layer")
     run = record(
         engine,
         ids,
-        layers=range(engine.config.n_layers) if layers is None else layers,
-        heads=heads,
+        layers=range(config.n_layers) if chosen is None else chosen,
+        heads=check_numbers(heads, range(config.n_heads), "head"),
         sampler=sampler,
         max_new_tokens=max_new_tokens,
         stop_ids=stop_ids,

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
-from operator import index
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kvgen.checkpoint.families import find
 from kvgen.checkpoint.folder import Checkpoint
-from kvgen.choices import PatchSite
+from kvgen.choices import ArmName, PatchSite
 from kvgen.engine.config import ModelConfig
-from kvgen.engine.contract import Engine, check_ids
+from kvgen.engine.contract import Engine, as_ids
 from kvgen.engine.params import Params
 from kvgen.engine.tensors import FloatArray
-from kvgen.errors import CheckpointError, UsageError
+from kvgen.errors import CheckpointError
 from kvgen.generate import (
     check_lengths,
     generate,
@@ -28,11 +26,13 @@ from kvgen.piece import Piece, pieces_of
 from kvgen.recommendation import read_recommendation, stop_ids
 from kvgen.sampling import Sampler, SamplingOptions
 from kvgen.session import Session
+from kvgen.source import Source
 from kvgen.text.chat import Message, find_template, has_template, render
 from kvgen.text.tokenizer import Tokenizer, find_tokenizer, missing_tokenizer
 
 if TYPE_CHECKING:  # they import what draws, which generating does not need
     from kvgen.attention.patch import PatchMap
+    from kvgen.experiment import Experiment
     from kvgen.recording import Recording
 
 
@@ -120,18 +120,7 @@ class Model:
         return ids
 
     def _ids_of(self, prompt: str | Sequence[int]) -> list[int]:
-        return self.encode(prompt) if isinstance(prompt, str) else self._as_ids(prompt)
-
-    def _as_ids(self, ids: Sequence[int]) -> list[int]:
-        """Whole numbers of any kind as a list. Raises UsageError for anything else."""
-        try:
-            if isinstance(ids, (str, bytes)):
-                raise TypeError
-            numbers = [index(token) for token in ids]
-        except TypeError:
-            raise UsageError("token ids must be a sequence of whole numbers") from None
-        check_ids(self.config, numbers)
-        return numbers
+        return self.encode(prompt) if isinstance(prompt, str) else as_ids(self.config, prompt)
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token stands for; without a tokenizer its number in brackets."""
@@ -146,29 +135,20 @@ class Model:
         """
         if isinstance(token, str):
             return self.require_tokenizer().single_id(token)
-        return None if token is None else self._as_ids([token])[0]
+        return None if token is None else as_ids(self.config, [token])[0]
 
-    def output_weights(self, layer: int) -> FloatArray:
-        """W_O of a layer, which brings the heads' outputs back to the model's width [C, H * D]."""
-        return self.params.layers[layer].o.weight.dequantize()
+    @property
+    def source(self) -> Source:
+        """What a recording needs of the model in order to look further."""
+        return Source(
+            self.name, self.family, self.folder, self.engine, self.params, self.token_id,
+            self.token_bytes,
+        )  # fmt: skip
 
     def sampler(self, options: SamplingOptions, *, seed: int | None = None) -> Sampler:
         """A sampler that keeps to the ids that the tokenizer knows."""
         n_tokens = self.tokenizer.n_tokens if self.tokenizer is not None else None
         return Sampler(options, n_tokens=n_tokens, seed=seed)
-
-    def _chosen_sampling(
-        self, sampling: SamplingOptions | None, options: Mapping[str, Any], **usual: float
-    ) -> SamplingOptions:
-        """`sampling`, or the recommended one with single options in place of its own."""
-        names = {field.name for field in fields(SamplingOptions)}
-        if unknown := options.keys() - names:
-            raise UsageError(
-                f"{sorted(unknown)[0]} is not an option of sampling: {', '.join(sorted(names))}"
-            )
-        if sampling is not None and options:
-            raise UsageError(f"sampling= and {sorted(options)[0]}= contradict: give one of them")
-        return sampling or self.recommendation.sampling(**{**usual, **options})
 
     def logits(self, ids: Sequence[int], *, cache: bool = True) -> FloatArray:
         """Every position's logits, float32 [T, V].
@@ -179,7 +159,7 @@ class Model:
         frequencies of the whole length, where they depend on it. Raises UsageError for ids outside
         the vocabulary or more of them than the context holds.
         """
-        ids = self._as_ids(ids)
+        ids = as_ids(self.config, ids)
         check_lengths(self.config, len(ids), 0)
         session = Session(self.engine, len(ids))
         half = max(1, len(ids) // 2) if cache else len(ids)
@@ -213,11 +193,9 @@ class Model:
         records.
         """
         ids = self._ids_of(prompt)
-        sampler = sampler or self.sampler(self._chosen_sampling(sampling, options), seed=seed)
+        sampler = sampler or self.sampler(self.recommendation.chosen(sampling, options), seed=seed)
         if max_new_tokens is None:
             max_new_tokens = usual_new_tokens(self.config, len(ids))
-        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int):
-            raise UsageError(f"cannot generate {max_new_tokens!r} tokens")
         check_lengths(self.config, len(ids), max_new_tokens)
         steps = generate(
             session or Session(self.engine, positions_fed(len(ids), max_new_tokens)),
@@ -249,18 +227,16 @@ class Model:
         A token is an id or a text of one token.
         """
         from kvgen.attention.patch import patch
-        from kvgen.engine.places import check_numbers
 
-        ids = self._ids_of(prompt)
         return patch(
             self.engine,
             self.params,
-            ids,
+            self._ids_of(prompt),
             self._ids_of(source),
             site=site,
-            layers=check_numbers(layers, range(self.config.n_layers), "layer"),
-            heads=check_numbers(heads, range(self.config.n_heads), "head"),
-            positions=check_numbers(positions, range(len(ids)), "position"),
+            layers=layers,
+            heads=heads,
+            positions=positions,
             token=self.token_id(token),
             against=self.token_id(against),
             on_patch=on_patch,
@@ -289,24 +265,47 @@ class Model:
         many random tokens, twice: see `kvgen.attention.record.probe_ids`. `on_progress` hears of
         the prefill, by numbers of positions.
         """
-        from kvgen.engine.places import check_numbers
         from kvgen.inspection import run_and_record
-        from kvgen.source import Source
 
         ids = self._ids_of(prompt)
         check_lengths(self.config, len(ids), max_new_tokens)
         if sampler is None:
-            greedy = self._chosen_sampling(sampling, options, temperature=0.0)
-            sampler = self.sampler(greedy, seed=seed)
+            chosen = self.recommendation.chosen(sampling, options, temperature=0.0)
+            sampler = self.sampler(chosen, seed=seed)
         return run_and_record(
-            Source(self.name, self.engine, self.params, self.token_id, self.token_bytes),
+            self.source,
             ids,
-            layers=check_numbers(layers, range(self.config.n_layers), "layer"),
-            heads=check_numbers(heads, range(self.config.n_heads), "head"),
+            layers=layers,
+            heads=heads,
             states=states,
             sampler=sampler,
             max_new_tokens=max_new_tokens,
             stop_ids=self.stop_ids,
             probe=probe,
             on_progress=on_progress,
+        )
+
+    def bench(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_new_tokens: int = 16,
+        arms: Sequence[ArmName] = ("on", "off"),
+        repetitions: int = 3,
+        seed: int = 0,
+    ) -> Experiment:
+        """Time the prompt and decode steps behind it with the cache, without it, or with Q kept.
+
+        The arms take turns; "on", "off" and "on+q" are those of `kvgen bench`, which says what is
+        measured besides. `seed` is that of the rows that kept ones are replaced by.
+        """
+        from kvgen.experiment import run_experiment
+
+        return run_experiment(
+            self.source,
+            self._ids_of(prompt),
+            n_gen=max_new_tokens,
+            arms=arms,
+            repetitions=repetitions,
+            seed=seed,
         )

@@ -7,7 +7,7 @@ used, as transformers does (generation/utils.py).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,21 @@ class Recommendation:
         for name in chosen.keys() - said.keys():
             chosen[name] = _usable(name, chosen[name])
         return SamplingOptions(**chosen)
+
+    def chosen(
+        self, options: SamplingOptions | None, fields_: Mapping[str, Any], **usual: float
+    ) -> SamplingOptions:
+        """The options, or the recommended ones with single fields, such as temperature, said.
+
+        `usual` stands where a field was not said. Raises UsageError for a field that there is not,
+        and where both are given.
+        """
+        known = [field.name for field in fields(SamplingOptions)]
+        if unknown := [name for name in fields_ if name not in known]:
+            raise UsageError(f"{unknown[0]} is not an option of sampling: {', '.join(known)}")
+        if options is not None and fields_:
+            raise UsageError(f"sampling= and {next(iter(fields_))}= contradict: give one of them")
+        return options or self.sampling(**{**usual, **fields_})
 
     def _is_given(self, name: str) -> bool:
         return self.content.get(name) is not None

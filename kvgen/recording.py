@@ -71,11 +71,7 @@ class Recording:
         if path.suffix not in ARRAY_FILES:
             raise UsageError(f"{path}: only {' and '.join(ARRAY_FILES)} hold a recording")
         saved = read_export(path)
-        source = (
-            None
-            if model is None
-            else Source(model.name, model.engine, model.params, model.token_id, model.token_bytes)
-        )
+        source = None if model is None else model.source
         recording = Recording(saved.recording, saved.tokens, saved.meta, source=source)
         recording.saved_lens, recording.saved_contributions = saved.lens, saved.contributions
         recording.names |= saved.names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from kvgen.engine.contract import Engine
@@ -13,6 +14,8 @@ class Source(NamedTuple):
     """The model that a recording was made with."""
 
     name: str
+    family: str
+    folder: Path
     engine: Engine
     params: Params
     token_id: Callable[[int | str | None], int | None]  # of a text of one token

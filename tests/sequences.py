@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from kvgen.engine.contract import Engine
+from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import AttentionTrace, Capture
 from kvgen.generate import Step, generate
+from kvgen.model import Model
 from kvgen.sampling import Sampler, SamplingOptions
 from kvgen.session import Session
 
@@ -51,3 +53,8 @@ def recorded(
     for token in ids[n_prompt:]:
         session.feed([token])
     return session, session.recording(n_prompt=n_prompt)
+
+
+def output_weights(model: Model) -> Callable[[int], FloatArray]:
+    """Gives a layer's W_O [C, H * D]."""
+    return lambda layer: model.params.layers[layer].o.weight.dequantize()

@@ -72,11 +72,14 @@ MAY_IMPORT = {
     "piece": {"generate", "text"},
     "source": {"engine.contract", "engine.params"},
     "recording": {"attention", "engine.places", "engine.tensors", "render", "source"},
-    "inspection": {"attention", "recording", "sampling", "source"},
+    "experiment": {
+        "bench", "checkpoint.folder", "engine.machine", "engine.rope", "render", "source",
+    },
+    "inspection": {"attention", "engine.places", "recording", "sampling", "source"},
     "model": {
         *_SHARED, "attention", "checkpoint.families", "checkpoint.folder", "engine.contract",
-        "engine.places", "experiment", "generate", "inspection", "piece", "recommendation",
-        "recording", "sampling", "session", "source", "text",
+        "experiment", "generate", "inspection", "piece", "recommendation", "recording", "sampling",
+        "session", "source", "text",
     },
     "loading": {
         "checkpoint.bind", "checkpoint.families", "checkpoint.folder", "checkpoint.hub",
@@ -88,8 +91,8 @@ MAY_IMPORT = {
     },
     "attention": {
         "engine.config", "engine.contract", "engine.edits", "engine.formula", "engine.machine",
-        "engine.params", "engine.reference", "engine.tensors", "engine.trace", "generate",
-        "session",
+        "engine.params", "engine.places", "engine.reference", "engine.tensors", "engine.trace",
+        "generate", "session",
     },
     "bench": {
         *_ENGINES, "attention", "engine.edits", "engine.reference", "generate", "session",

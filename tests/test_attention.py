@@ -32,6 +32,7 @@ from kvgen.sampling import Sampler, SamplingOptions
 from tests import readme, tiny
 from tests.configs import CONFIGS
 from tests.conftest import BACKENDS, Loader
+from tests.sequences import output_weights
 
 PROMPT = tiny.make_ids(30, seed=2)
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -52,7 +53,7 @@ def recorded(
         heads=heads,
         sampler=Sampler(SamplingOptions()),
         max_new_tokens=n_new,
-        output_weights=model.output_weights,
+        output_weights=output_weights(model),
     )
 
 

@@ -585,9 +585,9 @@ def shifts_positions(patch: pytest.MonkeyPatch) -> None:
     """The compiled engine's decode steps run one position too late."""
     run_rows = FastEngine._run
 
-    def late(self: Any, tokens: Any, start: int, which: int, logits: Any) -> None:
-        shift = len(tokens) == 1 and start > 0
-        run_rows(self, tokens, start - shift, which, logits)
+    def late(self: Any, tokens: Any, position: int, *rest: Any) -> None:
+        shift = len(tokens) == 1 and position > 0
+        run_rows(self, tokens, position - shift, *rest)
 
     patch.setattr(FastEngine, "_run", late)
 

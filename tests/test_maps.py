@@ -31,6 +31,7 @@ from tests import tiny
 from tests.command import LAST_LAYER, inside
 from tests.configs import CONFIGS
 from tests.conftest import Loader
+from tests.sequences import output_weights
 from tests.test_render import SIZES, lines_of, make_recording, make_trace, without_colors
 
 NAN = np.float32(np.nan)
@@ -46,7 +47,7 @@ def recorded(
         layers=layers,
         sampler=Sampler(SamplingOptions()),
         max_new_tokens=4,
-        output_weights=model.output_weights,
+        output_weights=output_weights(model),
     )
     return model, recording
 
@@ -62,7 +63,7 @@ def test_measures_are_the_steps_of_one_query(name: str, tiny_model: Loader) -> N
     trace, D = recording.trace, model.config.head_dim
     for layer, head, query in ((0, 0, 0), (1, 2, 9), (2, 3, 22)):
         row = explain_query(trace.layer(layer), head, query)
-        matrix = model.output_weights(layer)[:, head * D : (head + 1) * D]
+        matrix = output_weights(model)(layer)[:, head * D : (head + 1) * D]
         one = trace.layer(layer)
         keys, values = (of[: query + 1, one.kv_head(head)] for of in (one.k, one.v))
         expected = {
@@ -96,7 +97,7 @@ def test_a_head_writes_what_its_slice_of_the_output_matrix_makes(tiny_model: Loa
         one = trace.layer(layer)
         weights = attention_weights(one)[head, query].copy()
         weights[0] = 0
-        matrix = model.output_weights(layer)[:, head * D : (head + 1) * D]
+        matrix = output_weights(model)(layer)[:, head * D : (head + 1) * D]
         written = matrix @ (weights @ one.v[:, one.kv_head(head)])
         assert recording.residual_norms.outputs[layer, query, head] == pytest.approx(
             float(np.linalg.norm(written)), rel=1e-3

@@ -11,12 +11,13 @@ from kvgen.attention.multi_head import HeadSum, OutputProjection, sum_heads
 from kvgen.errors import UsageError
 from kvgen.model import Model
 from tests.conftest import Loader
+from tests.sequences import output_weights
 from tests.test_maps import recorded
 from tests.test_render import make_trace
 
 
 def projection_of(model: Model, layer: int) -> OutputProjection:
-    return OutputProjection(model.output_weights(layer), model.params.layers[layer].o.bias)
+    return OutputProjection(output_weights(model)(layer), model.params.layers[layer].o.bias)
 
 
 # grouped queries; biases; biases and no groups; windows; one key/value head; a norm behind W_O

@@ -19,6 +19,7 @@ from kvgen.attention.predictions import Ids
 from kvgen.choices import PatchSite
 from kvgen.engine.contract import Engine
 from kvgen.engine.params import Params
+from kvgen.engine.places import check_numbers
 from kvgen.engine.reference.block import widened_block
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import Capture, Start
@@ -109,8 +110,9 @@ def patch(
         )
     if list(ids) == list(source_ids):
         raise UsageError("patching needs two different prompts: these have the same tokens")
-    layers = range(config.n_layers) if layers is None else sorted(layers)
-    positions = range(len(ids)) if positions is None else sorted(positions)
+    layers = check_numbers(layers, range(config.n_layers), "layer") or range(config.n_layers)
+    positions = check_numbers(positions, range(len(ids)), "position") or range(len(ids))
+    heads = check_numbers(heads, range(config.n_heads), "head") or range(config.n_heads)
     base, source = _run(engine, ids), _run(engine, source_ids)
     ends = [int(run.logits.argmax()) for run in (base, source)]
     token = ends[1] if token is None else token
@@ -122,10 +124,8 @@ def patch(
         )
     if site == "residual":
         columns = tuple(positions)
-    elif heads is not None and site == "head":
-        columns = tuple(sorted(heads))
     else:
-        columns = tuple(range(config.n_heads if site == "head" else config.n_kv_heads))
+        columns = tuple(heads if site == "head" else range(config.n_kv_heads))
     patched = np.full((len(layers), len(columns)), np.nan, np.float32)
     next_ids = np.full(patched.shape, -1, np.int32)
     plan = _Plan(engine, params, base, source, site, tuple(layers), columns, tuple(positions))

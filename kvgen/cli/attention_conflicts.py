@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from kvgen.errors import UsageError
 
+INSIDE = ("--lens", "--contributions", "--patch")
+OTHER_SITES = ("--site kv-head", "--site residual")
 EDITS = ("--what-if", "--ablate-all")
 MAP_OPTIONS = ("--show", "--scale", "--range", "--sink", "--pool", "--queries", "--keys")
 PROMPTS = ("PROMPT", "-p", "-f", "--chat", "--system")
@@ -51,9 +53,66 @@ CONFLICTS = (
         others=("--show", "--sink", "--metric", "--steps", "--explain", *EDITS, "--probe"),
     ),
     Conflict(
-        ("--compare",),
-        "--compare writes .json and .txt files: choose one of them in place of {other}",
+        ("--compare", "--patch"),
+        "{this} writes .json and .txt files: choose one of them in place of {other}",
         others=(FIGURE, ARRAY_FILE),
+    ),
+    Conflict(
+        INSIDE,
+        "{this} is a view of its own: leave out {other}",
+        others=(
+            "--explain",
+            "--similarity",
+            "--multi-head",
+            "--steps",
+            "--metric",
+            "--compare",
+            *EDITS,
+            *(option for option in MAP_OPTIONS if option != "--queries"),
+        ),
+    ),
+    Conflict(
+        ("--patch",),
+        "--patch compares runs of two prompts: leave out {other}",
+        others=("--lens", "--contributions", "-n", "--probe"),
+    ),
+    Conflict(
+        ("--lens", "--contributions"),
+        "{this} is drawn as text: write a .txt file in place of {other}",
+        others=(FIGURE,),
+    ),
+    Conflict(
+        ("--token", "--against"),
+        "{this} names a token for --contributions or --patch: give one of them",
+        unless=("--contributions", "--patch"),
+    ),
+    Conflict(
+        ("--site",),
+        "--site says what --patch takes from its prompt: add --patch FROM_PROMPT",
+        unless=("--patch",),
+    ),
+    Conflict(
+        OTHER_SITES,
+        "{this} patches all heads of it together: leave out {other}",
+        others=("-H", HEAD),
+    ),
+    Conflict(
+        ("--lens",),
+        "--lens looks behind whole layers: leave out {other}",
+        others=("-H", HEAD),
+        unless=("--contributions",),
+    ),
+    Conflict(
+        ("--contributions",),
+        "--contributions with -l shows what single heads read: add -H HEAD",
+        others=(LAYER,),
+        unless=(HEAD, "--lens"),
+    ),
+    Conflict(
+        ("--contributions",),
+        "--contributions takes one query, such as --contributions 3: leave out --queries",
+        others=("--queries",),
+        unless=("--lens",),
     ),
     Conflict(
         ("--at",),
@@ -69,7 +128,7 @@ CONFLICTS = (
     Conflict(
         ("-H",),
         "-H names a head of a layer: add -l LAYER",
-        unless=("-l", "--similarity", *_NOT_DRAWN),
+        unless=("-l", "--similarity", "--patch", *_NOT_DRAWN),
     ),
     Conflict(
         ("--similarity",),
@@ -114,7 +173,7 @@ CONFLICTS = (
     Conflict(
         MAP_OPTIONS,
         "{this} applies to a map: add -l LAYER",
-        unless=(LAYER, ROLLOUT, *_NOT_DRAWN),
+        unless=(LAYER, ROLLOUT, "--lens", "--patch", *_NOT_DRAWN),
     ),
     Conflict(
         ("--steps",),
@@ -140,9 +199,10 @@ CONFLICTS = (
         MAP_OPTIONS,
         "{other} holds the maps as they are: leave out {this}",
         others=(ARRAY_FILE, JSON_FILE, "--json"),
+        unless=("--lens", "--patch"),
     ),
     Conflict(
-        (*EDITS, "--probe", "-n"),
+        (*EDITS, "--probe", "--patch", "-n"),
         "a saved recording holds no model to run: leave out {this}",
         others=(RECORDING,),
     ),

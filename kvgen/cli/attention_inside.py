@@ -46,7 +46,8 @@ class InsideFlags(NamedTuple):
         """The options that were given."""
         options = ("--lens", "--contributions", "--patch", "--site", "--token", "--against")
         values = (self.lens or None, *self[1:])
-        return [name for name, value in zip(options, values, strict=True) if value is not None]
+        given = [name for name, value in zip(options, values, strict=True) if value is not None]
+        return [*given, *([f"--site {self.site}"] if self.site else [])]
 
 
 class _Token(click.ParamType[int | str]):

@@ -33,7 +33,8 @@ from kvgen.cli.prompt import PromptFlags, given_prompt
 from kvgen.errors import UsageError, VerificationError
 
 if TYPE_CHECKING:
-    from kvgen.bench.report import BenchReport, ReportContext
+    from kvgen.bench.report import BenchReport
+    from kvgen.experiment import Experiment
 
 
 @click.command(
@@ -100,6 +101,7 @@ def bench(
     from kvgen.bench.report import ReportContext
     from kvgen.checkpoint.folder import fingerprint
     from kvgen.engine.machine import environment
+    from kvgen.experiment import Experiment
 
     job = plan_job(models, text, work_flags, arm_flags, quiet=quiet)
     model = models[0]
@@ -117,7 +119,7 @@ def bench(
 
         check_latency_figure(context, kind=destinations.figure.kind)
     report = run_job(job, quiet=quiet)
-    _deliver(report, context, destinations, display_flags)
+    _deliver(Experiment(report, context), destinations, display_flags)
     if report.interrupted:
         raise KeyboardInterrupt
     _judge(report)
@@ -146,33 +148,18 @@ def _check(text: str | None, model: ModelFlags, work: WorkFlags, arms: ArmFlags)
         raise UsageError("the maps show one head: give both -l LAYER and -H HEAD")
 
 
-def _deliver(
-    report: BenchReport, context: ReportContext, to: Report, display: DisplayFlags
-) -> None:
+def _deliver(done: Experiment, to: Report, display: DisplayFlags) -> None:
     """Print the report and write its files."""
     from kvgen.render.bench import bench_view
 
     if to.shown == "table":
         canvas = make_canvas(**display._asdict())
-        show(bench_view(report, context, canvas, details=to.details), canvas)
+        show(bench_view(done.report, done.context, canvas, details=to.details), canvas)
     else:
-        write_text(_as_text(report, context, to.shown))
-    if to.file is not None and to.file.path is not None:
-        write_file(to.file.path, _as_text(report, context, to.file.kind).encode())
-    if to.figure is not None and to.figure.path is not None:
-        from kvgen.render.plot import latency_figure
-
-        write_file(to.figure.path, latency_figure(report, context, kind=to.figure.kind))
-
-
-def _as_text(report: BenchReport, context: ReportContext, kind: str) -> str:
-    from kvgen.render.bench_files import bench_csv, bench_json, bench_lines, bench_markdown
-
-    if kind == "json":
-        return json.dumps(bench_json(report, context)) + "\n"
-    if kind == "csv":
-        return bench_csv(report)
-    return bench_lines(report, context) if kind == "jsonl" else bench_markdown(report, context)
+        write_text(done.content(to.shown).decode())
+    for file in (to.file, to.figure):
+        if file is not None and file.path is not None:
+            write_file(file.path, done.content(file.kind))
 
 
 def _judge(report: BenchReport) -> None:

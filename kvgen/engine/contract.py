@@ -11,6 +11,7 @@ the cache and feeds everything again. Where RoPE's frequencies depend on the len
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import index
 from typing import Protocol
 
 import numpy as np
@@ -179,6 +180,18 @@ def check_request(
         raise UsageError(
             f"{cache.length + len(ids)} positions do not fit into a cache of {cache.capacity}"
         )
+
+
+def as_ids(config: ModelConfig, ids: Sequence[int]) -> list[int]:
+    """Whole numbers of any kind as ids. Raises UsageError for anything else."""
+    try:
+        if isinstance(ids, (str, bytes)):
+            raise TypeError
+        numbers = [index(token) for token in ids]
+    except TypeError:
+        raise UsageError("token ids must be a sequence of whole numbers") from None
+    check_ids(config, numbers)
+    return numbers
 
 
 def check_ids(config: ModelConfig, ids: Sequence[int]) -> None:

@@ -1,0 +1,108 @@
+"""Experiment: what `Model.bench` gives: the measured report, and the files that it can be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from kvgen.atomic_write import write_file
+from kvgen.bench.cost import calibrate_with_overhead
+from kvgen.bench.plan import BenchPlan, Workload, check_steps
+from kvgen.bench.report import BenchReport, ReportContext
+from kvgen.bench.run import bench
+from kvgen.checkpoint.folder import fingerprint
+from kvgen.choices import FIGURES, REPORTS, ArmName
+from kvgen.engine.machine import environment
+from kvgen.engine.rope import length_dependent
+from kvgen.errors import UsageError
+from kvgen.render.bench import bench_view
+from kvgen.render.bench_files import bench_csv, bench_json, bench_lines, bench_markdown
+from kvgen.render.bench_tables import times_slower
+from kvgen.render.canvas import Canvas
+from kvgen.render.draw import draw
+from kvgen.render.plot import check_latency_figure, latency_figure
+from kvgen.source import Source
+
+
+class Experiment:
+    """A benchmark that has run: `report` holds every number, `context` what it was run on."""
+
+    def __init__(self, report: BenchReport, context: ReportContext) -> None:
+        self.report = report
+        self.context = context
+
+    def __repr__(self) -> str:
+        work = self.report.runs[0].workload
+        arms = ", ".join(self.report.plan.arms)
+        slower = self.times_slower
+        said = "" if slower is None else f"; without the cache a token takes {slower:.3g} times"
+        return (
+            f"<Experiment on {self.context.model}: {work.length} + {work.n_gen} tokens, cache "
+            f"{arms}{said}>"
+        )
+
+    @property
+    def times_slower(self) -> float | None:
+        """How many times as long decode steps take without the cache; None where one arm is."""
+        run = self.report.runs[0]
+        both = run.arm("on") is not None and run.arm("off") is not None
+        return times_slower(run) if both and run.workload.n_gen else None
+
+    def text(self, *, width: int = 100, details: bool = False) -> str:
+        """The report as `kvgen bench` prints it."""
+        canvas = Canvas(width, "glyphs")
+        return draw(bench_view(self.report, self.context, canvas, details=details), canvas)
+
+    def content(self, kind: str) -> bytes:
+        """The bytes of a file of that kind: json, jsonl, csv, md, png, svg or pdf."""
+        if f".{kind}" in FIGURES:
+            check_latency_figure(self.context, kind=kind)
+            return latency_figure(self.report, self.context, kind=kind)
+        if kind == "json":
+            return (json.dumps(bench_json(self.report, self.context)) + "\n").encode()
+        if kind == "csv":
+            return bench_csv(self.report).encode()
+        lines = bench_lines if kind == "jsonl" else bench_markdown
+        return lines(self.report, self.context).encode()
+
+    def save(self, path: str | Path) -> None:
+        """Write the report by the file's ending: .json, .jsonl, .csv, .md, or a figure.
+
+        Raises UsageError for another ending, KvgenError where the file cannot be written.
+        """
+        path = Path(path)
+        if path.suffix not in (*REPORTS, *FIGURES):
+            raise UsageError(f"{path}: the name must end in {', '.join((*REPORTS, *FIGURES))}")
+        write_file(path, self.content(path.suffix[1:]))
+
+
+def run_experiment(
+    source: Source,
+    ids: Sequence[int],
+    *,
+    n_gen: int,
+    arms: Sequence[ArmName],
+    repetitions: int,
+    seed: int,
+) -> Experiment:
+    """Calibrate the engine, and time a prefill of the ids and decode steps behind it in every arm.
+
+    Raises UsageError beyond the context.
+    """
+    ropes = length_dependent(source.engine.config)
+    work = Workload(ids=tuple(ids), n_prompt=len(ids), n_gen=n_gen, ropes=ropes)
+    plan = BenchPlan(workloads=(work,), arms=tuple(arms), repetitions=repetitions, seed=seed)
+    context = ReportContext(
+        model=source.name,
+        model_hash=fingerprint(source.folder),
+        family=source.family,
+        n_parameters=source.params.n_parameters,
+        prompt=f"{len(ids)} tokens",
+        seed=None,
+        environment=environment(),
+    )
+    check_steps(source.engine.config, len(ids), n_gen)
+    calibrations = [calibrate_with_overhead(source.engine)]
+    report = bench([source.engine], source.params, plan, calibrations=calibrations)
+    return Experiment(report, context)
