@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from kvgen.attention.diagnostics import row_entropy
 from kvgen.attention.steps import attention_weights
 from kvgen.engine.contract import Engine, KVCache
 from kvgen.engine.edits import Edit, edited_weights
@@ -45,6 +46,8 @@ class WhatIf:
     base: tuple[LayerTrace, ...]
     edited: tuple[LayerTrace, ...]
     distances: FloatArray  # [L, H] mean over rows of half the sum of |w - w'|
+    entropies: FloatArray  # [L, H] mean over rows of -sum w ln w, in nats
+    edited_entropies: FloatArray
     base_losses: FloatArray  # [T - 1] -ln p(next token), in nats
     edited_losses: FloatArray
     base_next: FloatArray  # [V] probabilities of the token to come
@@ -67,10 +70,12 @@ def what_ifs(engine: EditingEngine, ids: Sequence[int], edits: Sequence[Edit]) -
     base_logits, base = _run(engine, _several(ids), None)
     for edit in edits:
         logits, edited = _run(engine, ids, edit)
-        distances = []
+        distances, entropies = [], []
         for one, other in zip(base, edited, strict=True):
-            difference = np.abs(attention_weights(one) - local_weights(other, edit))
-            distances.append(difference.sum(axis=2).mean(axis=1) / 2)
+            weights, changed = attention_weights(one), local_weights(other, edit)
+            entropies.append([row_entropy(each).mean(axis=1) for each in (weights, changed)])
+            distances.append(np.abs(weights - changed).sum(axis=2).mean(axis=1) / 2)
+        entropy = np.array(entropies, np.float32)  # [L, 2, H]
         kept_rows_change = None
         if edit.kind == "unmasked":
             _, shorter = _run(engine, ids[:-1], edit, rope_length=len(ids))
@@ -84,6 +89,8 @@ def what_ifs(engine: EditingEngine, ids: Sequence[int], edits: Sequence[Edit]) -
             base=base,
             edited=edited,
             distances=np.array(distances, np.float32),
+            entropies=entropy[:, 0],
+            edited_entropies=entropy[:, 1],
             base_losses=_losses(base_logits, ids),
             edited_losses=_losses(logits, ids),
             base_next=np.exp(_log_softmax(base_logits[-1:])[0]),

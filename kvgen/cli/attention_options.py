@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from kvgen.choices import MetricName, Pool, Scale, Shown, Sink, names
-from kvgen.cli.command import OneOf
+from kvgen.cli.command import MINUS, OneOf
 from kvgen.cli.options import Several, bundle
 from kvgen.engine.places import ALL, Numbers, parse_address, parse_number, parse_numbers
 from kvgen.errors import UsageError
@@ -114,7 +114,7 @@ class Query(click.ParamType[int]):
         if isinstance(value, int):
             return value
         try:
-            return -1 if value == "last" else parse_number(value, "query")
+            return -1 if value == "last" else parse_number(value.replace(MINUS, "-"), "query")
         except UsageError as error:
             self.fail(f"{error}, or last", param, ctx)
 

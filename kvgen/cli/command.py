@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
 import click
+
+MINUS = "\u2212"
 
 
 def closest(word: str, names: Iterable[str]) -> str | None:
@@ -68,7 +71,7 @@ class PromptCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Refuse a second word, and show the prompt in quotes."""
-        rest = super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, self._with_minus_signs(args))
         if ctx.args and not ctx.resilient_parsing:
             words = [str(ctx.params.get("prompt") or ""), *ctx.args]
             ctx.fail(
@@ -76,6 +79,27 @@ class PromptCommand(click.Command):
                 f'"{" ".join(words)}"'
             )
         return rest
+
+    def _with_minus_signs(self, args: list[str]) -> list[str]:
+        """The arguments, where `--explain -2` has a true minus sign in its number.
+
+        Behind an option that may stand without a value, click takes -2 for another option.
+        """
+        optional = {
+            name
+            for parameter in self.params
+            if isinstance(parameter, click.Option) and parameter._flag_needs_value
+            for name in parameter.opts
+        }
+        changed = []
+        for before, arg in zip(["", *args], args, strict=False):
+            name, _, value = arg.partition("=")
+            if before in optional and re.fullmatch("-[0-9]+", arg):
+                arg = MINUS + arg[1:]
+            elif name in optional and re.fullmatch("-[0-9]+", value):
+                arg = f"{name}={MINUS}{value[1:]}"
+            changed.append(arg)
+        return changed
 
 
 class OneOf(click.Choice[str]):

@@ -119,6 +119,8 @@ def _as_json(spec: str, one: WhatIf) -> dict[str, Any]:
         "layer": one.edit.layer,
         "heads": None if one.edit.heads is None else list(one.edit.heads),
         "distances": one.distances.tolist(),
+        "entropies": one.entropies.tolist(),
+        "edited_entropies": one.edited_entropies.tolist(),
         "losses": one.base_losses.tolist(),
         "edited_losses": one.edited_losses.tolist(),
         "next_token_divergence": one.divergence,

@@ -79,6 +79,10 @@ def what_if_view(
             "nats"
         ),
         Text(maps),
+        Text(
+            f"entropy of a row of weights {result.entropies.mean():.2f} -> "
+            f"{result.edited_entropies.mean():.2f} nats, mean over all heads and rows"
+        ),
     ]
     if result.kept_rows_change is not None:
         parts.append(
