@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import os
 import re
 import shlex
@@ -37,6 +38,22 @@ def test_the_readme_shows_what_its_commands_print(
     assert readme.masked(now, block.command) == readme.masked(block.output, block.command)
 
 
+def test_the_notebook_of_the_readme_gives_what_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cells = TEXT.split("```pycon\n")[1].split("```")[0]
+    notebook = doctest.DocTestParser().get_doctest(
+        cells, {"kvgen": kvgen, "model": kvgen.load()}, "README", None, None
+    )
+    assert len(notebook.examples) > 8
+    runner = doctest.DocTestRunner()
+    said: list[str] = []
+    runner.run(notebook, out=said.append)
+    assert not runner.failures, "".join(said)
+    assert len(kvgen.Recording.open("girl.npz").tokens) == 13
+
+
 @pytest.mark.parametrize("between", [" ", "\n"])
 def test_the_note_of_a_busy_machine_is_masked_on_one_line_or_two(between: str) -> None:
     note = (
@@ -47,9 +64,10 @@ def test_the_note_of_a_busy_machine_is_masked_on_one_line_or_two(between: str) -
     assert readme.masked(busy, "kvgen bench") == readme.masked(calm, "kvgen bench")
 
 
-def test_there_are_eight_questions_each_with_one_answer() -> None:
+def test_there_are_fourteen_questions_each_with_one_answer() -> None:
     questions = readme.QUESTIONS.read_text(encoding="utf-8").split("\n## ")[1:]
-    assert len(questions) == 8
+    questions = [each for each in questions if each[0].isdigit()]
+    assert len(questions) == 14
     for question in questions:
         assert question.count("\n$ kvgen ") == 1, question.splitlines()[0]
 
