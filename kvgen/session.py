@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from kvgen.engine.cache import RowsRead
+from kvgen.engine.config import ModelConfig
 from kvgen.engine.contract import Engine, KVCache
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import AttentionTrace, Capture, LayerTrace, Recorder, Start
 
-LOGITS_AT_ONCE = 2**24  # 64 MiB of them, where those of every position are heard
+_LOGITS_AT_ONCE = 2**24  # 64 MiB of them
+
+
+def rows_at_once(config: ModelConfig) -> int:
+    """How many positions' logits to have in memory together, where those of many are wanted."""
+    return max(1, _LOGITS_AT_ONCE // config.vocab_size)
 
 
 class Session:
@@ -104,7 +110,7 @@ class Session:
     ) -> FloatArray:
         """The last position's logits [V]; those of all are never in memory together."""
         length = self.cache.length + len(ids)
-        n_at_once = max(1, LOGITS_AT_ONCE // self.engine.config.vocab_size)
+        n_at_once = rows_at_once(self.engine.config)
         for begin in range(0, len(ids), n_at_once):
             first = self.cache.length
             part = ids[begin : begin + n_at_once]

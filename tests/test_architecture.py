@@ -67,7 +67,9 @@ MAY_IMPORT = {
     "recommendation": {
         "checkpoint.families", "checkpoint.files", "engine.config", "sampling", "text",
     },
-    "session": {"engine.cache", "engine.contract", "engine.tensors", "engine.trace"},
+    "session": {
+        "engine.cache", "engine.config", "engine.contract", "engine.tensors", "engine.trace",
+    },
     "generate": {"engine.config", "engine.tensors", "sampling", "session"},
     "piece": {"generate", "text"},
     "source": {"engine.contract", "engine.params"},

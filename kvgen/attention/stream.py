@@ -12,7 +12,7 @@ from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import Start
 from kvgen.errors import UsageError
 from kvgen.generate import require_finite
-from kvgen.session import LOGITS_AT_ONCE, Session
+from kvgen.session import Session, rows_at_once
 
 
 def states_of(run: RecordedRun, what: str) -> FloatArray:
@@ -27,9 +27,7 @@ class OutputHead:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        # Rows of logits that are in memory together.
-        self.n_at_once = max(1, LOGITS_AT_ONCE // engine.config.vocab_size)
-        self.n_at_once = min(self.n_at_once, engine.config.max_context)
+        self.n_at_once = min(rows_at_once(engine.config), engine.config.max_context)
         self._cache = engine.new_cache(self.n_at_once)
 
     def logits(self, states: FloatArray) -> FloatArray:
@@ -57,7 +55,7 @@ def logits_of(
     first, last = positions[0], positions[-1]
     if first:
         session.feed(ids[:first], rope_length=len(ids))
-    n_at_once = max(1, LOGITS_AT_ONCE // engine.config.vocab_size)
+    n_at_once = rows_at_once(engine.config)
     for begin in range(first, last + 1, n_at_once):
         part = range(begin, min(begin + n_at_once, last + 1))
         logits = session.feed(ids[part.start : part.stop], all_logits=True, rope_length=len(ids))
