@@ -29,7 +29,7 @@ class Block(NamedTuple):
 
 
 def blocks() -> list[Block]:
-    """Every block of the README and of the fourteen questions, in order."""
+    """Every block of the README and of the fifteen questions, in order."""
     texts = (file.read_text(encoding="utf-8") for file in (README, QUESTIONS))
     return [
         Block(match["command"], match["output"])

@@ -64,10 +64,10 @@ def test_the_note_of_a_busy_machine_is_masked_on_one_line_or_two(between: str) -
     assert readme.masked(busy, "kvgen bench") == readme.masked(calm, "kvgen bench")
 
 
-def test_there_are_fourteen_questions_each_with_one_answer() -> None:
+def test_there_are_fifteen_questions_each_with_one_answer() -> None:
     questions = readme.QUESTIONS.read_text(encoding="utf-8").split("\n## ")[1:]
     questions = [each for each in questions if each[0].isdigit()]
-    assert len(questions) == 14
+    assert len(questions) == 15
     for question in questions:
         assert question.count("\n$ kvgen ") == 1, question.splitlines()[0]
 
