@@ -34,10 +34,12 @@ def likeliest(logits: FloatArray, n_candidates: int) -> Candidates:  # [P, V]
     totals = exponentials.sum(axis=1, dtype=np.float64)
     # H = -sum p ln p = ln Z - sum e^s s / Z, where p = e^s / Z
     means = np.einsum("pv,pv->p", shifted, exponentials) / totals
-    best = np.argpartition(-shifted, n_candidates - 1, axis=1)[:, :n_candidates]
-    best.sort(axis=1)  # so that of equal ones the lower id comes first
-    order = np.argsort(-np.take_along_axis(shifted, best, axis=1), axis=1, kind="stable")
-    ids = np.take_along_axis(best, order, axis=1)
+    # All that equal the lowest value taken come with it: of these the lower ids are chosen.
+    lowest = np.partition(shifted, -n_candidates, axis=1)[:, -n_candidates]
+    ids = np.empty((len(logits), n_candidates), np.int64)
+    for row, (numbers, least) in enumerate(zip(shifted, lowest, strict=True)):
+        best = np.flatnonzero(numbers >= least)  # ascending, as the stable order below needs them
+        ids[row] = best[np.argsort(-numbers[best], kind="stable")][:n_candidates]
     return Candidates(
         ids.astype(np.int32),
         (np.take_along_axis(exponentials, ids, axis=1) / totals[:, None]).astype(np.float32),
