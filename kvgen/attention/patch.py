@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -208,8 +209,12 @@ class _Plan(NamedTuple):
         config = self.engine.config
         size = config.n_heads // config.n_kv_heads if self.site == "kv-head" else 1
         chosen = [place for place in self.positions if place >= self.first_difference]
-        first = chosen[0] if chosen else len(self.base.ids) - 1
-        rows = np.array(chosen, np.int64) - first
+        if not chosen:  # both runs are the same there
+            for row, column in product(range(len(self.layers)), range(len(self.columns))):
+                yield row, column, self.base.logits
+            return
+        first = chosen[0]
+        rows = np.array(chosen) - first
         for row, layer in enumerate(self.layers):
             block = widened_block(config, self.params.layers[layer])
             x = self.base.states[layer, first:]
