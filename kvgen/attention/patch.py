@@ -100,7 +100,8 @@ def patch(
     all heads that share keys and values; these at all chosen positions together. The difference is
     that of `token` (None: what the source predicts) and `against` (None: what the prompt predicts).
     KeyboardInterrupt ends the work early, once a patch has run. Raises UsageError for prompts of
-    different lengths, and where both predict the same token and none is named.
+    different lengths, where both predict the same token and none is named, and where the difference
+    is the same in both runs.
     """
     config = engine.config
     check_lengths(config, len(ids), 0)
@@ -122,6 +123,12 @@ def patch(
         raise UsageError(
             f"both prompts predict the same token, id {token}: name two tokens, with --token and "
             "--against"
+        )
+    ways = [float(run.logits[token] - run.logits[against]) for run in (base, source)]
+    if ways[0] == ways[1]:
+        raise UsageError(
+            f"the other prompt does not change the logits of tokens {token} and {against}: no "
+            "patch can have an effect on them, so name other tokens or another prompt"
         )
     if site == "residual":
         columns = tuple(positions)
@@ -149,8 +156,8 @@ def patch(
         source_ids=tuple(source_ids),
         token=token,
         against=against,
-        base=float(base.logits[token] - base.logits[against]),
-        source=float(source.logits[token] - source.logits[against]),
+        base=ways[0],
+        source=ways[1],
         base_next=ends[0],
         source_next=ends[1],
         patched=patched,
