@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from kvgen.attention.record import RecordedRun, record
 from kvgen.engine.config import ModelConfig
+from kvgen.engine.contract import Engine
 from kvgen.engine.params import LayerParams, Linear, Norm, Params
 from kvgen.engine.rope import inverse_frequencies
-from kvgen.model import Model
 from kvgen.sampling import Sampler
 from tests.configs import CONFIGS
 from tests.sequences import GREEDY
@@ -115,12 +115,12 @@ def probabilities(logits: Exact) -> Exact:
     return np.asarray(weights / weights.sum(-1, keepdims=True))
 
 
-def record_states(model: Model, ids: Sequence[int], *, max_new_tokens: int = 0) -> RecordedRun:
+def record_states(engine: Engine, ids: Sequence[int], *, max_new_tokens: int = 0) -> RecordedRun:
     """A greedy run of all layers and heads that keeps the residual stream."""
     return record(
-        model.engine,
+        engine,
         ids,
-        layers=range(model.config.n_layers),
+        layers=range(engine.config.n_layers),
         sampler=Sampler(GREEDY),
         max_new_tokens=max_new_tokens,
         states=True,

@@ -37,14 +37,14 @@ def test_parts_equal_finite_differences_by_hand(
     name: str, backend: str, against: int | None, tiny_model: Loader
 ) -> None:
     model = tiny_model(name, backend=backend, cache_dtype="f32")
-    run = record_states(model, tiny.make_ids(14, seed=3), max_new_tokens=3)
+    run = record_states(model.engine, tiny.make_ids(14, seed=3), max_new_tokens=3)
     by_hand = run_by_hand(model.params, run.trace.token_ids)
     for query in (0, 9, 15):
         found = contributions(
             model.engine, model.params, run, query=query, token=TOKEN, against=against
         )
         assert (found.query, found.token, found.against) == (query, TOKEN, against)
-        expected = _Frozen(model.params, by_hand, query, TOKEN, against)
+        expected = Frozen(model.params, by_hand, query, TOKEN, against)
         assert_equal_parts(found, expected)
         assert_reads_and_copies(found, model.params, by_hand, run.trace.token_ids)
 
@@ -55,7 +55,7 @@ def test_parts_sum_to_the_logit(
     name: str, backend: str, against: int | None, tiny_model: Loader
 ) -> None:
     model = tiny_model(name, backend=backend, cache_dtype="f32")
-    run = record_states(model, tiny.make_ids(16, seed=4))
+    run = record_states(model.engine, tiny.make_ids(16, seed=4))
     found = contributions(model.engine, model.params, run, query=11, token=TOKEN, against=against)
     logits = model.logits(run.trace.token_ids)[11].astype(np.float64)
     assert found.error < TOLERANCE
@@ -71,7 +71,7 @@ def test_parts_sum_to_the_logit(
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_difference_is_one_token_less_the_other(name: str, tiny_model: Loader) -> None:
     model = tiny_model(name, backend="numpy")
-    run = record_states(model, tiny.make_ids(12, seed=5))
+    run = record_states(model.engine, tiny.make_ids(12, seed=5))
     both, one, other = (
         contributions(model.engine, model.params, run, query=7, token=token, against=against)
         for token, against in [(TOKEN, OTHER), (TOKEN, None), (OTHER, None)]
@@ -85,12 +85,12 @@ def test_a_difference_is_one_token_less_the_other(name: str, tiny_model: Loader)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_sources_sum_to_the_part_of_their_head(name: str, tiny_model: Loader) -> None:
     model = tiny_model(name, backend="numpy")
-    run = record_states(model, tiny.make_ids(16, seed=6))
+    run = record_states(model.engine, tiny.make_ids(16, seed=6))
     by_hand = run_by_hand(model.params, run.trace.token_ids)
     config, query = model.config, 13
     group = config.n_heads // config.n_kv_heads
     whole = contributions(model.engine, model.params, run, query=query, token=TOKEN, against=OTHER)
-    frozen = _Frozen(model.params, by_hand, query, TOKEN, OTHER)
+    frozen = Frozen(model.params, by_hand, query, TOKEN, OTHER)
     layer = config.n_layers - 1
     for head in range(config.n_heads):
         found = sources(model.params, run, whole, layer=layer, head=head)
@@ -103,7 +103,7 @@ def test_sources_sum_to_the_part_of_their_head(name: str, tiny_model: Loader) ->
             part = frozen.of_head(layer, head, z)
             assert found.parts[key] == pytest.approx(part, abs=TOLERANCE)
             own = run.trace.token_ids[key]
-            copying = _Frozen(model.params, by_hand, query, own, None)
+            copying = Frozen(model.params, by_hand, query, own, None)
             part = copying.of_head(layer, head, z)
             assert found.copies[key] == pytest.approx(part, abs=TOLERANCE)
 
@@ -111,7 +111,7 @@ def test_sources_sum_to_the_part_of_their_head(name: str, tiny_model: Loader) ->
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_without_a_token_the_likeliest_is_taken(backend: str, tiny_model: Loader) -> None:
     model = tiny_model("olmo2_biased", backend=backend, cache_dtype="f32")
-    run = record_states(model, tiny.make_ids(12, seed=8))
+    run = record_states(model.engine, tiny.make_ids(12, seed=8))
     found = contributions(model.engine, model.params, run)
     assert found.query == 11 and found.against is None
     logits = model.logits(run.trace.token_ids)[-1]
@@ -125,13 +125,13 @@ def test_parts_hold_where_rotary_frequencies_change_on_the_way(
     name: str, backend: str, tiny_model: Loader
 ) -> None:
     model = tiny_model(name, backend=backend, cache_dtype="f32")
-    run = record_states(model, tiny.make_ids(99, seed=3), max_new_tokens=4)
+    run = record_states(model.engine, tiny.make_ids(99, seed=3), max_new_tokens=4)
     assert run.run_again > 0
     by_hand = run_by_hand(model.params, run.trace.token_ids)
     for query in (50, 101):
         found = contributions(model.engine, model.params, run, query=query, token=TOKEN)
         assert found.error < TOLERANCE
-        assert_equal_parts(found, _Frozen(model.params, by_hand, query, TOKEN, None))
+        assert_equal_parts(found, Frozen(model.params, by_hand, query, TOKEN, None))
         assert_reads_and_copies(found, model.params, by_hand, run.trace.token_ids)
 
 
@@ -141,7 +141,7 @@ def test_parts_sum_to_the_logit_with_rounded_weights_and_cache(
     name: str, dtype: str, tiny_model: Loader
 ) -> None:
     model = tiny_model(name, backend="numba", dtype=dtype, cache_dtype="f16")
-    run = record_states(model, tiny.make_ids(20, seed=2), max_new_tokens=3)
+    run = record_states(model.engine, tiny.make_ids(20, seed=2), max_new_tokens=3)
     found = contributions(model.engine, model.params, run, token=TOKEN)
     assert found.error < TOLERANCE
     for layer, head in [(0, 0), (1, 2)]:
@@ -152,7 +152,7 @@ def test_parts_sum_to_the_logit_with_rounded_weights_and_cache(
 def test_contributions_need_all_layers_heads_and_states(tiny_model: Loader) -> None:
     model = tiny_model("gpt2", backend="numpy")
     ids = tiny.make_ids(6)
-    run = record_states(model, ids)
+    run = record_states(model.engine, ids)
     with pytest.raises(UsageError, match="a contribution needs the residual stream"):
         contributions(model.engine, model.params, replace(run, states=None))
     for layers, heads in [(range(2), None), (range(3), [0, 2])]:
@@ -163,7 +163,7 @@ def test_contributions_need_all_layers_heads_and_states(tiny_model: Loader) -> N
             contributions(model.engine, model.params, run)
 
 
-class _Frozen:
+class Frozen:
     """The logit of a token (less another's) as a function of the stream, every norm's scale kept.
 
     What a part adds is the function with it less the function without it.
@@ -202,7 +202,7 @@ class _Frozen:
         return self.of(self.attended(layer, z) - self.attended(layer, without))
 
 
-def assert_equal_parts(found: Contributions, frozen: _Frozen) -> None:
+def assert_equal_parts(found: Contributions, frozen: Frozen) -> None:
     by_hand, params, query = frozen.by_hand, frozen.params, found.query
     config, kwargs = params.config, {"rtol": 0, "atol": TOLERANCE}
     embedded = by_hand.embedded[query]
@@ -235,14 +235,14 @@ def assert_reads_and_copies(
     np.testing.assert_allclose(found.read_weights, read, atol=TOLERANCE)
     for layer, head in [(0, 0), (params.config.n_layers - 1, params.config.n_heads - 1)]:
         there = ids[found.read[layer, head]]
-        frozen = _Frozen(params, by_hand, found.query, there, None)
+        frozen = Frozen(params, by_hand, found.query, there, None)
         part = frozen.of_head(layer, head)
         assert found.copies[layer, head] == pytest.approx(part, abs=TOLERANCE)
 
 
 def test_weights_of_one_query_are_its_row_of_the_map(tiny_model: Loader) -> None:
     model = tiny_model("gemma3", backend="numpy")
-    run = record_states(model, tiny.make_ids(20, seed=6))
+    run = record_states(model.engine, tiny.make_ids(20, seed=6))
     by_hand = run_by_hand(model.params, run.trace.token_ids)
     for layer in run.trace.layers:
         for query in (0, 8, 19):

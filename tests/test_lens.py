@@ -9,7 +9,7 @@ import pytest
 
 from kvgen.attention import stream
 from kvgen.attention.lens import Lens, logit_lens
-from kvgen.attention.predictions import likeliest, probabilities_of
+from kvgen.attention.predictions import PredictionLog, likeliest, probabilities_of
 from kvgen.errors import UsageError
 from tests import tiny
 from tests.by_hand import (
@@ -31,7 +31,7 @@ def test_lens_equals_final_norm_and_head_by_hand(
     name: str, backend: str, tiny_model: Loader
 ) -> None:
     model = tiny_model(name, backend=backend, cache_dtype="f32")
-    run = record_states(model, tiny.make_ids(20, seed=3), max_new_tokens=5)
+    run = record_states(model.engine, tiny.make_ids(20, seed=3), max_new_tokens=5)
     layers, positions = [0, model.config.n_layers - 1], [2, 3, 19, run.trace.length - 1]
     lens = logit_lens(
         model.engine, run, layers=layers, positions=positions, n_candidates=N_CANDIDATES
@@ -49,7 +49,7 @@ def test_last_row_of_the_lens_is_the_model_itself(
     name: str, backend: str, tiny_model: Loader
 ) -> None:
     model = tiny_model(name, backend=backend, cache_dtype="f32")
-    run = record_states(model, tiny.make_ids(30, seed=5))
+    run = record_states(model.engine, tiny.make_ids(30, seed=5))
     lens = logit_lens(model.engine, run, n_candidates=N_CANDIDATES)
     assert lens.layers == tuple(range(model.config.n_layers))
     assert lens.positions == tuple(range(30))
@@ -69,10 +69,11 @@ def test_last_row_of_the_lens_is_the_model_itself(
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["llama_dynamic", "phi3_longrope"])
 def test_lens_holds_where_rotary_frequencies_change_on_the_way(
-    name: str, backend: str, tiny_model: Loader
+    name: str, backend: str, tiny_model: Loader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(name, backend=backend, cache_dtype="f32")
-    run = record_states(model, tiny.make_ids(98, seed=3), max_new_tokens=6)
+    monkeypatch.setattr(stream, "LOGITS_AT_ONCE", 50 * model.config.vocab_size)  # three parts
+    run = record_states(model.engine, tiny.make_ids(98, seed=3), max_new_tokens=6)
     assert run.run_again > 0
     lens = logit_lens(model.engine, run, positions=[0, 60, 97, 102])
     assert lens.error < TOLERANCE
@@ -85,7 +86,7 @@ def test_lens_is_the_same_in_parts(
     backend: str, tiny_model: Loader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model("gemma3", backend=backend, cache_dtype="f32")
-    run, heard = record_states(model, tiny.make_ids(30, seed=7)), []
+    run, heard = record_states(model.engine, tiny.make_ids(30, seed=7)), []
     positions = [29, 4, 5, 6, 11, 23]  # in any order
     whole = logit_lens(model.engine, run, positions=positions, on_rows=heard.append)
     assert sum(heard) == (model.config.n_layers + 1) * len(positions)
@@ -103,7 +104,7 @@ def test_lens_is_the_same_in_parts(
 
 def test_lens_needs_the_states(tiny_model: Loader) -> None:
     model = tiny_model("gpt2", backend="numpy")
-    run = replace(record_states(model, tiny.make_ids(4)), states=None)
+    run = replace(record_states(model.engine, tiny.make_ids(4)), states=None)
     with pytest.raises(UsageError, match="a lens needs the residual stream"):
         logit_lens(model.engine, run)
 
@@ -115,7 +116,7 @@ def test_predictions_equal_the_softmax_of_all_logits(
     name: str, backend: str, n_new: int, tiny_model: Loader
 ) -> None:
     model = tiny_model(name, backend=backend, cache_dtype="f32")
-    run = record_states(model, tiny.make_ids(21, seed=9), max_new_tokens=n_new)
+    run = record_states(model.engine, tiny.make_ids(21, seed=9), max_new_tokens=n_new)
     predicted, ids = run.predictions, list(run.trace.token_ids)
     assert predicted is not None and len(ids) == 21 + max(0, n_new - 1)
     exact = probabilities(model.logits(ids, cache=False).astype(np.float64))
@@ -131,17 +132,29 @@ def test_predictions_equal_the_softmax_of_all_logits(
     ]
 
 
+@pytest.mark.parametrize(("name", "length"), [("llama_gqa", 17), ("llama_dynamic", 104)])
 def test_predictions_are_the_same_in_parts(
-    tiny_model: Loader, monkeypatch: pytest.MonkeyPatch
+    name: str, length: int, tiny_model: Loader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny_model("llama_gqa", backend="numpy")
-    whole = record_states(model, tiny.make_ids(17), max_new_tokens=3).predictions
-    monkeypatch.setattr("kvgen.session.LOGITS_AT_ONCE", 5 * model.config.vocab_size)
-    parts = record_states(model, tiny.make_ids(17), max_new_tokens=3).predictions
+    engine = tiny_model(name, backend="numpy").engine
+    whole = record_states(engine, tiny.make_ids(length), max_new_tokens=3).predictions
+    monkeypatch.setattr("kvgen.session.LOGITS_AT_ONCE", 5 * engine.config.vocab_size)
+    parts = record_states(engine, tiny.make_ids(length), max_new_tokens=3).predictions
     assert whole is not None and parts is not None
     np.testing.assert_array_equal(parts.ids, whole.ids)
     np.testing.assert_allclose(parts.probabilities, whole.probabilities, atol=1e-6)
     np.testing.assert_allclose(parts.next_probabilities, whole.next_probabilities, atol=1e-6)
+
+
+def test_predictions_begin_anew_where_the_prompt_is_fed_again() -> None:
+    logits = np.float32([[1, 2, 3], [4, 3, 1]])
+    log = PredictionLog([2, 0], n_candidates=1)
+    log.hear(0, logits)
+    log.hear(0, logits[:, ::-1])
+    predicted = log.predictions([])
+    assert predicted.ids.tolist() == [[0], [2]]
+    first = float(probabilities(np.array([3.0, 2.0, 1.0]))[0])
+    np.testing.assert_allclose(predicted.next_probabilities, [first, np.nan], rtol=1e-6)
 
 
 @pytest.mark.parametrize("n_candidates", [1, 2, 5, 40, 999])

@@ -164,7 +164,7 @@ def test_lens_equals_hidden_states_of_transformers(
 ) -> None:
     name, theirs = reference
     model = tiny_model(name, backend=backend, cache_dtype="f32")
-    lens = logit_lens(model.engine, record_states(model, tiny.make_ids(24, seed=7)))
+    lens = logit_lens(model.engine, record_states(model.engine, tiny.make_ids(24, seed=7)))
     with torch.no_grad():
         logits = theirs.of_normed(theirs.final_norm(theirs.states(tiny.make_ids(24, seed=7))))
     exact = torch.softmax(torch.tensor(logits).double(), -1).numpy()
@@ -218,7 +218,7 @@ def test_contributions_equal_hooks_of_transformers(
     name, theirs = reference
     model = tiny_model(name, backend=backend, cache_dtype="f32")
     ids = tiny.make_ids(24, seed=8)
-    run = record_states(model, ids)
+    run = record_states(model.engine, ids)
     for query in (6, 23):
         heads, mlps = parts_of(theirs, ids, query, [3, 99])
         for token, against, columns in [(3, None, [1, 0]), (99, None, [0, 1]), (3, 99, [1, -1])]:

@@ -10,6 +10,7 @@ import pytest
 
 from kvgen.attention.patch import PatchMap, patch
 from kvgen.choices import PatchSite
+from kvgen.engine.params import Params
 from kvgen.errors import UsageError
 from kvgen.model import Model
 from tests import tiny
@@ -32,7 +33,7 @@ def test_patches_equal_whole_runs_by_hand(
     layers = [0, model.config.n_layers - 1]
     found = patched(model, PROMPT, SOURCE, site=site, layers=layers, positions=SUBSET)
     assert (found.layers, found.positions) == (tuple(layers), SUBSET)
-    assert_equals_by_hand(found, model)
+    assert_equals_by_hand(found, model.params)
 
 
 @pytest.mark.parametrize("site", SITES)
@@ -47,7 +48,7 @@ def test_every_layer_and_position_equals_whole_runs_by_hand(
     found = patched(model, prompt, source, site=site)
     assert found.layers == tuple(range(model.config.n_layers))
     assert found.positions == tuple(range(22))
-    assert_equals_by_hand(found, model)
+    assert_equals_by_hand(found, model.params)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -60,7 +61,7 @@ def test_patches_hold_beyond_the_original_context(
     source = [*prompt[:90], 3, *prompt[91:]]
     model = tiny_model(name, backend=backend, cache_dtype="f32")
     found = patched(model, prompt, source, site=site, layers=[1], positions=[40, 90, 99, 104])
-    assert_equals_by_hand(found, model)
+    assert_equals_by_hand(found, model.params)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -76,7 +77,7 @@ def test_patches_hold_in_prompts_longer_than_a_chunk(
     else:
         monkeypatch.setattr(model.engine, "_chunk", 16)
     found = patched(model, prompt, source, site=site, layers=[0, 2], positions=[5, 33, 69])
-    assert_equals_by_hand(found, model)
+    assert_equals_by_hand(found, model.params)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -91,7 +92,7 @@ def test_layers_heads_and_positions_may_be_chosen_in_any_order(
     )
     assert chosen.layers == (1, 3) and chosen.positions == (4, 10, 15)
     assert chosen.columns == {"residual": (4, 10, 15), "head": (1, 5), "kv-head": (0, 1)}[site]
-    assert_equals_by_hand(chosen, model)
+    assert_equals_by_hand(chosen, model.params)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -160,7 +161,8 @@ def test_tokens_are_those_that_the_prompts_predict(
         if found.next_ids[row, place] == found.source_next
     ]
     if site == "residual":  # all of the last state is all of the prediction
-        last = run_with(model, PROMPT, source, "residual", model.config.n_layers - 1, [15])
+        other, layer = run_by_hand(model.params, source), model.config.n_layers - 1
+        last = _logits_with(model.params, PROMPT, other, site, layer, [15], [])
         assert found.patched[-1, -1] == pytest.approx(
             last[found.token] - last[found.against], abs=TOLERANCE
         )
@@ -230,30 +232,16 @@ def patched(model: Model, ids: Sequence[int], source: Sequence[int], **options: 
     return patch(model.engine, model.params, ids, source, token=TOKEN, against=AGAINST, **options)
 
 
-def run_with(
-    model: Model,
-    ids: Sequence[int],
-    source: Sequence[int],
-    site: PatchSite,
-    layer: int,
-    positions: Sequence[int],
-    heads: Sequence[int] = (),
-) -> Exact:
-    """The last position's logits [V] of a whole run by hand with activations of another run."""
-    other = run_by_hand(model.params, source)
-    return _logits_with(model, ids, other, site, layer, positions, heads)
-
-
-def assert_equals_by_hand(found: PatchMap, model: Model) -> None:
-    base, source = (run_by_hand(model.params, ids) for ids in (found.ids, found.source_ids))
-    group = model.config.n_heads // model.config.n_kv_heads
+def assert_equals_by_hand(found: PatchMap, params: Params) -> None:
+    base, source = (run_by_hand(params, ids) for ids in (found.ids, found.source_ids))
+    group = params.config.n_heads // params.config.n_kv_heads
     ways = [run.logits[-1, TOKEN] - run.logits[-1, AGAINST] for run in (base, source)]
     np.testing.assert_allclose([found.base, found.source], ways, rtol=0, atol=TOLERANCE)
     for row, layer in enumerate(found.layers):
         for place, column in enumerate(found.columns):
             n = group if found.site == "kv-head" else 1
             logits = _logits_with(
-                model,
+                params,
                 found.ids,
                 source,
                 found.site,
@@ -270,7 +258,7 @@ def assert_equals_by_hand(found: PatchMap, model: Model) -> None:
 
 
 def _logits_with(
-    model: Model,
+    params: Params,
     ids: Sequence[int],
     source: ByHand,
     site: PatchSite,
@@ -290,7 +278,7 @@ def _logits_with(
                     changed[position, head] = source.z[layer, position, head]
         return changed
 
-    return run_by_hand(model.params, ids, change).logits[-1]
+    return run_by_hand(params, ids, change).logits[-1]
 
 
 def _interrupt(*_: object) -> None:
