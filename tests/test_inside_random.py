@@ -12,6 +12,7 @@ from kvgen.attention.lens import logit_lens
 from kvgen.attention.patch import patch
 from kvgen.engine.open import open_engine
 from kvgen.engine.params import Linear, Norm, Params
+from kvgen.engine.tensors import Dense
 from tests import tiny
 from tests.by_hand import TOLERANCE, logits_by_hand, record_states, run_by_hand
 from tests.configs import CONFIGS
@@ -52,6 +53,25 @@ def test_models_of_any_switches_equal_a_run_by_hand(
             engine, params, ids, other, site=site, layers=layers, token=TOKEN, against=AGAINST
         )
         assert_equals_by_hand(patched, params)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gates_far_below_zero_warn_of_nothing(backend: str, tiny_model: Loader) -> None:
+    """Where exp(-x) of SiLU is infinite; warnings are errors here."""
+    params = tiny_model("llama_gqa", backend="numpy").params
+    gates = [Dense(layer.gate.weight.dequantize() * np.float32(200)) for layer in params.layers]
+    layers = tuple(
+        replace(layer, gate=layer.gate._replace(weight=gate))
+        for layer, gate in zip(params.layers, gates, strict=True)
+    )
+    params = replace(params, layers=layers)
+    engine = open_engine(params, backend=backend, threads=1)
+    run = record_states(engine, tiny.make_ids(12))
+    found = contributions(engine, params, run)
+    assert found.error < 10 * TOLERANCE  # the numbers are larger too
+    other = [*tiny.make_ids(12)[:4], 3, *tiny.make_ids(12)[5:]]
+    patched = patch(engine, params, run.trace.token_ids, other, token=TOKEN, against=AGAINST)
+    assert np.isfinite(patched.patched).all()
 
 
 def switched(params: Params, random: np.random.Generator) -> Params:

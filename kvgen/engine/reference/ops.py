@@ -77,7 +77,8 @@ def activate(x: FloatArray, activation: Activation) -> FloatArray:
         case "relu":
             return np.maximum(x, np.float32(0))
         case "silu":  # exp(-x) of a very negative x is inf, and x / inf is 0
-            return np.asarray(x / (one + np.exp(-x)))
+            with np.errstate(over="ignore"):
+                return np.asarray(x / (one + np.exp(-x)))
         case "gelu":
             return np.asarray(half * x * (one + _erf(x / np.float32(math.sqrt(2)))))
         case "gelu_tanh":
