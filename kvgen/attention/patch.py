@@ -99,12 +99,18 @@ def patch(
     `residual`: the state that enters a layer at one position; `head`: one head's z; `kv-head`: z of
     all heads that share keys and values; these at all chosen positions together. The difference is
     that of `token` (None: what the source predicts) and `against` (None: what the prompt predicts).
-    KeyboardInterrupt ends the work early, once a patch has run. Raises UsageError for prompts of
+    KeyboardInterrupt ends the work early, once a patch has run. Raises UsageError with a rounded
+    prefill (a patch that changes nothing would have effects of up to 0.1), for prompts of
     different lengths, where both predict the same token and none is named, and where the difference
     is the same in both runs.
     """
     config = engine.config
     check_lengths(config, len(ids), 0)
+    if engine.prefill == "fast":
+        raise UsageError(
+            "patching compares exact runs, and --prefill fast rounds activations: leave out "
+            "--prefill fast"
+        )
     if len(ids) != len(source_ids):
         raise UsageError(
             f"patching needs prompts of the same number of tokens: {len(ids)} and "
