@@ -115,7 +115,9 @@ def probabilities(logits: Exact) -> Exact:
     return np.asarray(weights / weights.sum(-1, keepdims=True))
 
 
-def record_states(engine: Engine, ids: Sequence[int], *, max_new_tokens: int = 0) -> RecordedRun:
+def record_states(
+    engine: Engine, ids: Sequence[int], *, max_new_tokens: int = 0, stop_ids: Sequence[int] = ()
+) -> RecordedRun:
     """A greedy run of all layers and heads that keeps the residual stream."""
     return record(
         engine,
@@ -123,6 +125,7 @@ def record_states(engine: Engine, ids: Sequence[int], *, max_new_tokens: int = 0
         layers=range(engine.config.n_layers),
         sampler=Sampler(GREEDY),
         max_new_tokens=max_new_tokens,
+        stop_ids=stop_ids,
         states=True,
     )
 

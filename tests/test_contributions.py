@@ -149,6 +149,23 @@ def test_parts_sum_to_the_logit_with_rounded_weights_and_cache(
         assert parts.sum() == pytest.approx(found.heads[layer, head], abs=TOLERANCE)
 
 
+def test_the_error_is_that_of_the_worse_token(tiny_model: Loader) -> None:
+    model = tiny_model("llama_gqa", backend="numpy")
+    run = record_states(model.engine, tiny.make_ids(9))
+    assert run.states is not None
+    states = run.states.copy()
+    states[1, 8] += 1  # what the second layer's MLP would make of this is not in the last state
+    damaged = replace(run, states=states)
+    one, other, both = (
+        contributions(model.engine, model.params, damaged, token=token, against=against)
+        for token, against in [(TOKEN, None), (OTHER, None), (TOKEN, OTHER)]
+    )
+    assert one.error == pytest.approx(abs(one.total - one.logit), rel=1e-3)
+    assert min(one.error, other.error) > 10 * TOLERANCE
+    assert both.error == pytest.approx(max(one.error, other.error), rel=1e-3)
+    assert one.error != pytest.approx(other.error, rel=0.1)
+
+
 def test_contributions_need_all_layers_heads_and_states(tiny_model: Loader) -> None:
     model = tiny_model("gpt2", backend="numpy")
     ids = tiny.make_ids(6)

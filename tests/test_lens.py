@@ -102,6 +102,36 @@ def test_lens_is_the_same_in_parts(
     assert parts.error < TOLERANCE
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_error_of_the_lens_tells_of_damaged_states(
+    backend: str, tiny_model: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("gpt2", backend=backend, cache_dtype="f32")
+    run = record_states(model.engine, tiny.make_ids(9))
+    assert run.states is not None
+    states = run.states.copy()
+    states[-1, 4, 7] += 3
+    monkeypatch.setattr(stream, "LOGITS_AT_ONCE", 2 * model.config.vocab_size)
+    found = logit_lens(model.engine, replace(run, states=states))
+    damaged = logits_by_hand(model.params, states[-1].astype(np.float64))
+    expected = np.abs(damaged - model.logits(run.trace.token_ids)).max()
+    assert found.error == pytest.approx(expected, abs=TOLERANCE)
+    assert expected > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_states_end_where_a_stop_id_ends_the_run(backend: str, tiny_model: Loader) -> None:
+    engine = tiny_model("qwen2", backend=backend, cache_dtype="f32").engine
+    ids = tiny.make_ids(8, seed=2)
+    chosen = record_states(engine, ids, max_new_tokens=5).trace.token_ids[8:]
+    stopped = record_states(engine, ids, max_new_tokens=5, stop_ids=chosen[1:2])
+    assert stopped.trace.length == 9 and stopped.sampled_last == chosen[1]
+    assert stopped.states is not None and stopped.states.shape[1] == 9
+    lens = logit_lens(engine, stopped)
+    assert lens.positions == tuple(range(9)) and lens.error < TOLERANCE
+    assert lens.final_ids[-1] == chosen[1]
+
+
 def test_lens_needs_the_states(tiny_model: Loader) -> None:
     model = tiny_model("gpt2", backend="numpy")
     run = replace(record_states(model.engine, tiny.make_ids(4)), states=None)
