@@ -228,6 +228,14 @@ def test_prompts_that_cannot_be_patched_are_refused(tiny_model: Loader) -> None:
         patch(model.engine, model.params, [], [])
 
 
+def test_a_token_is_not_set_against_itself(tiny_model: Loader) -> None:
+    model = tiny_model("qwen3", backend="numpy")
+    own, source = int(model.logits(PROMPT)[-1].argmax()), tiny.make_ids(16, seed=21)
+    for tokens in ({"token": 3, "against": 3}, {"token": own}):
+        with pytest.raises(UsageError, match="--token and --against are the same token"):
+            patch(model.engine, model.params, PROMPT, source, **tokens)
+
+
 def test_rounded_prefills_are_refused(tiny_model: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("gpt2", backend="numpy")
     monkeypatch.setattr(model.engine, "prefill", "fast")

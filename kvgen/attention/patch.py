@@ -126,9 +126,10 @@ def patch(
     token = ends[1] if token is None else token
     against = ends[0] if against is None else against
     if token == against:
+        predicted = ends == [token, token]
+        same = "both prompts predict" if predicted else "--token and --against are"
         raise UsageError(
-            f"both prompts predict the same token, id {token}: name two tokens, with --token and "
-            "--against"
+            f"{same} the same token, id {token}: name two tokens, with --token and --against"
         )
     ways = [float(run.logits[token] - run.logits[against]) for run in (base, source)]
     if ways[0] == ways[1]:
