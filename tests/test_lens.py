@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kvgen.attention import stream
+from kvgen import session
 from kvgen.attention.lens import Lens, logit_lens
 from kvgen.attention.predictions import PredictionLog, likeliest, probabilities_of
 from kvgen.errors import UsageError
@@ -72,7 +72,7 @@ def test_lens_holds_where_rotary_frequencies_change_on_the_way(
     name: str, backend: str, tiny_model: Loader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(name, backend=backend, cache_dtype="f32")
-    monkeypatch.setattr(stream, "LOGITS_AT_ONCE", 50 * model.config.vocab_size)  # three parts
+    monkeypatch.setattr(session, "_LOGITS_AT_ONCE", 50 * model.config.vocab_size)  # three parts
     run = record_states(model.engine, tiny.make_ids(98, seed=3), max_new_tokens=6)
     assert run.run_again > 0
     lens = logit_lens(model.engine, run, positions=[0, 60, 97, 102])
@@ -90,7 +90,7 @@ def test_lens_is_the_same_in_parts(
     positions = [29, 4, 5, 6, 11, 23]  # in any order
     whole = logit_lens(model.engine, run, positions=positions, on_rows=heard.append)
     assert sum(heard) == (model.config.n_layers + 1) * len(positions)
-    monkeypatch.setattr(stream, "LOGITS_AT_ONCE", 2 * model.config.vocab_size)
+    monkeypatch.setattr(session, "_LOGITS_AT_ONCE", 2 * model.config.vocab_size)
     heard.clear()
     parts = logit_lens(model.engine, run, positions=positions, on_rows=heard.append)
     assert sum(heard) == (model.config.n_layers + 1) * len(positions)
@@ -111,7 +111,7 @@ def test_error_of_the_lens_tells_of_damaged_states(
     assert run.states is not None
     states = run.states.copy()
     states[-1, 4, 7] += 3
-    monkeypatch.setattr(stream, "LOGITS_AT_ONCE", 2 * model.config.vocab_size)
+    monkeypatch.setattr(session, "_LOGITS_AT_ONCE", 2 * model.config.vocab_size)
     found = logit_lens(model.engine, replace(run, states=states))
     damaged = logits_by_hand(model.params, states[-1].astype(np.float64))
     expected = np.abs(damaged - model.logits(run.trace.token_ids)).max()
@@ -168,7 +168,7 @@ def test_predictions_are_the_same_in_parts(
 ) -> None:
     engine = tiny_model(name, backend="numpy").engine
     whole = record_states(engine, tiny.make_ids(length), max_new_tokens=3).predictions
-    monkeypatch.setattr("kvgen.session.LOGITS_AT_ONCE", 5 * engine.config.vocab_size)
+    monkeypatch.setattr(session, "_LOGITS_AT_ONCE", 5 * engine.config.vocab_size)
     parts = record_states(engine, tiny.make_ids(length), max_new_tokens=3).predictions
     assert whole is not None and parts is not None
     np.testing.assert_array_equal(parts.ids, whole.ids)
