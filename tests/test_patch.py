@@ -224,6 +224,8 @@ def test_prompts_that_cannot_be_patched_are_refused(tiny_model: Loader) -> None:
         UsageError, match="the other prompt does not change the logits of tokens 5 and 17"
     ):
         patched(model, prompt, source)
+    with pytest.raises(UsageError, match="'heads' is not a site: choose head, kv-head, residual"):
+        patched(model, PROMPT, SOURCE, site="heads")
     with pytest.raises(UsageError, match="prompt is empty"):
         patch(model.engine, model.params, [], [])
 

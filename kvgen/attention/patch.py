@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kvgen.attention.predictions import Ids
-from kvgen.choices import PatchSite
+from kvgen.choices import PatchSite, names
 from kvgen.engine.contract import Engine
 from kvgen.engine.params import Params
 from kvgen.engine.places import check_numbers
@@ -106,6 +106,8 @@ def patch(
     """
     config = engine.config
     check_lengths(config, len(ids), 0)
+    if site not in names(PatchSite):
+        raise UsageError(f"{site!r} is not a site: choose {', '.join(names(PatchSite))}")
     if engine.prefill == "fast":
         raise UsageError(
             "patching compares exact runs, and --prefill fast rounds activations: leave out "
