@@ -120,6 +120,8 @@ def patch(
         )
     if list(ids) == list(source_ids):
         raise UsageError("patching needs two different prompts: these have the same tokens")
+    if heads is not None and site != "head":
+        raise UsageError(f"the site {site} has no single heads to choose: leave heads out")
     layers = check_numbers(layers, range(config.n_layers), "layer") or range(config.n_layers)
     positions = check_numbers(positions, range(len(ids)), "position") or range(len(ids))
     heads = check_numbers(heads, range(config.n_heads), "head") or range(config.n_heads)

@@ -32,6 +32,7 @@ def recorded(
 
 
 def note_sampling(request: Request, seen: Recording) -> None:
+    """Say how tokens were sampled, if they were, so that the run can be repeated."""
     if seen.facts["seed"] is not None and not request.quiet:
         note(f"sampled {seen.facts['sampling']} · seed {seen.facts['seed']}")
 

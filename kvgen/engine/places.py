@@ -92,9 +92,14 @@ def check_number(number: int, there: Sequence[int], what: str, *, owner: str = "
 def check_numbers(
     numbers: Sequence[int] | None, there: Sequence[int], what: str, *, owner: str = "model"
 ) -> list[int] | None:
-    """The same of several numbers, each once, in order; None, which stands for all, stays None."""
+    """The same of several numbers, each once, in order; None, which stands for all, stays None.
+
+    Raises UsageError for none at all, too.
+    """
     if numbers is None:
         return None
+    if not len(numbers):
+        raise UsageError(f"no {what} is named: this {owner} has {_described(there, what)}")
     return sorted({check_number(number, there, what, owner=owner) for number in numbers})
 
 
