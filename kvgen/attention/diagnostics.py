@@ -120,7 +120,7 @@ def frame_of(found: Diagnostics, *, layers: Sequence[int], heads: Sequence[int])
     Raises UsageError where pandas is not installed.
     """
     try:
-        import pandas as pd  # type: ignore[import-untyped,unused-ignore]
+        import pandas as pd
     except ImportError:
         raise UsageError("a frame needs pandas: pip install pandas") from None
     index = pd.MultiIndex.from_product([layers, heads], names=["layer", "head"])
