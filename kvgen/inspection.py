@@ -49,6 +49,7 @@ def run_and_record(
         "cache_dtype": engine.cache_dtype,
         "backend": engine.backend,
         "rotary": bool(engine.config.rope),
+        "rope_dims": [0 if rope is None else rope.dim for rope in engine.config.rope],
         "sampling": sampler.options.describe(),
         "seed": sampler.seed if sampler.options.temperature > 0 else None,
         "probe": probe,

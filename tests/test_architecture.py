@@ -72,6 +72,7 @@ MAY_IMPORT = {
     },
     "generate": {"engine.config", "engine.tensors", "sampling", "session"},
     "piece": {"generate", "text"},
+    "page": {"attention", "engine.tensors", "engine.trace"},
     "source": {"engine.contract", "engine.params"},
     "recording": {"attention", "engine.places", "engine.tensors", "render", "source"},
     "experiment": {

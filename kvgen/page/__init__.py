@@ -1,0 +1,1 @@
+"""One offline page: a recording as a single HTML file to explore in a browser."""

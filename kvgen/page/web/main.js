@@ -1,0 +1,115 @@
+// The page: one state, the views that draw it, and the keys that change it.
+import { stateOf, hashOf } from "./pure/hash.js";
+import { startKeys } from "./keys.js";
+import { Recording } from "./recording.js";
+import { createStore } from "./store.js";
+import { mountExplained } from "./views/explained.js";
+import { mountHeader } from "./views/header.js";
+import { mountHeads } from "./views/heads.js";
+import { mountHelp } from "./views/help.js";
+import { mountRibbon } from "./views/ribbon.js";
+import { mountStage } from "./views/stage.js";
+import { mountSteps } from "./views/steps.js";
+
+/** Facts and blocks out of the document that holds them. */
+function readDocument() {
+  const facts = JSON.parse(document.getElementById("facts").textContent);
+  return new Recording(facts, (name) => document.getElementById(name).textContent);
+}
+
+/** The first layer and head to show: those that an address names, else the one of the most telling name. */
+function firstState(recording) {
+  const { labels } = recording.facts.diagnostics;
+  const named = ["induction", "previous", "duplicate"].flatMap((kind) =>
+    labels.flatMap((heads, row) => heads.map((label, column) => ({ label, row, column })).filter((one) => one.label.startsWith(kind))),
+  )[0] ?? { row: 0, column: 0 };
+  return {
+    layer: recording.layers[named.row],
+    head: recording.heads[named.column],
+    query: recording.length - 1,
+    key: null,
+    tab: "map",
+    measure: "weights",
+    scale: "sqrt",
+    sink: "keep",
+    metric: "sink-later",
+    step: recording.length - recording.facts.nPrompt,
+    theme: matchMedia("(prefers-color-scheme: light)").matches ? "light" : "dark",
+    opened: null,
+    find: "",
+  };
+}
+
+/** A state in which everything exists. */
+function mended(state, recording) {
+  const within = (value, list, usual) => (list.includes(value) ? value : usual);
+  return {
+    ...state,
+    layer: within(state.layer, recording.layers, recording.layers[0]),
+    head: within(state.head, recording.heads, recording.heads[0]),
+    query: Math.min(Math.max(state.query ?? 0, 0), recording.length - 1),
+    tab: within(state.tab, ["map", "arcs", "row", "lens", "what-if"], "map"),
+    measure: within(state.measure, ["weights", "scores", "scaled", "norm", "share", "cos"], "weights"),
+    scale: within(state.scale, ["sqrt", "linear", "log"], "sqrt"),
+    sink: within(state.sink, ["keep", "drop"], "keep"),
+    metric: within(state.metric, recording.facts.diagnostics.metrics.map((one) => one.name), "sink-later"),
+    step: Math.min(Math.max(state.step ?? 0, 0), recording.length - recording.facts.nPrompt),
+  };
+}
+
+function start() {
+  const recording = readDocument();
+  const store = createStore(mended({ ...firstState(recording), ...stateOf(location.hash) }, recording));
+  const app = {
+    recording,
+    store,
+    row: () => recording.layers.indexOf(store.get().layer),
+    column: () => recording.heads.indexOf(store.get().head),
+    say(words) {
+      document.getElementById("live").textContent = words;
+    },
+  };
+  const parts = { header: mountHeader, heads: mountHeads, stage: mountStage, explained: mountExplained, ribbon: mountRibbon, steps: mountSteps, help: mountHelp };
+  const views = Object.entries(parts).map(([id, mount]) => mount(document.getElementById(id), app));
+
+  let frame = 0;
+  let from = null;
+  async function draw() {
+    frame = 0;
+    const before = from;
+    from = null;
+    const state = store.get();
+    document.documentElement.dataset.theme = state.theme;
+    if (!recording.isOpen(app.row())) {
+      await recording.open(app.row());
+    }
+    if (state.opened !== state.layer) store.set({ opened: state.layer });
+    for (const view of views) view(store.get(), before ?? {});
+  }
+  store.subscribe((state, before) => {
+    from ??= before;
+    history.replaceState(null, "", hashOf(state));
+    if (!frame) frame = requestAnimationFrame(draw);
+  });
+  addEventListener("hashchange", () => store.set(mended({ ...store.get(), ...stateOf(location.hash) }, recording)));
+  addEventListener("resize", () => {
+    if (!frame) frame = requestAnimationFrame(draw);
+  });
+  startKeys(app);
+  document.documentElement.dataset.theme = store.get().theme;
+  draw().then(() => {
+    document.documentElement.dataset.ready = "true";
+  });
+}
+
+function fail(error) {
+  const needs = typeof DecompressionStream === "undefined" ? "This browser cannot unpack the page: Chrome 80, Firefox 113 or Safari 16.4 can." : String(error);
+  document.getElementById("main").textContent = needs;
+}
+
+addEventListener("unhandledrejection", (event) => fail(event.reason));
+try {
+  start();
+} catch (error) {
+  fail(error);
+}

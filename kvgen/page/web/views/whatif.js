@@ -1,0 +1,6 @@
+// To come.
+import { fill } from "../dom.js";
+
+export function mountWhatIf(root) {
+  return () => fill(root, "");
+}
