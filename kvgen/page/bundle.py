@@ -27,7 +27,7 @@ def page(content: Content, *, title: str, summary: str) -> str:
     parts = {
         "<!-- title -->": html.escape(title),
         "/* style */": source("style.css"),
-        "<!-- summary -->": f'<pre class="summary" hidden>{html.escape(summary)}</pre>',
+        "<!-- summary -->": f'<pre class="summary">{html.escape(summary)}</pre>',
         "<!-- data -->": f"{facts}\n{blocks}",
         "/* script */": script(),
     }

@@ -40,6 +40,15 @@ function firstState(recording) {
   };
 }
 
+/** Write the state into the address; a notebook's frame has none to write to. */
+function remember(state) {
+  try {
+    history.replaceState(null, "", hashOf(state));
+  } catch {
+    // The page works without it.
+  }
+}
+
 /** A state in which everything exists. */
 function mended(state, recording) {
   const within = (value, list, usual) => (list.includes(value) ? value : usual);
@@ -88,7 +97,7 @@ function start() {
   }
   store.subscribe((state, before) => {
     from ??= before;
-    history.replaceState(null, "", hashOf(state));
+    remember(state);
     if (!frame) frame = requestAnimationFrame(draw);
   });
   addEventListener("hashchange", () => store.set(mended({ ...store.get(), ...stateOf(location.hash) }, recording)));
