@@ -73,6 +73,7 @@ MAY_IMPORT = {
     "generate": {"engine.config", "engine.tensors", "sampling", "session"},
     "piece": {"generate", "text"},
     "page": {"attention", "engine.tensors", "engine.trace"},
+    "recording_page": {"attention", "page", "render"},
     "source": {"engine.contract", "engine.params"},
     "recording": {"attention", "engine.places", "engine.tensors", "render", "source"},
     "experiment": {

@@ -20,15 +20,18 @@ export function productsOf(q, k, query, size) {
   return products;
 }
 
-/** What the softmax takes: products times the scale, capped; -Infinity outside the window. */
-export function scoresOf(products, rule) {
-  const query = products.length - 1;
-  const first = firstKey(query, rule);
-  return products.map((product, j) => {
-    if (j < first) return -Infinity;
+/** Products times the scale, soft-capped where there is a cap. */
+export function scaledOf(products, rule) {
+  return products.map((product) => {
     const scaled = product * rule.scale;
     return rule.softcap === null ? scaled : rule.softcap * Math.tanh(scaled / rule.softcap);
   });
+}
+
+/** What the softmax takes: -Infinity for keys outside the window. */
+export function scoresOf(products, rule) {
+  const first = firstKey(products.length - 1, rule);
+  return scaledOf(products, rule).map((score, j) => (j < first ? -Infinity : score));
 }
 
 /** The softmax of a row of scores; they need not be finite. */
@@ -70,9 +73,10 @@ export function entropyOf(weights) {
 export function explainRow(head, query, rule) {
   const { q, k, v, size } = head;
   const products = productsOf(q, k, query, size);
-  const scaled = scoresOf(products, rule);
-  const weights = softmax(scaled);
-  const greatest = Math.max(...scaled);
+  const scaled = scaledOf(products, rule);
+  const scores = scoresOf(products, rule);
+  const weights = softmax(scores);
+  const greatest = Math.max(...scores);
   const queryLength = lengthOf(q, query * size, size);
   const keyLengths = products.map((_, j) => lengthOf(k, j * size, size));
   const output = weightedSum(weights, v, size);
@@ -83,7 +87,7 @@ export function explainRow(head, query, rule) {
     products,
     cosines: products.map((product, j) => product / (queryLength * keyLengths[j] || 1)),
     scaled,
-    exponentials: scaled.map((score) => Math.exp(score - greatest)),
+    exponentials: scores.map((score) => Math.exp(score - greatest)),
     weights,
     valueLengths: products.map((_, j) => lengthOf(v, j * size, size)),
     output,
