@@ -165,6 +165,11 @@ def name_label(token: int, names: Mapping[int, bytes], canvas: Canvas, width: in
     return token_label(names.get(token, f"id {token}".encode()), canvas, width)
 
 
+def quoted(token: int, names: Mapping[int, bytes], canvas: Canvas) -> str:
+    """A token as a word of a sentence, between quotation marks."""
+    return f"'{name_label(token, names, canvas, TOKEN_CELLS).strip()}'"
+
+
 def _decode(token: bytes) -> list[str]:
     try:
         return list(token.decode())

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from kvgen.attention.contributions import Contributions, Sources
-from kvgen.render.canvas import TOKEN_CELLS, Canvas, name_label, token_label
+from kvgen.render.canvas import TOKEN_CELLS, Canvas, quoted, token_label
 from kvgen.render.explain import most_telling
 from kvgen.render.ink import Ink
 from kvgen.render.layers_by_heads import layers_by_heads
 from kvgen.render.layout import flow, side_by_side, stacked_tables
+from kvgen.render.numbers import signed
 
 _TOP = 8  # parts that are named
+_MLP_COLUMNS = 11  # of the MLPs' map beside that of the heads, with the gap
+_COPIES = "copies: what the head adds to the logit of the token that it reads most; > 0: it copies"
 _LIMIT = (
-    "a part counts for what it writes itself, with the final norm's scale as it is, not for what "
-    "later layers make of it"
-)
-_COPY = (
-    "to that token: what the head adds to the logit of the token that it reads; above 0: it copies"
+    "A part counts for what it writes itself, with the final norm's scale as it is, not for what "
+    "later layers make of it."
 )
 
 
@@ -45,19 +46,23 @@ def contributions_view(
     most = max(np.abs(found.heads).max(), np.abs(found.mlps).max(), 1e-30)
     ink = Ink(name="adds", signed=True, most=float(most))
     L, H = found.heads.shape
-    heads = layers_by_heads(found.heads, canvas, ink, layers=range(L), heads=range(H))
-    mlps = layers_by_heads(found.mlps[:, None], canvas, ink, layers=range(L), title="MLP")
+    beside = replace(canvas, width=canvas.width - _MLP_COLUMNS)
+    heads = layers_by_heads(found.heads, beside, ink, layers=range(L), heads=range(H), title="head")
+    mlps = layers_by_heads(found.mlps[:, None], beside, ink, layers=range(L), title="MLP")
+    above = next(row for row, line in enumerate(heads) if line.plain.startswith("layer"))
     return Group(
-        Text(f"contributions to {what} behind position {found.query} {query}", "bold"),
-        flow([f"{name} {value:+.3f}" for name, value in sums.items() if value is not None],
+        flow([Text("contributions to", "bold"), Text(what, "bold"),
+              Text(f"after position {found.query} '{query}'", "bold")], canvas.width, between=" "),
+        flow([f"{name} {signed(value)}" for name, value in sums.items() if value is not None],
              canvas.width, between=" · "),
         Text(),
-        *side_by_side([heads, mlps]),
+        *side_by_side([heads, [Text()] * above + mlps]),
         canvas.legend(ink, masked=False),
         Text(),
         *_greatest(found, tokens, canvas),
-        flow([Text(_LIMIT, "dim"), Text(_COPY, "dim")], canvas.width, between=" · "),
-        Text(_verified(found), "dim"),
+        flow([Text(_COPIES, "dim")], canvas.width),
+        flow([Text(_LIMIT, "dim")], canvas.width),
+        flow([Text(_verified(found), "dim")], canvas.width),
     )  # fmt: skip
 
 
@@ -76,31 +81,36 @@ def sources_view(
             "j": str(j),
             "key": token_label(tokens[j], canvas, TOKEN_CELLS),
             "w": f"{found.weights[j]:.4f}",
-            "adds": f"{found.parts[j]:+.3f}",
-            "copy": f"{found.copies[j]:+.3f}",
+            "adds": signed(found.parts[j]),
+            "copies": signed(found.copies[j]),
         }
         for j in shown
     ]
     if others:
         part, weight = found.parts[others].sum(), found.weights[others].sum()
-        rows.append({"key": f"{len(others)} others", "w": f"{weight:.4f}", "adds": f"{part:+.3f}"})
-    rows.append({"key": "sum", "w": f"{found.weights.sum():.4f}",
-                 "adds": f"{found.parts.sum():+.3f}"})  # fmt: skip
-    headings = {"j": "j", "key": "key", "w": "w_j", "adds": "adds", "copy": "to the key's token"}
+        rows.append({"key": f"{len(others)} others", "w": f"{weight:.4f}", "adds": signed(part)})
+    rows.append(
+        {"key": "sum", "w": f"{found.weights.sum():.4f}", "adds": signed(found.parts.sum())}
+    )
+    headings = {"j": "j", "key": "key", "w": "w_j", "adds": "adds", "copies": "copies"}
     tables = stacked_tables(
         headings, rows, width=canvas.width, keys=("j", "key"), words=("key",), bold_last=True
     )
     return Group(
-        Text(
-            f"head {found.layer}.{found.head} adds {found.parts.sum():+.3f} to "
-            f"{_wanted(whole, names, canvas)}, by the keys that it reads",
-            "bold",
+        flow(
+            [
+                Text(f"head {found.layer}.{found.head} adds {signed(found.parts.sum())}", "bold"),
+                Text(f"to {_wanted(whole, names, canvas)},", "bold"),
+                Text("by the keys that it reads", "bold"),
+            ],
+            canvas.width,
+            between=" ",
         ),
         *tables,
         flow(
             [
-                Text("adds: what w_j v_j W_O adds", "dim"),
-                Text("to the key's token: the same for the logit of the token at j", "dim"),
+                Text("adds: what w_j v_j W_O adds to that logit", "dim"),
+                Text("copies: what it adds to the logit of the key's own token", "dim"),
             ],
             canvas.width,
             between=" · ",
@@ -110,10 +120,10 @@ def sources_view(
 
 def _wanted(found: Contributions, names: Mapping[int, bytes], canvas: Canvas) -> str:
     """The logit in words."""
-    token = name_label(found.token, names, canvas, TOKEN_CELLS).strip()
+    token = quoted(found.token, names, canvas)
     if found.against is None:
         return f"the logit of {token}"
-    return f"logit {token} - logit {name_label(found.against, names, canvas, TOKEN_CELLS).strip()}"
+    return f"logit {token} - logit {quoted(found.against, names, canvas)}"
 
 
 def _greatest(
@@ -128,18 +138,19 @@ def _greatest(
             "reads": f"{found.read[layer, head]} "
             + token_label(tokens[found.read[layer, head]], canvas, TOKEN_CELLS).strip(),
             "w": f"{found.read_weights[layer, head]:.2f}",
-            "copy": f"{found.copies[layer, head]:+.3f}",
+            "copies": signed(found.copies[layer, head]),
         }
         for layer in range(L)
         for head in range(H)
     ]
     rows += [{"part": f"MLP {layer}", "adds": found.mlps[layer]} for layer in range(L)]
     rows += [{"part": "embedding", "adds": found.embedding}]
+    rows += [{"part": "position", "adds": found.position}] * (found.position is not None)
     rows.sort(key=lambda row: -abs(row["adds"]))
-    shown = [row | {"adds": f"{row['adds']:+.3f}"} for row in rows[:_TOP]]
+    shown = [row | {"adds": signed(row["adds"])} for row in rows[:_TOP]]
     headings = {
-        "part": "greatest", "adds": "adds", "reads": "reads most", "w": "weight",
-        "copy": "to that token",
+        "part": "greatest parts", "adds": "adds", "reads": "reads most", "w": "weight",
+        "copies": "copies",
     }  # fmt: skip
     return stacked_tables(
         headings, shown, width=canvas.width, keys=("part",), words=("part", "reads")

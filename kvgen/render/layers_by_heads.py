@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from rich.text import Text
 
 from kvgen.engine.tensors import Array
@@ -21,10 +22,11 @@ def layers_by_heads(
     layers: Sequence[int],
     heads: Sequence[int] = (),
     title: str = "",
+    missing: str = " ",
 ) -> list[Text]:
     """A cell for each number [layers, heads]; below each other where the heads are too many.
 
-    `title` stands over the columns. Without `heads` they have no numbers.
+    `title` stands over the columns. Without `heads` they have no numbers. `missing` stands for NaN.
     """
     n_columns = numbers.shape[1]
     cell = 2 if 2 * n_columns + _MARGIN <= canvas.width else 1
@@ -32,16 +34,42 @@ def layers_by_heads(
     lines = [Text(" " * _MARGIN + title, "dim")] if title and heads else []
     for begin in range(0, n_columns, per_row):
         shown = heads[begin : begin + per_row]
-        if shown and shown[-1] > 9:
-            tens = "".join(_tens(head).ljust(cell) for head in shown)
-            lines.append(Text(" " * _MARGIN + tens, "dim"))
-        over = "".join(f"{head % 10}".ljust(cell) for head in shown) or title
+        *higher, units = _digits(shown) if shown else [title]
+        lines += [Text(" " * _MARGIN + _spread(row, cell), "dim") for row in higher]
+        over = _spread(units, cell) if shown else title
         lines.append(Text("layer ".ljust(_MARGIN) + over, "dim"))
-        drawn = draw_map(numbers[:, begin : begin + per_row], canvas, ink, cell_width=cell)
-        lines += [Text(f"{layer:>4}  ") + cells for layer, cells in zip(layers, drawn, strict=True)]
+        part = numbers[:, begin : begin + per_row]
+        drawn = draw_map(part, canvas, ink, cell_width=cell)
+        for layer, row, cells in zip(layers, part, drawn, strict=True):
+            lines.append(Text(f"{layer:>4}  ") + _marked(cells, np.isnan(row), missing, cell))
     return lines
 
 
-def _tens(number: int) -> str:
-    """The digits before the last one, at every tenth number: 10 and 20 in a row of numbers."""
-    return f"{number // 10 % 10}" if number % 10 == 0 else " "
+def _marked(cells: Text, gaps: Array, mark: str, cell: int) -> Text:
+    """Cells of a row with a mark in those that have no number."""
+    parts = [
+        Text(mark * cell) if gap else cells[cell * column : cell * (column + 1)]
+        for column, gap in enumerate(gaps)
+    ]
+    return Text().join(parts)
+
+
+def _digits(numbers: Sequence[int]) -> list[str]:
+    """Numbers written downwards, a row for each digit; higher digits only where they change.
+
+    >>> _digits([8, 9, 10, 11, 25])
+    ['  1 2', '89015']
+    """
+    rows = []
+    for place in reversed(range(len(str(max(numbers))))):
+        row, before = "", 0
+        for number in numbers:
+            higher = number // 10**place
+            row += f"{higher % 10}" if place == 0 or higher != before else " "
+            before = higher
+        rows.append(row)
+    return rows
+
+
+def _spread(row: str, cell: int) -> str:
+    return "".join(character.ljust(cell) for character in row).rstrip()

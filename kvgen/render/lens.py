@@ -9,17 +9,18 @@ from rich.style import Style
 from rich.text import Text
 
 from kvgen.attention.lens import Lens
-from kvgen.render.canvas import TOKEN_CELLS, Canvas, draw_level, name_label, token_label
+from kvgen.render.canvas import TOKEN_CELLS, Canvas, draw_level, name_label, quoted, token_label
 from kvgen.render.ink import FRACTION_INK
 from kvgen.render.layout import flow, stacked_tables
+from kvgen.render.numbers import counted
 
 _LABEL, _CELL = 7, 10  # a token; with the marks of its probability and of the final choice
 _MARGIN = 6  # columns of the layers' numbers
 _TERMS = (
-    "lens: the final norm and the head behind each block, as if the model ended there",
-    "rank: that of the model's final choice, 1 = the likeliest",
+    "rank, p: the rank (1 = the likeliest) and the probability of the final choice in each layer",
     "H: entropy, 0 = certain",
 )
+_LENS = "lens: the final norm and the output head after each layer, as if the model ended there"
 
 
 def positions_that_fit(n_positions: int, canvas: Canvas) -> range:
@@ -33,27 +34,36 @@ def lens_view(
     names: Mapping[int, bytes],
     canvas: Canvas,
 ) -> RenderableType:
-    """What each layer would predict at each position, and the last position in numbers."""
+    """What each layer would predict at each position, and the last column in numbers."""
+    first, n_shown = lens.positions[0], len(lens.positions)
+    at_end = n_shown < len(tokens) and lens.positions == tuple(range(first, len(tokens)))
+    which = counted(n_shown, "position")
+    if n_shown < len(tokens):
+        which = f"{'the last ' if at_end else ''}{n_shown} of {len(tokens)} positions"
     parts: list[RenderableType] = [
         flow(
             [
-                f"lens · {len(lens.layers)} layers x {len(lens.positions)} of {len(tokens)} "
-                "positions",
-                "the likeliest next token behind each layer",
+                f"lens · {counted(len(lens.layers), 'layer')} x {which}",
+                "each cell: the likeliest next token after that layer",
             ],
             canvas.width,
             between=" · ",
         )
     ]
     per_row = _per_row(canvas)
-    for begin in range(0, len(lens.positions), per_row):
-        columns = range(begin, min(begin + per_row, len(lens.positions)))
-        parts += [*_table(lens, tokens, names, columns, canvas), Text()]
-    parts += [*_candidates(lens, tokens, names, canvas), _legend(canvas)]
-    parts.append(flow([Text(term, "dim") for term in _TERMS], canvas.width, between=" · "))
+    for begin in range(0, n_shown, per_row):
+        columns = range(begin, min(begin + per_row, n_shown))
+        parts += [*[Text()] * (begin > 0), *_table(lens, tokens, names, columns, canvas)]
+    parts += [_legend(canvas), Text(), *_candidates(lens, tokens, names, canvas)]
+    parts += [
+        flow([Text(term, "dim") for term in terms], canvas.width, between=" · ")
+        for terms in (_TERMS, [_LENS])
+    ]
     parts.append(
         Text(f"verified: |last layer - the model's own logits| <= {lens.error:.1e}", "dim")
     )
+    if at_end:
+        parts.append(flow([f"next: --queries 0:{first} for earlier positions"], canvas.width))
     return Group(*parts)
 
 
@@ -86,7 +96,7 @@ def _table(
 
 def _cell(label: str, probability: float, canvas: Canvas, *, final: bool) -> Text:
     """A token as dark or bright as it is probable, and a mark where it is the final choice."""
-    mark = ("=" if canvas.mode == "ascii" else "◂") if final else " "
+    mark = _mark(canvas) if final else " "
     if canvas.mode != "color":
         return Text(label) + draw_level(probability, canvas) + Text(mark + " ")
     background = FRACTION_INK.color(probability, canvas.colors)
@@ -95,12 +105,15 @@ def _cell(label: str, probability: float, canvas: Canvas, *, final: bool) -> Tex
     return Text(label + " " + mark, style) + Text(" ")
 
 
+def _mark(canvas: Canvas) -> str:
+    return "=" if canvas.mode == "ascii" else "◂"
+
+
 def _candidates(
     lens: Lens, tokens: Sequence[bytes], names: Mapping[int, bytes], canvas: Canvas
 ) -> list[RenderableType]:
     """The last position's likeliest tokens in every layer, and the rank of the final choice."""
     last = len(lens.positions) - 1
-    final = name_label(int(lens.final_ids[last]), names, canvas, TOKEN_CELLS).strip()
     place = lens.positions[last]
     read = token_label(tokens[place], canvas, TOKEN_CELLS).strip()
     rows = []
@@ -121,8 +134,13 @@ def _candidates(
             }
         )
     headings = {"layer": "layer", "rank": "rank", "p": "p", "H": "H/nats", "likely": "likeliest"}
+    column = ", the last column" if last else ""
+    heading = [
+        f"position {place} '{read}'{column}",
+        f"the final choice: {quoted(int(lens.final_ids[last]), names, canvas)}",
+    ]
     return [
-        Text(f"position {place} {read}: rank and probability of the final choice {final}", "bold"),
+        flow([Text(part, "bold") for part in heading], canvas.width, between=" · "),
         *stacked_tables(
             headings, rows, width=canvas.width, keys=("layer",), words=("likely",), padding=2
         ),
@@ -136,7 +154,7 @@ def _short(probability: float) -> str:
 
 def _legend(canvas: Canvas) -> Text:
     """The probabilities that cells are drawn by, and the mark."""
-    mark = "= the final choice" if canvas.mode == "ascii" else "◂ the final choice"
+    mark = f"{_mark(canvas)} the final choice: the likeliest token of the whole model"
     parts = []
     for value in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
         if canvas.mode == "color":

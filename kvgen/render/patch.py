@@ -13,57 +13,86 @@ from kvgen.render.canvas import Canvas
 from kvgen.render.ink import Ink
 from kvgen.render.layers_by_heads import layers_by_heads
 from kvgen.render.layout import flow, stacked_tables
+from kvgen.render.numbers import counted, signed
 
 _TOP = 8
+_NOT_RUN = "?"
 _SITES = {
-    "head": ("head", "outputs z of single heads"),
-    "kv-head": ("kv head", "outputs z of the heads of single kv heads"),
-    "residual": ("position", "states that enter a layer, at single positions"),
+    "head": ("head", "the outputs z of single heads"),
+    "kv-head": ("kv head", "the outputs z of the heads of single kv heads"),
+    "residual": ("position", "the states that enter a layer, at single positions"),
 }
 
 
 def patch_view(found: PatchMap, token_text: Callable[[int], str], canvas: Canvas) -> RenderableType:
-    """The map of effects on the difference of two logits; 1 goes all the way to the source's."""
+    """The map of effects on the difference of two logits; 1 goes all the way to the source's.
+
+    `token_text` gives a token's label, short and without control characters.
+    """
     column, what = _SITES[found.site]
     effects = found.effects
-    token, against = token_text(found.token), token_text(found.against)
-    most = max(1.0, float(np.nanmax(np.abs(effects))))
+    base_next, source_next = (
+        f"'{token_text(token)}'" for token in (found.base_next, found.source_next)
+    )
+    wanted = f"logit '{token_text(found.token)}' - logit '{token_text(found.against)}'"
+    most = max(1.0, float(np.nan_to_num(np.abs(effects)).max()))
     ink = Ink(name="effect", signed=True, most=most)
     parts: list[RenderableType] = [
-        Text(f"patching: {what}, taken from the source's run", "bold"),
+        flow(
+            [Text(part, "bold") for part in (f"patching: {what},", "taken from the source's run")],
+            canvas.width,
+            between=" ",
+        ),
+        _differing(found, token_text, canvas),
         flow(
             [
-                f"logit {token} - logit {against}",
-                f"{found.base:+.3f} in the prompt, which predicts {token_text(found.base_next)}",
-                f"{found.source:+.3f} in the source, where {token_text(found.source_next)} is "
-                "predicted",
+                f"{wanted}: {signed(found.base)} in the prompt, which predicts {base_next}",
+                f"{signed(found.source)} in the source, which predicts {source_next}",
             ],
             canvas.width,
             between=" · ",
         ),
-        _differing(found, token_text, canvas),
         Text(),
         *layers_by_heads(
-            effects, canvas, ink, layers=found.layers, heads=found.columns, title=column
+            effects,
+            canvas,
+            ink,
+            layers=found.layers,
+            heads=found.columns,
+            title=column,
+            missing=_NOT_RUN,
         ),
-        canvas.legend(ink, "0: as in the prompt", "1: as in the source", masked=False),
+        canvas.legend(ink, masked=False),
+        flow([Text(note, "dim") for note in _notes(found)], canvas.width, between=" · "),
         Text(),
         *_greatest(found, token_text, canvas),
     ]
-    if found.site != "residual" and len(found.positions) < len(found.ids):
-        parts.append(Text(f"patched at positions {_ranges(found.positions)}"))
-    flips = len(found.flips)
+    n_patches = counted(effects.size, "patch", "patches")
     if found.base_next != found.source_next:
         parts.append(
-            Text(
-                f"after {flips} of {effects.size} patches the next token is the source's, "
-                f"{token_text(found.source_next)}"
+            flow(
+                [
+                    f"after {len(found.flips)} of {n_patches} the model predicts "
+                    f"{source_next}, as in the source"
+                ],
+                canvas.width,
             )
         )
     if found.interrupted:
         n_run = int((~np.isnan(effects)).sum())
-        parts.append(Text(f"interrupted: {n_run} of {effects.size} patches were run", "bold"))
+        parts.append(Text(f"interrupted: {n_run} of {n_patches} were run", "bold"))
     return Group(*parts)
+
+
+def _notes(found: PatchMap) -> list[str]:
+    """Remarks on the map: its ends, what was patched, what was not."""
+    notes = [
+        "effect 0: the difference stays as in the prompt",
+        "1: it becomes that of the source",
+    ]
+    if found.site != "residual" and len(found.positions) < len(found.ids):
+        notes.append(f"patched at positions {_ranges(found.positions)}")
+    return [*notes, *[f"{_NOT_RUN}: not run"] * found.interrupted]
 
 
 def _differing(found: PatchMap, token_text: Callable[[int], str], canvas: Canvas) -> Text:
@@ -74,8 +103,9 @@ def _differing(found: PatchMap, token_text: Callable[[int], str], canvas: Canvas
         if one != other
     ]
     more = [f"and {len(pairs) - _TOP} more"] if len(pairs) > _TOP else []
+    first, *others = pairs[:_TOP]
     return flow(
-        [f"{len(found.ids)} tokens, which differ at", *pairs[:_TOP], *more],
+        [f"{len(found.ids)} tokens, prompt -> source: {first}", *others, *more],
         canvas.width,
         between=" · ",
     )
@@ -93,23 +123,22 @@ def _greatest(
         if np.isnan(found.patched[row, column]):
             continue
         layer, number = found.layers[row], found.columns[column]
-        name = f"{layer}.{number}"
+        name = f"{_SITES[found.site][0]} {layer}.{number}"
         if found.site == "residual":
             name = f"layer {layer} at {number} {token_text(found.ids[number])}"
-        elif found.site == "kv-head":
-            name = f"kv {name}"
         token = int(found.next_ids[row, column])
         rows.append(
             {
                 "patch": name,
-                "effect": f"{found.effects[row, column]:+.2f}",
-                "difference": f"{found.patched[row, column]:+.3f}",
+                "effect": signed(found.effects[row, column], 2),
+                "difference": signed(found.patched[row, column]),
                 "next": token_text(token)
-                + (" (the source's)" if token == found.source_next != found.base_next else ""),
+                + (" as in the source" if token == found.source_next != found.base_next else ""),
             }
         )
     headings = {
-        "patch": "greatest", "effect": "effect", "difference": "difference", "next": "next token",
+        "patch": "greatest effects", "effect": "effect", "difference": "difference",
+        "next": "predicts",
     }  # fmt: skip
     return stacked_tables(
         headings, rows, width=canvas.width, keys=("patch",), words=("patch", "next")
