@@ -13,6 +13,7 @@ from kvgen.attention.contributions import Contributions, Sources, contributions,
 from kvgen.attention.diagnostics import frame_of
 from kvgen.attention.difference import Difference, compare
 from kvgen.attention.export import export, token_texts
+from kvgen.attention.held import held_contributions, held_lens
 from kvgen.attention.lens import Lens, logit_lens
 from kvgen.attention.measures import measured
 from kvgen.attention.multi_head import HeadSum, OutputProjection, output_projection, sum_heads
@@ -161,11 +162,11 @@ class Recording:
     ) -> Lens:
         """What each layer would predict if the model ended there: see `logit_lens`.
 
-        All layers and positions unless given. The last one is kept for `save`, and is what a file
-        without its model gives. Raises UsageError where neither it nor the model is there.
+        All layers and positions unless given. The last one is kept for `save`, and a file without
+        its model gives that one, or a part of it. Raises UsageError where the model is needed.
         """
         if self._source is None and self.saved_lens is not None:
-            return self.saved_lens
+            return held_lens(self.saved_lens, layers, positions)
         source = self._require_source()
         self.saved_lens = logit_lens(
             source.engine,
@@ -186,23 +187,26 @@ class Recording:
     def contributions(
         self,
         *,
-        query: int = -1,
+        query: int | None = None,
         token: int | str | None = None,
         against: int | str | None = None,
     ) -> Contributions:
         """What each part of the model adds to the logit of a next token: see `contributions`.
 
-        A token is an id or a text of one token; the likeliest unless given. The last result is kept
-        for `save`, as that of `lens`. Raises UsageError.
+        A token is an id or a text of one token. Unless given: the last query and its likeliest
+        next token. The last result is kept for `save`, and a file without its model gives that one.
+        Raises UsageError where the model is needed.
         """
-        if self._source is None and self.saved_contributions is not None:
-            return self.saved_contributions
+        saved = self.saved_contributions
+        if self._source is None and saved is not None:
+            wanted = None if query is None else self._query(query)
+            return held_contributions(saved, self.names, query=wanted, token=token, against=against)
         source = self._require_source()
         self.saved_contributions = contributions(
             source.engine,
             source.params,
             self.run,
-            query=self._query(query),
+            query=self._query(-1 if query is None else query),
             token=source.token_id(token),
             against=source.token_id(against),
         )
@@ -290,7 +294,8 @@ class Recording:
     def _require_source(self) -> Source:
         if self._source is None:
             raise UsageError(
-                "this recording was read without its model: use Recording.open(path, model=...)"
+                "this recording was read without its model, which is needed here: use "
+                "Recording.open(path, model=...)"
             )
         return self._source
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -21,6 +22,7 @@ from kvgen.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from kvgen.attention.lens import Lens
     from kvgen.attention.patch import PatchMap
     from kvgen.model import Model
     from kvgen.recording import Recording
@@ -142,6 +144,24 @@ def look_inside(
         seen.contributions(query=query, token=flags.token, against=flags.against)
 
 
+def check_saved(seen: Recording, flags: InsideFlags, selection: Selection, path: Path) -> None:
+    """Raise UsageError where a file lacks what the flags ask for, which would need the model."""
+    lacks = f"{path}: holds no {{}}: give the prompt in its place, or write the file with {{}}"
+    if flags.lens and seen.saved_lens is None:
+        raise UsageError(lacks.format("lens", "--lens"))
+    if flags.logit_query is None:
+        return
+    if seen.saved_contributions is None:
+        raise UsageError(lacks.format("contributions", "--contributions"))
+    if not selection.all_heads:
+        raise UsageError(
+            f"{path}: holds no model, which -H with --contributions needs: give the prompt in its "
+            "place"
+        )
+    query = None if flags.logit_query == -1 else flags.logit_query
+    seen.contributions(query=query, token=flags.token, against=flags.against)
+
+
 def inside_views(
     seen: Recording,
     flags: InsideFlags,
@@ -158,13 +178,7 @@ def inside_views(
     drawn: list[RenderableType] = []
     tokens, known = seen.token_bytes, seen.names
     if flags.lens:
-        lens = seen.saved_lens or seen.lens()
-        lens = lens.part(selection.layers, range(len(tokens))[slice(*positions)])
-        if not (lens.layers and lens.positions):
-            raise UsageError(
-                f"this recording's lens has layers {seen.lens().layers} and positions "
-                f"{seen.lens().positions}: choose some of them"
-            )
+        lens = _chosen(seen.saved_lens or seen.lens(), selection, positions, len(tokens), canvas)
         drawn.append(lens_view(lens, tokens, known, canvas))
     if flags.logit_query is not None:
         drawn += [Text()] * bool(drawn)
@@ -176,6 +190,20 @@ def inside_views(
                     parts = seen.sources(layer, head)
                     drawn += [Text(), sources_view(parts, whole, tokens, known, canvas)]
     return drawn
+
+
+def _chosen(
+    lens: Lens, selection: Selection, positions: Span, n_tokens: int, canvas: Canvas
+) -> Lens:
+    """The part of a lens to draw: unless named, all layers, and the positions that fit."""
+    from kvgen.attention.held import held_lens
+    from kvgen.render.lens import positions_that_fit
+
+    layers = None if selection.all_layers else selection.layers
+    if positions == (None, None):
+        n_fit = len(positions_that_fit(len(lens.positions), canvas))
+        return held_lens(lens, layers, lens.positions[-n_fit:])
+    return held_lens(lens, layers, range(n_tokens)[slice(*positions)])
 
 
 def patch_and_show(
@@ -239,8 +267,12 @@ def patch_and_show(
         content = draw(view, canvas)
     if output.path is not None:
         write_file(output.path, content.encode())
+        from kvgen.render.numbers import counted
+
         n_layers, n_columns = found.patched.shape
-        note(f"{output.path}: patches of {n_layers} layers x {n_columns} columns")
+        column = {"head": "head", "kv-head": "kv head", "residual": "position"}[site]
+        sizes = f"{counted(n_layers, 'layer')} x {counted(n_columns, column)}"
+        note(f"{output.path}: patches of {sizes}")
     elif output.kind != "screen":
         write_text(content)
     if found.interrupted:

@@ -119,9 +119,13 @@ def _content(seen: Recording, views: Views, canvas: Canvas, *, kind: str) -> byt
 def _tell(seen: Recording, views: Views, path: str) -> None:
     """Say on stderr what a file holds, and how exact it is."""
     from kvgen.render.attention import verify_line
+    from kvgen.render.numbers import counted
 
-    n_layers, n_heads = len(views.layers), len(views.selection.heads)
-    note(f"{path}: {n_layers} layers x {n_heads} heads x {len(seen.token_bytes)} tokens")
+    drawn = Path(path).suffix in (".txt", *FIGURES)  # the other files hold all that was recorded
+    n_layers = len(views.layers) if drawn else len(seen.layers)
+    n_heads = len(views.selection.heads) if drawn else len(seen.heads)
+    sizes = (n_layers, "layer"), (n_heads, "head"), (len(seen.token_bytes), "token")
+    note(f"{path}: {' x '.join(counted(n, what) for n, what in sizes)}")
     note(verify_line(seen.run))
 
 

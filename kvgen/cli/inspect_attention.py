@@ -10,7 +10,12 @@ import click
 from kvgen.choices import FIGURES
 from kvgen.cli.attention_compare import deliver_difference
 from kvgen.cli.attention_conflicts import check_conflicts
-from kvgen.cli.attention_inside import inside_options, look_inside, patch_and_show
+from kvgen.cli.attention_inside import (
+    check_saved,
+    inside_options,
+    look_inside,
+    patch_and_show,
+)
 from kvgen.cli.attention_numbers import number_options
 from kvgen.cli.attention_options import (
     Selection,
@@ -155,6 +160,7 @@ def _show_saved(request: Request, path: Path, output: Destination) -> None:
         heads=seen.heads,
         owner="recording",
     )
+    check_saved(seen, request.inside, selection, path)
     deliver(seen, _views(request, selection), output)
 
 
