@@ -240,6 +240,7 @@ class Model:
             token=self.token_id(token),
             against=self.token_id(against),
             on_patch=on_patch,
+            token_text=lambda token: repr(self.token_bytes(token).decode(errors="replace")),
         )
 
     def inspect(

@@ -108,13 +108,16 @@ def contributions(
 ) -> Contributions:
     """Take apart the logit of a token (None: the likeliest) at a position, less another token's.
 
-    Raises UsageError where the run has no states, or not every layer and head.
+    Raises UsageError where both are the same, and where the run has no states, or not every layer
+    and head.
     """
     config, trace = params.config, run.trace
     states = _everything(params, run)
     query = range(trace.length)[query]
     logits = OutputHead(engine).logits(states[-1:, query])[0]
     token = int(logits.argmax()) if token is None else token
+    if token == against:
+        raise UsageError(f"token and against are both id {token}: contributions need two tokens")
     wanted = [token] if against is None else [token, against]
     readout = _readout(params, wanted, states[-1, query])
 

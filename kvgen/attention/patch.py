@@ -93,6 +93,7 @@ def patch(
     token: int | None = None,
     against: int | None = None,
     on_patch: Callable[[int], None] = lambda _: None,
+    token_text: Callable[[int], str] = "id {}".format,
 ) -> PatchMap:
     """Run `ids` once for every patch of a site with the run of `source_ids`.
 
@@ -102,7 +103,7 @@ def patch(
     KeyboardInterrupt ends the work early, once a patch has run. Raises UsageError with a rounded
     prefill (a patch that changes nothing would have effects of up to 0.1), for prompts of
     different lengths, where both predict the same token and none is named, and where the difference
-    is the same in both runs.
+    is the same in both runs; `token_text` gives the name of a token in its words.
     """
     config = engine.config
     check_lengths(config, len(ids), 0)
@@ -133,13 +134,15 @@ def patch(
         predicted = ends == [token, token]
         same = "both prompts predict" if predicted else "--token and --against are"
         raise UsageError(
-            f"{same} the same token, id {token}: name two tokens, with --token and --against"
+            f"{same} the same token, {token_text(token)}: name two tokens, with --token and "
+            "--against"
         )
     ways = [float(run.logits[token] - run.logits[against]) for run in (base, source)]
     if ways[0] == ways[1]:
         raise UsageError(
-            f"the other prompt does not change the logits of tokens {token} and {against}: no "
-            "patch can have an effect on them, so name other tokens or another prompt"
+            f"the other prompt does not change the logits of tokens {token_text(token)} and "
+            f"{token_text(against)}: no patch can have an effect on them, so name other tokens or "
+            "another prompt"
         )
     if site == "residual":
         columns = tuple(positions)

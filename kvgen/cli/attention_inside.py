@@ -131,7 +131,7 @@ def look_inside(
     A lens on a screen looks at the positions that a table has room for, unless some are named.
     """
     if flags.lens:
-        places = range(len(seen.token_ids))[slice(*positions)]
+        places = _positions(len(seen.token_ids), positions)
         if positions == (None, None) and not all_positions:
             from kvgen.render.lens import positions_that_fit
 
@@ -142,6 +142,14 @@ def look_inside(
     if flags.logit_query is not None:
         query = check_number(flags.logit_query, range(len(seen.token_ids)), "query", owner="run")
         seen.contributions(query=query, token=flags.token, against=flags.against)
+
+
+def _positions(n_tokens: int, span: Span) -> range:
+    """The positions of --queries. Raises UsageError where there are none of them."""
+    places = range(n_tokens)[slice(*span)]
+    if not places:
+        raise UsageError(f"--queries: this run has tokens 0-{n_tokens - 1}, choose some of them")
+    return places
 
 
 def check_saved(seen: Recording, flags: InsideFlags, selection: Selection, path: Path) -> None:
@@ -203,7 +211,7 @@ def _chosen(
     if positions == (None, None):
         n_fit = len(positions_that_fit(len(lens.positions), canvas))
         return held_lens(lens, layers, lens.positions[-n_fit:])
-    return held_lens(lens, layers, range(n_tokens)[slice(*positions)])
+    return held_lens(lens, layers, _positions(n_tokens, positions))
 
 
 def patch_and_show(
@@ -223,11 +231,7 @@ def patch_and_show(
     Raises KeyboardInterrupt behind a map of the patches that were run before it came.
     """
     site = flags.site or "head"
-    places = range(len(prompt_ids))[slice(*positions)]
-    if not places:
-        raise UsageError(
-            f"--queries: the prompt has tokens 0-{len(prompt_ids) - 1}, choose some of them"
-        )
+    places = _positions(len(prompt_ids), positions)
     config = model.config
     n_columns = {
         "head": len(selection.heads),

@@ -38,6 +38,7 @@ from kvgen.cli.output import Destination, make_canvas, show
 from kvgen.cli.prompt import encode_prompt, prompt_options
 from kvgen.cli.sampling_options import sampling_options
 from kvgen.cli.what_ifs import EditedRuns, print_edits, show_edits
+from kvgen.errors import UsageError
 
 if TYPE_CHECKING:
     from kvgen.recording import Recording
@@ -197,9 +198,11 @@ def _record_and_show(request: Request, output: Destination) -> None:
 
 def _patch(request: Request, source: str, output: Destination) -> None:
     """The effects of activations of another prompt's run."""
+    if saved_file(request.prompt_flags._replace(prompt=source)) is not None:
+        raise UsageError(f"{source}: is a saved recording, and --patch takes a prompt to run")
     model, selection, prompt_ids = prepared(request)
     flags = request.prompt_flags
-    source_ids = encode_prompt(model, source, flags, quiet=request.quiet).ids
+    source_ids = encode_prompt(model, source, flags, quiet=True).ids  # the notes were given
     patch_and_show(
         model,
         prompt_ids,
