@@ -62,10 +62,10 @@ class LoadOptions:
 
     def __post_init__(self) -> None:
         """Check every value: callers of `kvgen.load` may pass anything."""
-        _check("backend", self.backend, BackendChoice)
-        _check("dtype", self.dtype, DTypeChoice)
-        _check("cache dtype", self.cache_dtype, CacheDTypeChoice)
-        _check("prefill", self.prefill, PrefillName)
+        check_choice("backend", self.backend, BackendChoice)
+        check_choice("dtype", self.dtype, DTypeChoice)
+        check_choice("cache dtype", self.cache_dtype, CacheDTypeChoice)
+        check_choice("prefill", self.prefill, PrefillName)
         n = self.threads
         if n is not None and (not isinstance(n, int) or not 0 < n <= MOST_THREADS):
             raise UsageError(f"threads must be a whole number from 1 to {MOST_THREADS}, not {n!r}")
@@ -73,6 +73,7 @@ class LoadOptions:
             raise UsageError(f"mmap must be True, False or None, not {self.mmap!r}")
 
 
-def _check(what: str, value: Any, kind: Any) -> None:
+def check_choice(what: str, value: Any, kind: Any) -> None:
+    """Raise UsageError for a value that is not among the names of a kind."""
     if value not in names(kind):
         raise UsageError(f"{what} {value!r} is not one of {', '.join(names(kind))}")

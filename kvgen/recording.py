@@ -13,7 +13,7 @@ from kvgen.attention.contributions import Contributions, Sources, contributions,
 from kvgen.attention.diagnostics import frame_of
 from kvgen.attention.difference import Difference, compare
 from kvgen.attention.export import export, token_texts
-from kvgen.attention.held import held_contributions, held_lens
+from kvgen.attention.held import check_model, held_contributions, held_lens
 from kvgen.attention.lens import Lens, logit_lens
 from kvgen.attention.measures import measured
 from kvgen.attention.multi_head import HeadSum, OutputProjection, output_projection, sum_heads
@@ -22,7 +22,7 @@ from kvgen.attention.record import RecordedRun
 from kvgen.attention.saved import read_export
 from kvgen.attention.similarity import Similarity, compare_measures
 from kvgen.attention.steps import RowExplanation, explain_query
-from kvgen.choices import ARRAY_FILES, FIGURES, RECORDING_FILES, Measure
+from kvgen.choices import ARRAY_FILES, FIGURES, RECORDING_FILES, Measure, check_choice
 from kvgen.engine.places import check_number, check_numbers
 from kvgen.engine.tensors import FloatArray
 from kvgen.errors import UsageError
@@ -66,12 +66,14 @@ class Recording:
         """Read a file that `save` or `kvgen inspect-attention -o` has written: .npz, .safetensors.
 
         With the `model` it was made with, `lens` and `contributions` can be asked for again.
-        Raises KvgenError for any other file.
+        Raises KvgenError for any other file, UsageError for a model of another shape.
         """
         path = Path(path)
         if path.suffix not in ARRAY_FILES:
             raise UsageError(f"{path}: only {' and '.join(ARRAY_FILES)} hold a recording")
         saved = read_export(path)
+        if model is not None:
+            check_model(saved.recording, model.config)
         source = None if model is None else model.source
         recording = Recording(saved.recording, saved.tokens, saved.meta, source=source)
         recording.saved_lens, recording.saved_contributions = saved.lens, saved.contributions
@@ -132,6 +134,7 @@ class Recording:
 
     def measure(self, name: Measure, layer: int, head: int) -> FloatArray:
         """A measure of `--show` [T, T]; NaN where query i does not see key j."""
+        check_choice("measure", name, Measure)
         layer, head = self._place(layer, head)
         norms = self.run.residual_norms
         return measured(self.run.trace, name, layer=layer, head=head, norms=norms)
@@ -171,12 +174,8 @@ class Recording:
         self.saved_lens = logit_lens(
             source.engine,
             self.run,
-            layers=check_numbers(
-                layers, range(source.params.config.n_layers), "layer", owner="recording"
-            ),
-            positions=check_numbers(
-                positions, range(len(self.token_ids)), "position", owner="recording"
-            ),
+            layers=self._numbers(layers, range(source.params.config.n_layers), "layer"),
+            positions=self._numbers(positions, range(len(self.token_ids)), "position"),
             n_candidates=n_candidates,
             on_rows=on_rows,
         )
@@ -197,16 +196,16 @@ class Recording:
         next token. The last result is kept for `save`, and a file without its model gives that one.
         Raises UsageError where the model is needed.
         """
-        saved = self.saved_contributions
-        if self._source is None and saved is not None:
-            wanted = None if query is None else self._query(query)
-            return held_contributions(saved, self.names, query=wanted, token=token, against=against)
+        place = None if query is None else self._query(query)
+        held = self.saved_contributions
+        if self._source is None and held is not None:
+            return held_contributions(held, self.names, query=place, token=token, against=against)
         source = self._require_source()
         self.saved_contributions = contributions(
             source.engine,
             source.params,
             self.run,
-            query=self._query(-1 if query is None else query),
+            query=-1 if place is None else place,
             token=source.token_id(token),
             against=source.token_id(against),
         )
@@ -257,8 +256,11 @@ class Recording:
         KvgenError where the file cannot be written.
         """
         path = Path(path)
+        check_choice("show", show, Measure)
         if path.suffix not in RECORDING_FILES:
             raise UsageError(f"{path}: the name must end in {', '.join(RECORDING_FILES)}")
+        if path.suffix == ".txt" and heads is not None and layers is None:
+            raise UsageError("heads are those of layers: name layers too")
         chosen = Shown(
             layers=self._numbers(layers, self.layers, "layer"),
             heads=self._numbers(heads, self.heads, "head"),

@@ -226,7 +226,9 @@ def _everything(params: Params, run: RecordedRun) -> FloatArray:
     """The states [L + 1, T, C], of a run of every layer and head."""
     states, config = states_of(run, "a contribution"), params.config
     if len(run.trace.layers) < config.n_layers or len(run.trace.heads) < config.n_heads:
-        raise UsageError("contributions need every layer and head: record without -l and -H")
+        raise UsageError(
+            "contributions need every layer and head: record all of them, without -l and -H"
+        )
     return states
 
 

@@ -42,8 +42,10 @@ from kvgen.attention.lens import Lens
 from kvgen.attention.record import RecordedRun
 from kvgen.attention.steps import attention_weights
 from kvgen.engine.tensors import Array, FloatArray
+from kvgen.errors import UsageError
 
 FORMAT, VERSION = "kvgen.attention", 3
+KINDS = ("npz", "safetensors", "json")
 _JSON_KEYS = 8  # of each row
 
 
@@ -59,8 +61,11 @@ def export(
 ) -> bytes:
     """The bytes of a file of that kind: npz, safetensors or json. `facts` go into meta.
 
-    `names` are the bytes of candidates, which need not be among the tokens.
+    `names` are the bytes of candidates, which need not be among the tokens. Raises UsageError for
+    another kind.
     """
+    if kind not in KINDS:
+        raise UsageError(f"{kind!r} is not a kind of recording: choose {', '.join(KINDS)}")
     extras = Extras(predictions=recording.predictions, lens=lens, contributions=contributions)
     meta = _meta(recording, facts) | extras.facts()
     if kind == "json":

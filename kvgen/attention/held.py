@@ -1,4 +1,4 @@
-"""The lens and the contributions that a file holds, where the model is not at hand for others."""
+"""A recording read from a file: what it holds without its model, and whether a model is its own."""
 
 from __future__ import annotations
 
@@ -6,8 +6,27 @@ from collections.abc import Mapping, Sequence
 
 from kvgen.attention.contributions import Contributions
 from kvgen.attention.lens import Lens
+from kvgen.attention.record import RecordedRun
+from kvgen.engine.config import ModelConfig
 from kvgen.engine.places import check_numbers
 from kvgen.errors import UsageError
+
+
+def check_model(run: RecordedRun, config: ModelConfig) -> None:
+    """Raise UsageError where a model of this shape cannot have made a run."""
+    trace, one = run.trace, run.trace.layers[0]
+    stream = (config.n_layers + 1, trace.length, config.d_model)
+    if not (
+        max(layer.layer for layer in trace.layers) < config.n_layers
+        and max(trace.heads) < config.n_heads
+        and one.group_size * one.k.shape[1] == config.n_heads
+        and one.k.shape[1:] == (config.n_kv_heads, config.head_dim)
+        and max(trace.token_ids) < config.vocab_size
+        and (run.states is None or run.states.shape == stream)
+    ):
+        raise UsageError(
+            "this recording is of a model of another shape: give the one that it was made with"
+        )
 
 
 def held_lens(saved: Lens, layers: Sequence[int] | None, positions: Sequence[int] | None) -> Lens:

@@ -16,6 +16,7 @@ from kvgen.attention.record import RecordedRun
 from kvgen.attention.stream import OutputHead, logits_of, states_of
 from kvgen.engine.contract import Engine
 from kvgen.engine.tensors import Array, FloatArray
+from kvgen.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +63,11 @@ def logit_lens(
     """Look behind these layers (None: all) at these positions (None: all) of a run.
 
     Takes one product with the head for each layer and position. `on_rows` hears of every number of
-    rows of logits made: (N + 1) P in all. Raises UsageError where the run has no states.
+    rows of logits made: (N + 1) P in all. Raises UsageError where the run has no states, and for
+    no candidates.
     """
+    if n_candidates < 1:
+        raise UsageError(f"a lens shows at least one candidate, not {n_candidates}")
     states, ids = states_of(run, "a lens"), run.trace.token_ids
     n_layers = engine.config.n_layers
     layers = range(n_layers) if layers is None else sorted(layers)

@@ -6,8 +6,9 @@ form alone. What there is decides later, in `Numbers.among` and `check_number`.
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kvgen.errors import UsageError
@@ -82,6 +83,10 @@ def check_number(number: int, there: Sequence[int], what: str, *, owner: str = "
 
     Raises UsageError where it is not there; `owner` is what has the numbers: a model, a recording.
     """
+    try:
+        number = operator.index(number)
+    except TypeError:
+        raise UsageError(f"{what} {number!r} is not a whole number") from None
     if number in there:
         return number
     if -len(there) <= number < 0:
@@ -98,6 +103,8 @@ def check_numbers(
     """
     if numbers is None:
         return None
+    if not isinstance(numbers, Iterable):
+        raise UsageError(f"{what} {numbers!r} is not a list: write [{numbers!r}]")
     if not len(numbers):
         raise UsageError(f"no {what} is named: this {owner} has {_described(there, what)}")
     return sorted({check_number(number, there, what, owner=owner) for number in numbers})
