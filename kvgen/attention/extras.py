@@ -1,11 +1,12 @@
 """The parts of a recording that a file may lack: predictions, the lens, contributions.
 
 Each is a dataclass. An array of it is an array of the file, `lens_entropies` for `entropies` of the
-lens; its other fields stand in the file's meta, `meta["lens"]`.
+lens; its other fields stand in the file's meta, `meta["lens"]`. `LAYOUTS` has the arrays.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -15,6 +16,40 @@ from kvgen.attention.contributions import Contributions
 from kvgen.attention.lens import Lens
 from kvgen.attention.predictions import Predictions
 from kvgen.engine.tensors import Array
+
+# Of each array its numbers and sizes, see `check_arrays`. L layers of the model, N of the lens, P
+# positions of the lens, K candidates.
+LAYOUTS: dict[str, dict[str, str]] = {
+    "predictions": {
+        "ids": "i4 TK",
+        "probabilities": "f4 TK",
+        "entropies": "f4 T",
+        "next_probabilities": "f4 T",
+    },
+    "lens": {
+        "ids": "i4 NPK",
+        "probabilities": "f4 NPK",
+        "entropies": "f4 NP",
+        "final_ids": "i4 P",
+        "final_probabilities": "f4 NP",
+        "ranks": "i4 NP",
+    },
+    "contributions": {
+        "heads": "f8 LH",
+        "attention_biases": "f8 L",
+        "mlps": "f8 L",
+        "read": "i8 LH",
+        "read_weights": "f4 LH",
+        "copies": "f8 LH",
+    },
+}
+_FACTS: dict[str, Any] = {  # what stands in meta for a field of this type
+    "int": int,
+    "int | None": int | None,
+    "float": float | int,
+    "float | None": float | int | None,
+    "tuple[int, ...]": list,
+}
 
 _Part = TypeVar("_Part", Lens, Contributions, Predictions)
 
@@ -61,28 +96,65 @@ class Extras:
         }
 
 
-def extras_of(arrays: dict[str, Array], meta: dict[str, Any]) -> Extras:
+def extras_of(arrays: Mapping[str, Array], meta: Mapping[str, Any], *, n_tokens: int) -> Extras:
     """The parts that a file holds. Raises KeyError, ValueError or TypeError where one is broken."""
-    return Extras(
-        predictions=_part(Predictions, "predictions", arrays, meta),
+    found = Extras(
+        predictions=_part(Predictions, "predictions", arrays, meta, T=n_tokens),
         lens=_part(Lens, "lens", arrays, meta),
         contributions=_part(Contributions, "contributions", arrays, meta),
     )
+    if found.lens is not None:
+        there = _ascending(found.lens.layers), _ascending(found.lens.positions, n_tokens)
+        if found.lens.ranks.shape != there:
+            raise ValueError("the lens has other layers or positions than numbers")
+    if found.contributions is not None:
+        read, query = found.contributions.read, found.contributions.query
+        if not 0 <= read.min() <= read.max() <= query < n_tokens:
+            raise ValueError("contributions of positions that are not there")
+    return found
+
+
+def check_arrays(arrays: Mapping[str, Array], layout: Mapping[str, str], **known: int) -> None:
+    """Raise ValueError or KeyError where arrays have other numbers or sizes than the layout says.
+
+    It has for each name the numbers and a letter for each size, `f4 LTHD`. A letter stands for the
+    same size everywhere, at least 1; some are `known`.
+    """
+    sizes = dict(known)
+    for name, form in layout.items():
+        array, (numbers, letters) = arrays[name], form.split()
+        fits = array.dtype == np.dtype(numbers) and array.ndim == len(letters) and array.size > 0
+        if not fits or any(
+            sizes.setdefault(letter, size) != size
+            for letter, size in zip(letters, array.shape, strict=True)
+        ):
+            raise ValueError(f"{name} is {array.dtype} {list(array.shape)}")
 
 
 def _part(
-    kind: type[_Part], name: str, arrays: dict[str, Array], meta: dict[str, Any]
+    kind: type[_Part], part: str, arrays: Mapping[str, Array], meta: Mapping[str, Any], **known: int
 ) -> _Part | None:
-    if name not in meta:
+    if part not in meta:
         return None
-    values: dict[str, Any] = {
-        field.name: meta[name][field.name]
-        if field.name in meta[name]
-        else arrays[f"{name}_{field.name}"]
-        for field in fields(kind)
-    }
-    values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+    names = {f"{part}_{name}": form for name, form in LAYOUTS[part].items()}
+    check_arrays(arrays, names, **known)
+    values: dict[str, Any] = {name: arrays[f"{part}_{name}"] for name in LAYOUTS[part]}
+    for field in fields(kind):
+        if field.name not in values:
+            value = meta[part][field.name]
+            if not isinstance(value, _FACTS[str(field.type)]) or isinstance(value, bool):
+                raise ValueError(f"{field.name} of {part} is {value!r}")
+            values[field.name] = tuple(value) if isinstance(value, list) else value
     return kind(**values)
+
+
+def _ascending(numbers: tuple[int, ...], end: int = 10**6) -> int:
+    """How many numbers there are. Raises ValueError where they do not ascend below an end."""
+    if any(type(number) is not int or not 0 <= number < end for number in numbers):
+        raise ValueError(f"{numbers} are no numbers of layers or positions")
+    if list(numbers) != sorted(set(numbers)):
+        raise ValueError(f"{numbers} do not ascend")
+    return len(numbers)
 
 
 def listed(value: Any) -> Any:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +18,7 @@ import kvgen
 from kvgen.attention.contributions import Contributions
 from kvgen.attention.diagnostics import diagnose
 from kvgen.attention.export import FORMAT, VERSION
-from kvgen.attention.extras import extras_of
+from kvgen.attention.extras import check_arrays, extras_of
 from kvgen.attention.lens import Lens
 from kvgen.attention.record import RecordedRun
 from kvgen.attention.residual import ResidualNorms
@@ -24,10 +26,22 @@ from kvgen.engine.tensors import Array
 from kvgen.engine.trace import AttentionTrace, LayerTrace
 from kvgen.errors import KvgenError
 
+# What broken files make NumPy, zipfile, zlib, json and safetensors raise, and a wrong meta here.
 _BROKEN = (
-    KeyError, ValueError, TypeError, IndexError, EOFError, AttributeError, zipfile.BadZipFile,
+    KeyError, ValueError, TypeError, IndexError, EOFError, AttributeError, OverflowError,
+    MemoryError, SyntaxError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
     SafetensorError,
 )  # fmt: skip
+_LAYOUT = {
+    "token_ids": "i4 T",
+    "layer_index": "i4 L",
+    "head_index": "i4 H",
+    "q": "f4 LTHD",
+    "k": "f4 LTGD",
+    "v": "f4 LTGE",  # E is D in every model so far
+    "z": "f4 LTHE",
+}
+_NORMS = {"value_norms": "f4 LTH", "output_norms": "f4 LTH"}
 
 
 class SavedRecording(NamedTuple):
@@ -71,62 +85,77 @@ def _read_arrays(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
 
 
 def _from_arrays(arrays: dict[str, Array], meta: dict[str, Any]) -> SavedRecording:
+    check_arrays(arrays, _LAYOUT)
     T, L = len(arrays["token_ids"]), len(arrays["layer_index"])
     q, k, v, z = (arrays[name] for name in "qkvz")
-    alike = q.shape == z.shape and k.shape == v.shape and q.shape[:2] == k.shape[:2] == (L, T)
     heads, group_size = tuple(arrays["head_index"].tolist()), int(meta["kv_group"])
-    alike = alike and q.ndim == k.ndim == 4 and q.shape[2] == len(heads) > 0
+    layers = arrays["layer_index"].tolist()
     if not (
-        alike and list(heads) == sorted(set(heads)) and 0 <= heads[-1] < group_size * k.shape[2]
+        list(heads) == sorted(set(heads))
+        and 0 <= heads[0] <= heads[-1] < group_size * k.shape[2]
+        and layers == sorted(set(layers))
+        and layers[0] >= 0
+        and 1 <= meta["prompt_len"] <= T
     ):
         raise ValueError("its arrays do not belong together")
     trace = AttentionTrace(
         token_ids=tuple(arrays["token_ids"].tolist()),
-        n_prompt=int(meta["prompt_len"]),
+        n_prompt=_number(meta["prompt_len"], int),
         layers=tuple(
             LayerTrace(
-                layer=int(layer),
+                layer=layer,
                 heads=heads,
                 group_size=group_size,
-                scale=meta["attn_scale"][row],
-                softcap=meta["softcap"][row],
-                window=meta["window"][row],
+                scale=_number(meta["attn_scale"][row], float | int),
+                softcap=_number(meta["softcap"][row], float | int | None),
+                window=_number(meta["window"][row], int | None),
                 q=q[row],
                 k=k[row],
                 v=v[row],
                 z=z[row],
             )
-            for row, layer in enumerate(arrays["layer_index"])
+            for row, layer in enumerate(layers)
         ),
     )
     norms = None
     if "value_norms" in arrays:
+        check_arrays(arrays, _NORMS, L=L, T=T, H=len(heads))
         norms = ResidualNorms(arrays["value_norms"], arrays["output_norms"])
-        if not all(lengths.shape == q.shape[:3] for lengths in norms):
-            raise ValueError("its arrays do not belong together")
     states = arrays.get("states")
-    if states is not None and (states.ndim, states.shape[1]) != (3, T):
-        raise ValueError("its arrays do not belong together")
-    extras = extras_of(arrays, meta)
+    if states is not None:
+        check_arrays(arrays, {"states": "f4 STC"}, T=T)
+    extras = extras_of(arrays, meta, n_tokens=T)
     recording = RecordedRun(
         trace=trace,
-        sampled_last=meta["sampled_last"],
-        diagnostics=diagnose(trace, probe=meta.get("probe")),
-        decode_rows=meta["verify_decode_rows_max_abs"],
+        sampled_last=_number(meta["sampled_last"], int | None),
+        diagnostics=diagnose(trace, probe=_number(meta.get("probe"), int | None)),
+        decode_rows=_number(meta["verify_decode_rows_max_abs"], float | int | None),
         residual_norms=norms,
         predictions=extras.predictions,
         states=states,
     )
-    tokens = _taken_apart("token", arrays)
+    tokens = _taken_apart("token", arrays, T)
     names = {}
     if "name_ids" in arrays:
+        check_arrays(arrays, {"name_ids": "i4 M"})
         ids = arrays["name_ids"].tolist()
-        names = dict(zip(ids, _taken_apart("name", arrays), strict=True))
+        names = dict(zip(ids, _taken_apart("name", arrays, len(ids)), strict=True))
     return SavedRecording(recording, tokens, meta, extras.lens, extras.contributions, names)
 
 
-def _taken_apart(name: str, arrays: dict[str, Array]) -> list[bytes]:
-    """The texts whose bytes lie one after another in an array."""
-    offsets = arrays[f"{name}_offsets"].tolist()
-    together = arrays[f"{name}_bytes"]
+def _taken_apart(name: str, arrays: dict[str, Array], n: int) -> list[bytes]:
+    """The `n` texts whose bytes lie one after another in an array."""
+    check_arrays(arrays, {f"{name}_offsets": "i4 N"}, N=n + 1)
+    offsets, together = arrays[f"{name}_offsets"].tolist(), arrays[f"{name}_bytes"]
+    if together.dtype != np.uint8 or [0, *offsets, together.size] != sorted(
+        [0, *offsets, together.size]
+    ):
+        raise ValueError(f"{name}_offsets are not those of {name}_bytes")
     return [together[begin:end].tobytes() for begin, end in itertools.pairwise(offsets)]
+
+
+def _number(value: Any, kind: Any) -> Any:
+    """A number of meta. Raises ValueError where it is of another type."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"{value!r} stands where a number should")
+    return value
