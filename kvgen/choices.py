@@ -31,6 +31,7 @@ MetricName = Literal[
 ]  # fmt: skip
 # Activations that can be taken from another prompt's run (kvgen.attention.patch).
 PatchSite = Literal["head", "kv-head", "residual"]
+Detail = Literal["auto", "maps", "full"]  # of a page (kvgen.page.content)
 Scale = Literal["sqrt", "linear", "log"]
 Pool = Literal["max", "mean"]
 Sink = Literal["split", "keep", "drop"]
@@ -38,7 +39,7 @@ Color = Literal["auto", "always", "never"]
 
 FIGURES = (".png", ".svg", ".pdf")  # endings of what matplotlib draws
 ARRAY_FILES = (".npz", ".safetensors")  # of recordings that can be shown again
-RECORDING_FILES = (*ARRAY_FILES, ".json", ".txt", *FIGURES)
+RECORDING_FILES = (*ARRAY_FILES, ".html", ".json", ".txt", *FIGURES)
 REPORTS = (".json", ".jsonl", ".csv", ".md")  # endings of a benchmark's report
 MOST_THREADS = 1024
 

@@ -12,22 +12,24 @@ from kvgen.atomic_write import write_file
 from kvgen.attention.contributions import Contributions, Sources, contributions, sources
 from kvgen.attention.diagnostics import frame_of
 from kvgen.attention.difference import Difference, compare
-from kvgen.attention.export import export, token_texts
+from kvgen.attention.export import token_texts
 from kvgen.attention.held import check_model, held_contributions, held_lens
 from kvgen.attention.lens import Lens, logit_lens
 from kvgen.attention.measures import measured
 from kvgen.attention.multi_head import HeadSum, OutputProjection, output_projection, sum_heads
 from kvgen.attention.predictions import Ids
 from kvgen.attention.record import RecordedRun
-from kvgen.attention.saved import read_export
+from kvgen.attention.saved import SavedRecording, read_export
 from kvgen.attention.similarity import Similarity, compare_measures
 from kvgen.attention.steps import RowExplanation, explain_query
-from kvgen.choices import ARRAY_FILES, FIGURES, RECORDING_FILES, Measure, check_choice
+from kvgen.choices import ARRAY_FILES, Measure, check_choice
 from kvgen.engine.places import check_number, check_numbers
 from kvgen.engine.tensors import FloatArray
 from kvgen.errors import UsageError
+from kvgen.page.document import Page
+from kvgen.recording_file import file_content, kind_of, notebook_page
 from kvgen.render.head_map import MapView
-from kvgen.render.views import Shown, drawn_file
+from kvgen.render.views import Shown
 from kvgen.source import Source
 
 
@@ -249,42 +251,40 @@ class Recording:
         show: Measure = "weights",
         width: int = 100,
     ) -> None:
-        """Write a file by its ending: .npz, .safetensors, .json, .txt, or .png, .svg, .pdf.
+        """Write a file by its ending: .npz, .safetensors, .json, .html, .txt, .png, .svg or .pdf.
 
-        The first three hold all that was recorded. A text or a figure shows these layers and heads:
-        all of them, a layer's heads, or one map each. Raises UsageError for another ending and
-        KvgenError where the file cannot be written.
+        The first four hold all that was recorded; .html is a page to explore, offline. A text or a
+        figure shows these layers and heads: all of them, a layer's heads, or one map each. Raises
+        UsageError for another ending, KvgenError where the file cannot be written.
         """
-        path = Path(path)
+        kind = kind_of(Path(path))
         check_choice("show", show, Measure)
-        if path.suffix not in RECORDING_FILES:
-            raise UsageError(f"{path}: the name must end in {', '.join(RECORDING_FILES)}")
-        if path.suffix == ".txt" and heads is not None and layers is None:
+        if kind == "txt" and heads is not None and layers is None:
             raise UsageError("heads are those of layers: name layers too")
         chosen = Shown(
             layers=self._numbers(layers, self.layers, "layer"),
             heads=self._numbers(heads, self.heads, "head"),
             view=MapView(show=show),
         )
-        if path.suffix in (".txt", *FIGURES):
-            kind = path.suffix[1:]
-            content = drawn_file(
-                self.run, self.token_bytes, chosen, kind=kind, width=width, names=self.names
-            )
-        else:
-            content = self.export(path.suffix[1:])
-        write_file(path, content)
+        write_file(path, file_content(self.parts, kind, shown=chosen, width=width))
 
-    def export(self, kind: str) -> bytes:
-        """The bytes of a file with all that was recorded: npz, safetensors or json."""
-        return export(
+    def page(self, *, height: int = 760) -> Page:
+        """The page of `save("x.html")` for a notebook, in a frame of that many pixels."""
+        return notebook_page(self.parts, height)
+
+    def _repr_html_(self) -> str:
+        return self.page()._repr_html_()
+
+    @property
+    def parts(self) -> SavedRecording:
+        """All that a file of this recording holds."""
+        return SavedRecording(
             self.run,
             self.token_bytes,
-            facts=self.facts,
-            kind=kind,
-            lens=self.saved_lens,
-            contributions=self.saved_contributions,
-            names=self.names,
+            self.facts,
+            self.saved_lens,
+            self.saved_contributions,
+            self.names,
         )
 
     def _name(self, ids: Sequence[int] | Ids) -> None:

@@ -73,9 +73,12 @@ MAY_IMPORT = {
     "generate": {"engine.config", "engine.tensors", "sampling", "session"},
     "piece": {"generate", "text"},
     "page": {"attention", "engine.tensors", "engine.trace"},
-    "recording_page": {"attention", "page", "render"},
+    "recording_file": {"attention", "page", "render"},
     "source": {"engine.contract", "engine.params"},
-    "recording": {"attention", "engine.places", "engine.tensors", "render", "source"},
+    "recording": {
+        "attention", "engine.places", "engine.tensors", "page", "recording_file", "render",
+        "source",
+    },
     "experiment": {
         "bench", "checkpoint.folder", "engine.machine", "engine.rope", "render", "source",
     },

@@ -45,6 +45,7 @@ LINES = (
     (["--explain", "--json"], "leave it out, or write a .txt file in place of --json"),
     (["-l", "1", "--sink", "drop", "-o", "json"], "--json holds the maps as they are: leave out"),
     (["--probe"], "a saved recording holds no model to run: leave out --probe"),
+    (["--open", "-o", "maps.npz"], "--open is for a page: add -o FILE.html"),
     (["--probe", "--system", "Be brief"], "--probe makes its own prompt: leave out --system"),
     (["--prefill", "fast"], "--prefill fast rounds activations, and attention is recorded exactly"),
 )

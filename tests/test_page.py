@@ -12,11 +12,11 @@ import pytest
 import kvgen
 from kvgen.attention.measures import MEASURES
 from kvgen.attention.steps import explain_query
+from kvgen.choices import Detail
 from kvgen.model import Model
 from kvgen.page.bundle import page, script
-from kvgen.page.content import Detail
 from kvgen.recording import Recording
-from kvgen.recording_page import recording_page
+from kvgen.recording_file import page_text
 from tests import tiny
 from tests.browser import chromium, opened
 from tests.conftest import Loader
@@ -37,15 +37,8 @@ def browser() -> Iterator[Any]:
 def written(
     recording: Recording, path: Path, tokens: Sequence[bytes] | None = None, detail: Detail = "auto"
 ) -> Path:
-    text = recording_page(
-        recording.run,
-        tokens or recording.token_bytes,
-        recording.names,
-        recording.facts,
-        lens=recording.saved_lens,
-        contributions=recording.saved_contributions,
-        detail=detail,
-    )
+    parts = recording.parts._replace(tokens=list(tokens or recording.token_bytes))
+    text = page_text(parts, detail=detail)
     path.write_text(text, encoding="utf-8")
     return path
 

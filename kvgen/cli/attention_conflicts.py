@@ -15,10 +15,11 @@ PROMPTS = ("PROMPT", "-p", "-f", "--chat", "--system")
 # Names for values of an option, beside the names of options themselves.
 ROLLOUT = "--show rollout"
 FIGURE, ARRAY_FILE, JSON_FILE, TEXT = "a figure", "a file of arrays", "a .json file", "a text"
+PAGE = "a page"
 LAYER, HEAD = "a layer", "a head"  # named by -l and -H, or by --at
 RECORDING = "a saved recording"
 FAST_PREFILL = "--prefill fast"
-_FILES = (FIGURE, ARRAY_FILE, JSON_FILE)
+_FILES = (FIGURE, ARRAY_FILE, JSON_FILE, PAGE)
 _NOT_DRAWN = (*_FILES, "--json")  # these hold all maps, nothing is drawn
 
 
@@ -55,7 +56,7 @@ CONFLICTS = (
     Conflict(
         ("--compare", "--patch"),
         "{this} writes .json and .txt files: choose one of them in place of {other}",
-        others=(FIGURE, ARRAY_FILE),
+        others=(FIGURE, ARRAY_FILE, PAGE),
     ),
     Conflict(
         INSIDE,
@@ -198,13 +199,18 @@ CONFLICTS = (
     Conflict(
         MAP_OPTIONS,
         "{other} holds the maps as they are: leave out {this}",
-        others=(ARRAY_FILE, JSON_FILE, "--json"),
+        others=(ARRAY_FILE, JSON_FILE, PAGE, "--json"),
         unless=("--lens", "--patch"),
     ),
     Conflict(
         (*EDITS, "--probe", "--patch", "-n"),
         "a saved recording holds no model to run: leave out {this}",
         others=(RECORDING,),
+    ),
+    Conflict(
+        ("--detail", "--max-size", "--open"),
+        "{this} is for a page: add -o FILE.html",
+        unless=(PAGE,),
     ),
     Conflict(
         ("--probe",),

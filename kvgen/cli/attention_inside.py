@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 
     from kvgen.attention.lens import Lens
     from kvgen.attention.patch import PatchMap
+    from kvgen.engine.config import ModelConfig
     from kvgen.model import Model
     from kvgen.recording import Recording
     from kvgen.render.canvas import Canvas
+
+_QUICK_LENS = 2e10  # operations, which take about a tenth of a second
 
 
 class InsideFlags(NamedTuple):
@@ -114,6 +117,18 @@ inside_options = bundle(
         "predicts]",
     ),
 )
+
+
+def inside_of_page(
+    flags: InsideFlags, selection: Selection, config: ModelConfig, n_positions: int
+) -> InsideFlags:
+    """The flags for a page: lens and contributions too, where all is recorded and they are quick."""
+    if not (selection.all_layers and selection.all_heads):
+        return flags
+    rows = (config.n_layers + 1) * n_positions
+    quick = 2 * rows * config.head_weights <= _QUICK_LENS
+    query = -1 if flags.logit_query is None else flags.logit_query
+    return flags._replace(lens=flags.lens or quick, logit_query=query)
 
 
 def look_inside(

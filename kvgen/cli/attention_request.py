@@ -12,12 +12,13 @@ from kvgen.cli.attention_conflicts import (
     HEAD,
     JSON_FILE,
     LAYER,
+    PAGE,
     RECORDING,
     TEXT,
 )
 from kvgen.cli.attention_inside import InsideFlags
 from kvgen.cli.attention_numbers import NumberFlags
-from kvgen.cli.attention_options import EditFlags, MapFlags, PlaceFlags, place_of
+from kvgen.cli.attention_options import EditFlags, MapFlags, PageFlags, PlaceFlags, place_of
 from kvgen.cli.attention_views import FORMATS
 from kvgen.cli.options import DisplayFlags, ModelFlags
 from kvgen.cli.output import Destination, destination
@@ -39,6 +40,7 @@ class Request:
     map_flags: MapFlags
     number_flags: NumberFlags
     inside: InsideFlags
+    page: PageFlags
     output: str | None
     as_json: bool
     edits: EditFlags
@@ -86,7 +88,7 @@ def given_options(request: Request, output: Destination, *, saved: bool) -> set[
     prompt, place, edits = request.prompt_flags, request.place, request.edits
     named = place_of(place, edits)
     kinds = dict.fromkeys(FIGURES, FIGURE) | dict.fromkeys(ARRAY_FILES, ARRAY_FILE)
-    kinds |= {".json": JSON_FILE, ".txt": TEXT}
+    kinds |= {".json": JSON_FILE, ".txt": TEXT, ".html": PAGE}
     facts = {
         "PROMPT": prompt.prompt,
         "-p": prompt.prompt_option,
@@ -113,6 +115,6 @@ def given_options(request: Request, output: Destination, *, saved: bool) -> set[
     given = {name for name, value in facts.items() if value}
     if request.output is not None and request.output != "json":
         given.add(kinds[f".{output.kind}"])
-    for flags in (request.map_flags, request.number_flags, request.inside):
+    for flags in (request.map_flags, request.number_flags, request.inside, request.page):
         given.update(flags.given())
     return given

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from kvgen.atomic_write import write_file
 from kvgen.choices import ARRAY_FILES, FIGURES
 from kvgen.cli.attention_inside import InsideFlags, inside_views
 from kvgen.cli.attention_numbers import NumberFlags, head_sums, similarities, weighted_vectors
-from kvgen.cli.attention_options import MapFlags, Selection
+from kvgen.cli.attention_options import MapFlags, PageFlags, Selection
 from kvgen.cli.options import DisplayFlags
 from kvgen.cli.output import Destination, make_canvas, note, show, write_text
 from kvgen.cli.prompt import PromptFlags
@@ -36,6 +37,7 @@ class Views:
     number_flags: NumberFlags
     inside: InsideFlags
     steps: bool
+    page: PageFlags
     display: DisplayFlags
 
     @property
@@ -78,6 +80,8 @@ def deliver(seen: Recording, views: Views, output: Destination) -> None:
         write_text(content.decode())
     else:
         write_file(output.path, content)
+        if views.page.opens:
+            webbrowser.open(Path(output.path).resolve().as_uri())
         _tell(seen, views, output.path)
 
 
@@ -101,10 +105,6 @@ def _check_ranges(seen: Recording, views: Views) -> None:
 
 def _content(seen: Recording, views: Views, canvas: Canvas, *, kind: str) -> bytes:
     """The bytes of a file of that kind."""
-    if f".{kind}" in FIGURES:
-        from kvgen.render.views import figure_file
-
-        return figure_file(seen.run, seen.token_bytes, views.shown(), kind=kind)
     if kind == "txt":
         from rich.console import Group
 
@@ -113,7 +113,12 @@ def _content(seen: Recording, views: Views, canvas: Canvas, *, kind: str) -> byt
 
         plain = Canvas(canvas.width, "glyphs")
         return draw(Group(*_drawn(seen, views, plain)), plain).encode()
-    return seen.export(kind)
+    from kvgen.recording_file import file_content
+
+    page = views.page
+    return file_content(
+        seen.parts, kind, shown=views.shown(), detail=page.detail, most_bytes=page.max_size
+    )
 
 
 def _tell(seen: Recording, views: Views, path: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from kvgen.cli.attention_options import (
     Selection,
     edit_options,
     map_options,
+    page_options,
     place_of,
     place_options,
     select,
@@ -61,6 +63,7 @@ Examples:
   kvgen inspect-attention "The cat sat on the mat" --explain --vectors
   kvgen inspect-attention "The cat sat on the mat" -l 2 --multi-head
   kvgen inspect-attention "The cat sat on the mat" --similarity
+  kvgen inspect-attention "The cat sat on the mat" -n 8 -o att.html --open
   kvgen inspect-attention "Once upon a time" -n 8 -o attention.npz
   kvgen inspect-attention "The cat sat on the mat" --what-if ablate=2.3
   kvgen inspect-attention attention.npz -l 2 -H 3
@@ -91,13 +94,14 @@ Examples:
 @map_options
 @number_options
 @inside_options
+@page_options
 @click.option(
     "-o",
     "--output",
     metavar="FILE",
-    help="Write a file by its ending: .npz, .safetensors, .json, .txt, or .png, .svg, .pdf "
-    "(extra `plot`). The first two can be given in place of PROMPT later. `json` and `txt` "
-    "alone print that format.",
+    help="Write a file by its ending: .html, a page to explore offline; .npz or .safetensors, which "
+    "can be given in place of PROMPT later; .json, .txt, or .png, .svg, .pdf (extra `plot`). `json` "
+    "and `txt` alone print that format.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, as -o json.")
 @edit_options
@@ -177,11 +181,17 @@ def _compare_edits(request: Request, output: Destination) -> None:
 
 def _record_and_show(request: Request, output: Destination) -> None:
     """Views of the prompt and of the tokens that are decoded after it."""
+    from kvgen.generate import positions_fed
+
     model, selection, prompt_ids = prepared(request)
     if request.map_flags.show != "rollout" and f".{output.kind}" in FIGURES:
         from kvgen.render.plot import check_figures
 
         check_figures(n_maps=len(selection.layers) * len(selection.heads))
+    if output.kind == "html":
+        n_positions = positions_fed(len(prompt_ids), request.max_new_tokens)
+        inside = inside_of_page(request.inside, selection, model.config, n_positions)
+        request = replace(request, inside=inside)
     seen = recorded(request, model, selection, prompt_ids)
     look_inside(
         seen,
@@ -241,5 +251,6 @@ def _views(request: Request, selection: Selection) -> Views:
         request.number_flags,
         request.inside,
         request.steps,
+        request.page,
         request.display_flags,
     )

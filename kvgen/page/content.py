@@ -22,13 +22,13 @@ from kvgen.attention.extras import listed
 from kvgen.attention.lens import Lens
 from kvgen.attention.record import RecordedRun
 from kvgen.attention.steps import attention_weights
+from kvgen.choices import Detail
 from kvgen.engine.tensors import Array
 from kvgen.engine.trace import LayerTrace
 from kvgen.errors import UsageError
 from kvgen.page.blocks import encode, lower_triangle, vectors_in_16_bits, weights_in_8_bits
 
 FORMAT, VERSION = "kvgen.page", 1
-Detail = Literal["auto", "maps", "full"]
 Tier = Literal["exact", "full", "maps"]
 MOST_BYTES = 32 * 2**20  # of a page, unless told
 _EXACT_BYTES, _FULL_BYTES = 3 * 2**20, 16 * 2**20  # of all layers together
