@@ -334,7 +334,7 @@ def test_the_readme_shows_how_bertviz_and_circuitsvis_take_the_maps(
     """Both are replaced by checks of what they ask for; neither needs to be installed."""
     recording = recorded(tiny_model, "llama_gqa", heads=[1, 4])
     T = recording.trace.length
-    (tmp_path / "attention.npz").write_bytes(export(recording, [b"t"] * T, facts={}, kind="npz"))
+    (tmp_path / "girl.npz").write_bytes(export(recording, [b"t"] * T, facts={}, kind="npz"))
     shown: list[str] = []
 
     def head_view(attention: list[np.ndarray], tokens: list[str]) -> None:
@@ -356,7 +356,7 @@ def test_the_readme_shows_how_bertviz_and_circuitsvis_take_the_maps(
     }.items():
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(**members))
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^ *```python\n(.*?)```", readme.README.read_text("utf-8"), re.M | re.S)
+    blocks = re.findall(r"^ *```python\n(.*?)```", readme.QUESTIONS.read_text("utf-8"), re.M | re.S)
     (block,) = [textwrap.dedent(block) for block in blocks if "head_view" in block]
     assert len(block.strip().splitlines()) <= 9
     exec(compile(block, "README.md", "exec"), {})

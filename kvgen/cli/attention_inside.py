@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from kvgen.atomic_write import write_file
 from kvgen.choices import PatchSite, names
 from kvgen.cli.attention_options import Query, Selection, Span
 from kvgen.cli.command import OneOf
 from kvgen.cli.options import DisplayFlags, bundle
-from kvgen.cli.output import Destination, make_canvas, note, show, write_text
+from kvgen.cli.output import make_canvas
 from kvgen.cli.progress import counting
 from kvgen.engine.places import check_number
 from kvgen.errors import UsageError
@@ -23,9 +21,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from kvgen.attention.lens import Lens
-    from kvgen.attention.patch import PatchMap
     from kvgen.engine.config import ModelConfig
-    from kvgen.model import Model
     from kvgen.recording import Recording
     from kvgen.render.canvas import Canvas
 
@@ -122,7 +118,7 @@ inside_options = bundle(
 def inside_of_page(
     flags: InsideFlags, selection: Selection, config: ModelConfig, n_positions: int
 ) -> InsideFlags:
-    """The flags for a page: lens and contributions too, where all is recorded and they are quick."""
+    """The flags for a page: lens and contributions too where all is recorded and both are quick."""
     if not (selection.all_layers and selection.all_heads):
         return flags
     rows = (config.n_layers + 1) * n_positions
@@ -146,7 +142,7 @@ def look_inside(
     A lens on a screen looks at the positions that a table has room for, unless some are named.
     """
     if flags.lens:
-        places = _positions(len(seen.token_ids), positions)
+        places = positions_of(len(seen.token_ids), positions)
         if positions == (None, None) and not all_positions:
             from kvgen.render.lens import positions_that_fit
 
@@ -159,7 +155,7 @@ def look_inside(
         seen.contributions(query=query, token=flags.token, against=flags.against)
 
 
-def _positions(n_tokens: int, span: Span) -> range:
+def positions_of(n_tokens: int, span: Span) -> range:
     """The positions of --queries. Raises UsageError where there are none of them."""
     places = range(n_tokens)[slice(*span)]
     if not places:
@@ -226,83 +222,4 @@ def _chosen(
     if positions == (None, None):
         n_fit = len(positions_that_fit(len(lens.positions), canvas))
         return held_lens(lens, layers, lens.positions[-n_fit:])
-    return held_lens(lens, layers, _positions(n_tokens, positions))
-
-
-def patch_and_show(
-    model: Model,
-    prompt_ids: list[int],
-    source_ids: list[int],
-    flags: InsideFlags,
-    selection: Selection,
-    positions: Span,
-    *,
-    display: DisplayFlags,
-    output: Destination,
-    quiet: bool,
-) -> None:
-    """Run every patch, and show the map: on the screen, as JSON, or as a file of either.
-
-    Raises KeyboardInterrupt behind a map of the patches that were run before it came.
-    """
-    site = flags.site or "head"
-    places = _positions(len(prompt_ids), positions)
-    config = model.config
-    n_columns = {
-        "head": len(selection.heads),
-        "kv-head": config.n_kv_heads,
-        "residual": len(places),
-    }[site]
-    with counting("patching", len(selection.layers) * n_columns, quiet=quiet) as advance:
-        found = model.patch(
-            prompt_ids,
-            source_ids,
-            site=site,
-            layers=selection.layers,
-            heads=None if selection.all_heads else selection.heads,
-            positions=places,
-            token=flags.token,
-            against=flags.against,
-            on_patch=advance,
-        )
-    if output.kind == "json":
-        content = json.dumps(_as_json(model, found)) + "\n"
-    else:
-        from dataclasses import replace
-
-        from kvgen.render.canvas import token_label
-        from kvgen.render.draw import draw
-        from kvgen.render.patch import patch_view
-
-        canvas = make_canvas(**display._asdict())
-        canvas = canvas if output.kind == "screen" else replace(canvas, mode="glyphs")
-
-        def token_text(token: int) -> str:
-            return token_label(model.token_bytes(token), canvas, 10).strip()
-
-        view = patch_view(found, token_text, canvas)
-        if output.kind == "screen":
-            show(view, canvas)
-        content = draw(view, canvas)
-    if output.path is not None:
-        write_file(output.path, content.encode())
-        from kvgen.render.numbers import counted
-
-        n_layers, n_columns = found.patched.shape
-        column = {"head": "head", "kv-head": "kv head", "residual": "position"}[site]
-        sizes = f"{counted(n_layers, 'layer')} x {counted(n_columns, column)}"
-        note(f"{output.path}: patches of {sizes}")
-    elif output.kind != "screen":
-        write_text(content)
-    if found.interrupted:
-        raise KeyboardInterrupt
-
-
-def _as_json(model: Model, found: PatchMap) -> dict[str, Any]:
-    """All numbers of a map; a patch that was not run is null."""
-    from dataclasses import fields
-
-    from kvgen.attention.extras import listed
-
-    numbers = {field.name: listed(getattr(found, field.name)) for field in fields(found)}
-    return {"model": model.name, **numbers, "effects": listed(found.effects)}
+    return held_lens(lens, layers, positions_of(n_tokens, positions))

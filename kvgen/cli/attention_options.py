@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from kvgen.choices import Detail, MetricName, Pool, Scale, Shown, Sink, names
+from kvgen.choices import MetricName, Pool, Scale, Shown, Sink, names
 from kvgen.cli.command import MINUS, OneOf
 from kvgen.cli.options import Several, bundle
 from kvgen.engine.places import ALL, Numbers, parse_address, parse_number, parse_numbers
@@ -73,22 +73,6 @@ class MapFlags(NamedTuple):
 
 
 _AS_IT_IS = MapFlags("weights", "sqrt", None, "split", "max", (None, None), (None, None), None)
-
-
-class PageFlags(NamedTuple):
-    """How much goes into a page, and whether to open it."""
-
-    detail: Detail
-    max_size: int  # bytes
-    opens: bool
-
-    def given(self) -> list[str]:
-        """The options that differ from their defaults."""
-        usual = PageFlags("auto", 32 * 2**20, False)
-        options = ("--detail", "--max-size", "--open")
-        return [
-            name for name, value, other in zip(options, self, usual, strict=True) if value != other
-        ]
 
 
 class EditFlags(NamedTuple):
@@ -249,30 +233,6 @@ map_options = bundle(
         metavar="NAME[,...]",
         help=f"Panels of the summary: {', '.join(names(MetricName))}. [default: "
         "sink-later,previous,induction,entropy]",
-    ),
-)
-
-page_options = bundle(
-    PageFlags,
-    "page",
-    click.option(
-        "--detail",
-        type=OneOf(names(Detail)),
-        default="auto",
-        show_default=True,
-        help="With -o FILE.html: q, k and v of every layer, maps alone, or as much as keeps the "
-        "page small (in full the layers of -l, else those that rest least on the first token).",
-    ),
-    click.option(
-        "--max-size",
-        type=click.IntRange(1, 1000),
-        default=32,
-        show_default=True,
-        help="With -o FILE.html: how many MiB it may have.",
-        callback=lambda _, __, value: value * 2**20,
-    ),
-    click.option(
-        "--open", "opens", is_flag=True, help="With -o FILE.html: open it in the browser."
     ),
 )
 

@@ -18,10 +18,11 @@ from kvgen.cli.attention_conflicts import (
 )
 from kvgen.cli.attention_inside import InsideFlags
 from kvgen.cli.attention_numbers import NumberFlags
-from kvgen.cli.attention_options import EditFlags, MapFlags, PageFlags, PlaceFlags, place_of
+from kvgen.cli.attention_options import EditFlags, MapFlags, PlaceFlags, place_of
 from kvgen.cli.attention_views import FORMATS
 from kvgen.cli.options import DisplayFlags, ModelFlags
 from kvgen.cli.output import Destination, destination
+from kvgen.cli.page_options import PageFlags
 from kvgen.cli.prompt import PromptFlags
 from kvgen.cli.sampling_options import SamplingFlags
 

@@ -11,9 +11,10 @@ from kvgen.atomic_write import write_file
 from kvgen.choices import ARRAY_FILES, FIGURES
 from kvgen.cli.attention_inside import InsideFlags, inside_views
 from kvgen.cli.attention_numbers import NumberFlags, head_sums, similarities, weighted_vectors
-from kvgen.cli.attention_options import MapFlags, PageFlags, Selection
+from kvgen.cli.attention_options import MapFlags, Selection
 from kvgen.cli.options import DisplayFlags
 from kvgen.cli.output import Destination, make_canvas, note, show, write_text
+from kvgen.cli.page_options import PageFlags
 from kvgen.cli.prompt import PromptFlags
 from kvgen.engine.places import check_number
 from kvgen.errors import UsageError

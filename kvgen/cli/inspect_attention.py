@@ -13,20 +13,20 @@ from kvgen.cli.attention_compare import deliver_difference
 from kvgen.cli.attention_conflicts import check_conflicts
 from kvgen.cli.attention_inside import (
     check_saved,
+    inside_of_page,
     inside_options,
     look_inside,
-    patch_and_show,
 )
 from kvgen.cli.attention_numbers import number_options
 from kvgen.cli.attention_options import (
     Selection,
     edit_options,
     map_options,
-    page_options,
     place_of,
     place_options,
     select,
 )
+from kvgen.cli.attention_patch import patch_and_show
 from kvgen.cli.attention_request import PROBE_TOKENS, Request, given_options, output_of
 from kvgen.cli.attention_runs import note_sampling, prepared, recorded
 from kvgen.cli.attention_views import (
@@ -37,6 +37,7 @@ from kvgen.cli.attention_views import (
 from kvgen.cli.command import PromptCommand
 from kvgen.cli.options import display_options, model_options
 from kvgen.cli.output import Destination, make_canvas, show
+from kvgen.cli.page_options import page_options
 from kvgen.cli.prompt import encode_prompt, prompt_options
 from kvgen.cli.sampling_options import sampling_options
 from kvgen.cli.what_ifs import EditedRuns, print_edits, show_edits
@@ -99,9 +100,9 @@ Examples:
     "-o",
     "--output",
     metavar="FILE",
-    help="Write a file by its ending: .html, a page to explore offline; .npz or .safetensors, which "
-    "can be given in place of PROMPT later; .json, .txt, or .png, .svg, .pdf (extra `plot`). `json` "
-    "and `txt` alone print that format.",
+    help="Write a file by its ending: .html, a page to explore offline; .npz or .safetensors, "
+    "which can be given in place of PROMPT later; .json, .txt, or .png, .svg, .pdf (extra `plot`). "
+    "`json` and `txt` alone print that format.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, as -o json.")
 @edit_options
