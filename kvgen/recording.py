@@ -59,9 +59,10 @@ class Recording:
         self.saved_lens: Lens | None = None
         self.saved_contributions: Contributions | None = None
         self.names = dict(zip(run.trace.token_ids, token_bytes, strict=True))  # of tokens by id
+        self.page_facts: dict[str, Any] = {}  # what a page shows besides
         self._source = source
-        self._name([] if run.sampled_last is None else [run.sampled_last])
-        self._name([] if run.predictions is None else run.predictions.ids)
+        self.learn_names([] if run.sampled_last is None else [run.sampled_last])
+        self.learn_names([] if run.predictions is None else run.predictions.ids)
 
     @staticmethod
     def open(path: str | Path, *, model: Any = None) -> Recording:
@@ -181,8 +182,8 @@ class Recording:
             n_candidates=n_candidates,
             on_rows=on_rows,
         )
-        self._name(self.saved_lens.ids)
-        self._name(self.saved_lens.final_ids)
+        self.learn_names(self.saved_lens.ids)
+        self.learn_names(self.saved_lens.final_ids)
         return self.saved_lens
 
     def contributions(
@@ -212,7 +213,7 @@ class Recording:
             against=source.token_id(against),
         )
         found = self.saved_contributions
-        self._name([found.token] if found.against is None else [found.token, found.against])
+        self.learn_names([found.token] if found.against is None else [found.token, found.against])
         return found
 
     def sources(self, layer: int, head: int) -> Sources:
@@ -285,9 +286,10 @@ class Recording:
             self.saved_lens,
             self.saved_contributions,
             self.names,
+            self.page_facts,
         )
 
-    def _name(self, ids: Sequence[int] | Ids) -> None:
+    def learn_names(self, ids: Sequence[int] | Ids) -> None:
         """Learn the bytes of some tokens, where the model is at hand."""
         if self._source is not None:
             for token in np.unique(np.asarray(ids, np.int64)).tolist():

@@ -70,6 +70,7 @@ def page_text(
         [_label(token) for token in saved.tokens],
         {token: _label(name) for token, name in saved.names.items()},
         saved.meta,
+        more=saved.page_facts,
         lens=saved.lens,
         contributions=saved.contributions,
         detail=detail,

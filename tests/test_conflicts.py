@@ -15,6 +15,7 @@ from tests.command import assert_fails, inside
 LINES = (
     (["--example", "--json"], "--example is a text: leave out --json"),
     (["--what-if", "kq", "--explain"], "--what-if compares runs of the prompt: leave out --expla"),
+    (["--ablate-all", "-o", "x.html"], "--ablate-all compares runs of the prompt: leave out a pa"),
     (["--ablate-all", "--queries", "1:"], "--ablate-all draws maps of its own: leave out --queri"),
     (["--compare", "The dog", "--show", "cos"], "weights differ between two runs: leave out --sh"),
     (["--compare", "The dog", "-o", "maps.npz"], "--compare writes .json and .txt files: choose o"),

@@ -8,7 +8,9 @@ import json
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,6 +55,7 @@ class SavedRecording(NamedTuple):
     lens: Lens | None
     contributions: Contributions | None
     names: dict[int, bytes]  # of candidates
+    page_facts: Mapping[str, Any] = MappingProxyType({})  # what only a page holds
 
 
 def read_export(path: Path) -> SavedRecording:

@@ -42,6 +42,12 @@ CONFLICTS = (
         EDITS,
         "{this} compares runs of the prompt: leave out {other}",
         others=("--explain", "--similarity", "--multi-head", "-o", "-n"),
+        unless=(PAGE,),  # which shows the runs beside the recording
+    ),
+    Conflict(
+        ("--ablate-all",),
+        "--ablate-all compares runs of the prompt: leave out {other}",
+        others=(PAGE,),
     ),
     Conflict(
         EDITS,

@@ -37,6 +37,7 @@ from kvgen.cli.attention_views import (
 from kvgen.cli.command import PromptCommand
 from kvgen.cli.options import display_options, model_options
 from kvgen.cli.output import Destination, make_canvas, show
+from kvgen.cli.page_extras import add_interventions, add_what_ifs
 from kvgen.cli.page_options import page_options
 from kvgen.cli.prompt import encode_prompt, prompt_options
 from kvgen.cli.sampling_options import sampling_options
@@ -140,7 +141,7 @@ def inspect_attention(**flags: Any) -> None:
         _compare(request, output)
     elif saved is not None:
         _show_saved(request, saved, output)
-    elif request.edits.what_ifs or request.edits.ablate_all:
+    elif output.kind != "html" and (request.edits.what_ifs or request.edits.ablate_all):
         _compare_edits(request, output)
     elif request.inside.source is not None:
         _patch(request, request.inside.source, output)
@@ -203,6 +204,11 @@ def _record_and_show(request: Request, output: Destination) -> None:
         quiet=request.quiet,
         all_positions=output.kind != "screen" and output.kind != "txt",
     )
+    if output.kind == "html":
+        edits, at = request.edits, request.place.at
+        runs = EditedRuns(model, prompt_ids, edits, at, selection, request.quiet)
+        add_what_ifs(seen, runs)
+        add_interventions(seen, model, seen.token_ids, quiet=request.quiet)
     deliver(seen, _views(request, selection), output)
     note_sampling(request, seen)
 

@@ -95,7 +95,7 @@ def print_edits(runs: EditedRuns) -> None:
         "model": runs.model.name,
         "token_ids": runs.ids,
         "what_ifs": [
-            _as_json(spec, one)
+            edit_numbers(spec, one)
             for spec, one in zip(runs.flags.what_ifs, runs.what_ifs(), strict=True)
         ],
     }
@@ -110,7 +110,7 @@ def print_edits(runs: EditedRuns) -> None:
     write_text(json.dumps(content) + "\n")
 
 
-def _as_json(spec: str, one: WhatIf) -> dict[str, Any]:
+def edit_numbers(spec: str, one: WhatIf) -> dict[str, Any]:
     """An edit's numbers; losses and divergence in nats."""
     best = [(-each).argsort()[:_JSON_TOKENS].tolist() for each in (one.base_next, one.edited_next)]
     tokens = list(dict.fromkeys(best[0] + best[1]))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -50,13 +51,15 @@ def content_of(
     names: Mapping[int, str],
     facts: Mapping[str, Any],
     *,
+    more: Mapping[str, Any] = MappingProxyType({}),
     lens: Lens | None = None,
     contributions: Contributions | None = None,
     detail: Detail = "auto",
     detailed_layers: Sequence[int] | None = None,
     most_bytes: int = MOST_BYTES,
 ) -> Content:
-    """All that the page shows of a run. `tokens` and `names` are labels without control characters.
+    """All that the page shows of a run. `tokens` and `names` are labels without control characters; `more` are
+    facts of edited runs (`whatIfs`) and changed rows (`interventions`).
 
     Where not all layers can be written in full, `detailed_layers` are (None: those with the heads
     that rest least on the first token). Raises UsageError where the page would be too large.
@@ -110,6 +113,7 @@ def content_of(
             "lens": _plain(lens),
             "contributions": _plain(contributions),
             "names": {str(token): name for token, name in names.items()},
+            **more,
         },
         blocks,
     )
