@@ -280,14 +280,9 @@ class Recording:
     def parts(self) -> SavedRecording:
         """All that a file of this recording holds."""
         return SavedRecording(
-            self.run,
-            self.token_bytes,
-            self.facts,
-            self.saved_lens,
-            self.saved_contributions,
-            self.names,
-            self.page_facts,
-        )
+            self.run, self.token_bytes, self.facts, self.saved_lens, self.saved_contributions,
+            self.names, self.page_facts,
+        )  # fmt: skip
 
     def learn_names(self, ids: Sequence[int] | Ids) -> None:
         """Learn the bytes of some tokens, where the model is at hand."""

@@ -58,8 +58,10 @@ def content_of(
     detailed_layers: Sequence[int] | None = None,
     most_bytes: int = MOST_BYTES,
 ) -> Content:
-    """All that the page shows of a run. `tokens` and `names` are labels without control characters; `more` are
-    facts of edited runs (`whatIfs`) and changed rows (`interventions`).
+    """All that the page shows of a run.
+
+    `tokens` and `names` are labels without control characters, `more` facts of edited runs
+    (`whatIfs`) and of changed rows (`interventions`).
 
     Where not all layers can be written in full, `detailed_layers` are (None: those with the heads
     that rest least on the first token). Raises UsageError where the page would be too large.
