@@ -12,7 +12,7 @@ from kvgen.bench.plan import BenchPlan, Workload, check_steps
 from kvgen.bench.report import BenchReport, ReportContext
 from kvgen.bench.run import bench
 from kvgen.checkpoint.folder import fingerprint
-from kvgen.choices import FIGURES, REPORTS, ArmName
+from kvgen.choices import FIGURES, REPORTS, ArmName, check_choice
 from kvgen.engine.machine import environment
 from kvgen.engine.rope import length_dependent
 from kvgen.errors import UsageError
@@ -36,7 +36,7 @@ class Experiment:
         work = self.report.runs[0].workload
         arms = ", ".join(self.report.plan.arms)
         slower = self.times_slower
-        said = "" if slower is None else f"; without the cache a token takes {slower:.3g} times"
+        said = "" if slower is None else f"; {slower:.3g} times slower without the cache"
         return (
             f"<Experiment on {self.context.model}: {work.length} + {work.n_gen} tokens, cache "
             f"{arms}{said}>"
@@ -55,7 +55,12 @@ class Experiment:
         return draw(bench_view(self.report, self.context, canvas, details=details), canvas)
 
     def content(self, kind: str) -> bytes:
-        """The bytes of a file of that kind: json, jsonl, csv, md, png, svg or pdf."""
+        """The bytes of a file of that kind: json, jsonl, csv, md, png, svg or pdf.
+
+        Raises UsageError for another.
+        """
+        if f".{kind}" not in (*REPORTS, *FIGURES):
+            raise UsageError(f"{kind!r} is not a kind of report")
         if f".{kind}" in FIGURES:
             check_latency_figure(self.context, kind=kind)
             return latency_figure(self.report, self.context, kind=kind)
@@ -88,8 +93,19 @@ def run_experiment(
 ) -> Experiment:
     """Calibrate the engine, and time a prefill of the ids and decode steps behind it in every arm.
 
-    Raises UsageError beyond the context.
+    Raises UsageError beyond the context, for an arm of another name, and for no arms or
+    repetitions.
     """
+    if isinstance(arms, str):
+        raise UsageError(f"arms {arms!r} is not a list: write [{arms!r}]")
+    arms = tuple(dict.fromkeys(arms))
+    for arm in arms:
+        check_choice("arm", arm, ArmName)
+    if not arms or repetitions < 1 or n_gen < 0:
+        raise UsageError(
+            f"{len(arms)} arms, {repetitions} repetitions and {n_gen} new tokens cannot be timed: "
+            "at least 1, 1 and 0 are needed"
+        )
     ropes = length_dependent(source.engine.config)
     work = Workload(ids=tuple(ids), n_prompt=len(ids), n_gen=n_gen, ropes=ropes)
     plan = BenchPlan(workloads=(work,), arms=tuple(arms), repetitions=repetitions, seed=seed)

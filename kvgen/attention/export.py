@@ -16,12 +16,16 @@ metric_rows    i32 [L, H, M]      how many queries each of them was made of
 value_norms    f32 [L, T, H]      |v_j W_O^h|
 output_norms   f32 [L, T, H]      |sum_{j >= 1} w_ij v_j W_O^h|
 states         f32 [L + 1, T, C]  what enters each layer of the model, and what leaves the last one
-predictions_*  lens_*  contributions_*     the arrays of these parts, see extras.py
-name_ids       i32 [M]            tokens that they name; name_bytes and name_offsets as of tokens
+predictions_*, lens_*, contributions_*     the arrays of these parts: `LAYOUTS` in extras.py
+name_ids       i32 [N]            tokens with known texts: those above, and those of these parts
+name_bytes     u8  [..]           their bytes, one after another
+name_offsets   i32 [N + 1]        where each one's bytes begin
 meta           JSON text          model, prompt length and settings; in .safetensors its metadata
 
-All from value_norms on is there where it was recorded. .json holds meta, metrics, these parts, and
-the strongest keys of each row.
+All from value_norms to name_offsets is there where it was recorded. .json holds one object: meta,
+token_ids, tokens, metrics (an object for each head), maps (for each head and row the strongest
+keys, each with its weight), names (texts of tokens by id), and predictions, lens, contributions
+where they were recorded.
 """
 
 from __future__ import annotations

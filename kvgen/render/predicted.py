@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from rich.text import Text
 
 from kvgen.attention.record import RecordedRun
-from kvgen.render.canvas import TOKEN_CELLS, Canvas, name_label
+from kvgen.render.canvas import Canvas, quoted
 from kvgen.render.layout import flow
 
 
@@ -28,7 +28,7 @@ def predicts(
     if found is None:
         return []
     candidates = [
-        f"{name_label(int(token), names, canvas, TOKEN_CELLS).strip()} {probability:.2f}"
+        f"{quoted(int(token), names, canvas)} {probability:.2f}"
         for token, probability in zip(
             found.ids[query], found.probabilities[query].tolist(), strict=True
         )
@@ -38,6 +38,5 @@ def predicts(
     more = []
     if came is not None:
         token, probability = came
-        label = name_label(token, names, canvas, TOKEN_CELLS).strip()
-        more = [Text(f"next came {label} {probability:.2f}")]
+        more = [Text(f"next came {quoted(token, names, canvas)} {probability:.2f}")]
     return [flow([flow(words, canvas.width, between=", "), *more], canvas.width, between=" · ")]
