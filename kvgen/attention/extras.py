@@ -98,15 +98,17 @@ class Extras:
 
 def extras_of(arrays: Mapping[str, Array], meta: Mapping[str, Any], *, n_tokens: int) -> Extras:
     """The parts that a file holds. Raises KeyError, ValueError or TypeError where one is broken."""
+    sizes = {}
+    if "lens" in meta:
+        sizes = {"N": len(meta["lens"]["layers"]), "P": len(meta["lens"]["positions"])}
     found = Extras(
         predictions=_part(Predictions, "predictions", arrays, meta, T=n_tokens),
-        lens=_part(Lens, "lens", arrays, meta),
+        lens=_part(Lens, "lens", arrays, meta, **sizes),
         contributions=_part(Contributions, "contributions", arrays, meta),
     )
     if found.lens is not None:
-        there = _ascending(found.lens.layers), _ascending(found.lens.positions, n_tokens)
-        if found.lens.ranks.shape != there:
-            raise ValueError("the lens has other layers or positions than numbers")
+        _check_ascending(found.lens.layers)
+        _check_ascending(found.lens.positions, n_tokens)
     if found.contributions is not None:
         read, query = found.contributions.read, found.contributions.query
         if not 0 <= read.min() <= read.max() <= query < n_tokens:
@@ -148,13 +150,11 @@ def _part(
     return kind(**values)
 
 
-def _ascending(numbers: tuple[int, ...], end: int = 10**6) -> int:
-    """How many numbers there are. Raises ValueError where they do not ascend below an end."""
-    if any(type(number) is not int or not 0 <= number < end for number in numbers):
+def _check_ascending(numbers: tuple[int, ...], end: int = 10**6) -> None:
+    """Raise ValueError for numbers that do not ascend from 0 on to below an end."""
+    whole = all(type(number) is int and 0 <= number < end for number in numbers)
+    if not whole or list(numbers) != sorted(set(numbers)):
         raise ValueError(f"{numbers} are no numbers of layers or positions")
-    if list(numbers) != sorted(set(numbers)):
-        raise ValueError(f"{numbers} do not ascend")
-    return len(numbers)
 
 
 def listed(value: Any) -> Any:
