@@ -1,6 +1,157 @@
-// To come.
-import { fill } from "../dom.js";
+// What-ifs: the chosen head's map with one thing changed, computed here; and what Python measured.
+import { choice, element, fill, paint } from "../dom.js";
+import { cssColor, valueAt } from "../pure/ink.js";
+import { fixed, signed } from "../pure/numbers.js";
+import { drawn, EDITS, editedWeights, keysToShow, mean, rowDistances, rowEntropies } from "../pure/whatif.js";
+import { drawSquare } from "./heads.js";
+import { propagatedPart } from "./propagated.js";
 
-export function mountWhatIf(root) {
-  return () => fill(root, "");
+const MOST = 16;
+const KEPT = 12;
+const LESSONS = {
+  kq: [
+    "Keys look for queries: S′ = Sᵀ. One would have to cache Q (after RoPE, of every query head) and V, and not K.",
+    "Beware: the mask hides these scores from the model, so it was never trained on them; with RoPE their offsets have the other sign.",
+  ],
+  unscaled: [
+    "Without the factor, mostly 1/√d, large products saturate the softmax: fewer keys get all.",
+    "Beware: the model was trained with the factor; a norm of q and k, or a soft cap, limits the scores as well.",
+  ],
+  unmasked: [
+    "Each row sees all keys. A new token changes old rows, so kept rows of K and V of later layers would be wrong.",
+    "Beware: in the model every position would see the token that it should predict, so a lower loss would mean nothing.",
+  ],
+  "drop-sink": [
+    "The weight that this head puts on the first token has to go to other keys.",
+    "Beware: a value of the first token is often short, so weight on it writes little; the other keys get weight that they would not have.",
+  ],
+};
+const WORDS = { kq: "kq: keys look for queries", unscaled: "unscaled", unmasked: "unmasked", "drop-sink": "drop-sink: without key 0" };
+
+/** The tab of the what-ifs: local ones of the chosen head, and those that the recording holds. */
+export function mountWhatIf(root, app) {
+  const { recording, store } = app;
+  const { tokens, whatIfs, names } = recording.facts;
+  const local = element("div", { class: "local-edit" });
+  fill(root, local, propagatedPart(whatIfs ?? [], (id) => names[id] ?? `id ${id}`));
+  let last = null;
+
+  /** The map before, after and the change, kept until something else is chosen. */
+  function computed(edit, state) {
+    const key = `${edit} ${state.layer} ${state.head}`;
+    if (last?.key === key) return last;
+    const head = recording.head(app.row(), app.column());
+    const rule = recording.rule(app.row());
+    const T = recording.length;
+    const before = editedWeights(null, head, rule);
+    const after = editedWeights(edit, head, rule);
+    last = {
+      key, T, before, after,
+      distances: rowDistances(before, after, T),
+      entropies: [rowEntropies(before, T), rowEntropies(after, T)],
+      maps: [
+        ["as it is", drawn(before, T, [null], rule), false],
+        ["edited", drawn(after, T, [edit], rule), false],
+        ["edited − as it is", drawn(after.map((weight, at) => weight - before[at]), T, [null, edit], rule), true],
+      ],
+    };
+    return last;
+  }
+
+  function buttons(chosen) {
+    return element("div", { class: "edits", role: "group", "aria-label": "edit" }, ...EDITS.map((edit) =>
+      element("button", { type: "button", "aria-pressed": String(edit === chosen), click: () => store.set({ edit }) }, WORDS[edit])));
+  }
+
+  function mapOf([title, numbers, isSigned], { T }, state) {
+    const canvas = element("canvas", { role: "img", "aria-label": `${title}, head ${state.layer}.${state.head}: rows are queries, columns are keys; the pinned row is in the table below` });
+    const ink = inkOf(isSigned, state);
+    const box = element("figure", {}, element("figcaption", {}, title), canvas);
+    const side = Math.max(72, Math.min(240, Math.floor((root.clientWidth - 20) / 3)));
+    paint(canvas, side, side, (context) => {
+      drawSquare(context, numbers, T, side, ink, state.theme);
+      const cell = side / T;
+      context.strokeStyle = getComputedStyle(document.documentElement).getPropertyValue("--accent");
+      context.lineWidth = 1.5;
+      context.strokeRect(0.75, Math.min(side - 3, state.query * cell), side - 1.5, Math.max(cell, 2.5));
+    });
+    canvas.addEventListener("click", (event) => {
+      const box = canvas.getBoundingClientRect();
+      const query = Math.floor(((event.clientY - box.top) / box.height) * T);
+      store.set({ query: Math.min(T - 1, Math.max(0, query)), key: null });
+    });
+    return box;
+  }
+
+  function legend(title, isSigned, state) {
+    const ink = inkOf(isSigned, state);
+    const swatches = (isSigned ? [-1, -0.5, 0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1]).map((step) => {
+      const value = valueAt(step, ink);
+      const swatch = element("span", { class: "swatch", "aria-hidden": "true" });
+      swatch.style.background = cssColor(value, ink, state.theme);
+      return element("span", {}, swatch, ` ${isSigned ? signed(value, 2) : Number(value.toPrecision(2))}`);
+    });
+    return element("div", { class: "legend" }, element("span", {}, title), ...swatches);
+  }
+
+  function rowTable({ T, before, after }, state) {
+    const from = state.query * T;
+    const [was, now] = [before.subarray(from, from + T), after.subarray(from, from + T)];
+    const shown = keysToShow(was, now, { most: MOST, kept: KEPT });
+    const sum = (row, places) => places.reduce((total, j) => total + row[j], 0);
+    const rest = [...was.keys()].filter((j) => (was[j] > 0 || now[j] > 0) && !shown.includes(j));
+    const bars = (j) => {
+      const bar = (weight, name) => {
+        const made = element("span", { class: `weight-bar ${name}` });
+        made.style.width = `${100 * weight}%`;
+        return made;
+      };
+      return element("td", { class: "bars", "aria-hidden": "true" }, element("div", {}, bar(was[j], "before"), bar(now[j], "after")));
+    };
+    const cells = (one, other) => [fixed(one, 3), fixed(other, 3), signed(other - one, 3)].map((text) => element("td", {}, text));
+    const lines = shown.map((j) =>
+      element("tr", { class: j === state.key ? "key" : "", click: () => j <= state.query && store.set({ key: j }) }, element("td", {}, j), element("th", { scope: "row" }, tokens[j]), bars(j), ...cells(was[j], now[j])));
+    if (rest.length) lines.push(element("tr", {}, element("td"), element("th", { scope: "row" }, `${rest.length} others`), element("td"), ...cells(sum(was, rest), sum(now, rest))));
+    const key = (name) => element("span", { class: `weight-key ${name}`, "aria-hidden": "true" });
+    const heads = [["j"], ["key"], [""], [key("before"), "as it is"], [key("after"), "edited"], ["change"]];
+    return element(
+      "div",
+      { class: "scroll", tabindex: 0, role: "region", "aria-label": "the pinned query's weights before and after" },
+      element("table", { class: "numbers before-after" }, element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", { scope: "col" }, ...head)))), element("tbody", {}, ...lines)),
+    );
+  }
+
+  return (state) => {
+    const edit = EDITS.includes(state.edit) ? state.edit : EDITS[0];
+    const title = element("h3", {}, "Local: this head's map alone, its inputs as they are");
+    if (!recording.head(app.row(), app.column())) {
+      fill(local, title, element("p", { class: "hint" }, `Layer ${state.layer} was written as maps only: an edit needs its q and k. Record fewer layers or fewer tokens.`));
+      return;
+    }
+    const found = computed(edit, state);
+    const [was, now] = found.entropies;
+    const i = state.query;
+    const fact = (name, words) => element("div", {}, element("dt", {}, name), element("dd", {}, words));
+    fill(
+      local,
+      title,
+      buttons(edit),
+      element("p", {}, LESSONS[edit][0]),
+      element("p", { class: "hint" }, LESSONS[edit][1]),
+      element("div", { class: "three-maps" }, ...found.maps.map((map) => mapOf(map, found, state))),
+      element("div", { class: "bar" }, element("div", {}, legend("weight", false, state), legend("change", true, state), element("p", { class: "hint" }, "rows are queries, columns are keys; click a row to pin its query")), choice("scale", [["sqrt", "√"], ["linear", "linear"], ["log", "log"]], state.scale, (scale) => store.set({ scale }))),
+      element(
+        "dl",
+        { class: "before-after-facts" },
+        fact("distance of rows, ½ Σ |w − w′|", `mean ${fixed(mean(found.distances), 3)} · query ${i}: ${fixed(found.distances[i], 3)}`),
+        fact("entropy, nats", `mean ${fixed(mean(was), 2)} → ${fixed(mean(now), 2)} · query ${i}: ${fixed(was[i], 2)} → ${fixed(now[i], 2)}`),
+      ),
+      element("h3", {}, `Query ${i} ${tokens[i]}: its weights before and after`),
+      rowTable(found, state),
+    );
+  };
+}
+
+function inkOf(isSigned, state) {
+  return { scale: state.scale, most: 1, signed: isSigned };
 }
