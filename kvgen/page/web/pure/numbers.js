@@ -26,3 +26,8 @@ export function byteSize(bytes) {
 export function grouped(number) {
   return Math.round(number).toLocaleString("en");
 }
+
+/** A count with its noun: `1 layer`, `1,024 keys`. */
+export function plural(count, one, many) {
+  return `${grouped(count)} ${count === 1 ? one : many}`;
+}

@@ -136,6 +136,11 @@ export function mountMap(root, app) {
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     const { n, side, left, top, bin } = geometry;
     const cell = side / n;
+    const shown = Math.min(side, Math.ceil((nPrompt + state.step) / bin) * cell); // later rows are not there yet
+    context.globalAlpha = 0.8;
+    context.fillStyle = themeColor("--panel");
+    context.fillRect(left, top + shown, side, side - shown);
+    context.globalAlpha = 1;
     const row = (query, key, color) => {
       context.strokeStyle = themeColor(color);
       context.lineWidth = 1.5;
