@@ -12,6 +12,17 @@ export function element(name, attributes = {}, ...children) {
   return made;
 }
 
+/** The same of SVG. */
+export function shape(name, attributes = {}, ...children) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (typeof value === "function") made.addEventListener(key, value);
+    else if (value !== false && value !== null && value !== undefined) made.setAttribute(key, String(value));
+  }
+  made.append(...children.filter((child) => child !== null));
+  return made;
+}
+
 /** Replace the children of an element. */
 export function fill(parent, ...children) {
   parent.replaceChildren(...children.filter((child) => child !== null).map((child) => (child instanceof Node ? child : String(child))));
