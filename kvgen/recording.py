@@ -269,6 +269,10 @@ class Recording:
         )
         write_file(path, file_content(self.parts, kind, shown=chosen, width=width))
 
+    def export(self, kind: str) -> bytes:
+        """The bytes of a file with all that was recorded: npz, safetensors, json or html."""
+        return file_content(self.parts, kind, shown=Shown())
+
     def page(self, *, height: int = 760) -> Page:
         """The page of `save("x.html")` for a notebook, in a frame of that many pixels."""
         return notebook_page(self.parts, height)
