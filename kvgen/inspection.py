@@ -48,6 +48,7 @@ def run_and_record(
         "dtype": engine.dtype,
         "cache_dtype": engine.cache_dtype,
         "backend": engine.backend,
+        "n_layers": engine.config.n_layers,
         "rotary": bool(engine.config.rope),
         "rope_dims": [0 if rope is None else rope.dim for rope in engine.config.rope],
         "sampling": sampler.options.describe(),
