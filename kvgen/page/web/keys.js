@@ -1,6 +1,6 @@
 // The keyboard: every key in one table, which the help shows too.
 
-/** Keys, what they do, and how: (app) => the change of the state. */
+/** Keys, what they do, and how: (app) => the change of the state, if any. */
 export const KEYS = [
   [["ArrowLeft"], "head before", (app) => beside(app, "head", "heads", -1)],
   [["ArrowRight"], "next head", (app) => beside(app, "head", "heads", 1)],
@@ -21,9 +21,9 @@ export const KEYS = [
   [["4"], "lens", () => ({ tab: "lens" })],
   [["w", "5"], "what if", () => ({ tab: "what-if" })],
   [["t"], "dark or light", (app) => ({ theme: after(["dark", "light"], app.store.get().theme) })],
-  [["/"], "find a token", () => (document.getElementById("find").focus(), null)],
+  [["/"], "find a token", () => document.getElementById("find").focus()],
   [["Escape"], "no key chosen", () => ({ key: null })],
-  [["?"], "this help", () => (document.getElementById("help").showModal(), null)],
+  [["?"], "this help", () => document.getElementById("help").showModal()],
 ];
 
 function after(list, value) {

@@ -95,7 +95,7 @@ export function mountMap(root, app) {
       context.translate(left, top);
       drawSquare(context, withoutSink(numbers, n, shown), n, side, ink, state.theme);
       context.restore();
-      drawLabels(context, state, labels);
+      drawLabels(context, labels);
     });
     const copy = document.createElement("canvas");
     copy.width = canvas.width;
@@ -106,7 +106,7 @@ export function mountMap(root, app) {
     drawLegend(shown, ink, bin);
   }
 
-  function drawLabels(context, state, labels) {
+  function drawLabels(context, labels) {
     const { n, side, left, top, bin } = geometry;
     const cell = side / n;
     context.fillStyle = themeColor("--quiet");
