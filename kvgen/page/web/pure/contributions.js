@@ -23,7 +23,7 @@ export function greatestParts({ embedding, position, heads, mlps }, count) {
   return parts.sort((one, other) => Math.abs(other.adds) - Math.abs(one.adds)).slice(0, count);
 }
 
-/** The greatest number of heads and MLPs, either way. */
-export function greatestOf({ heads, mlps }) {
-  return Math.max(...heads.flat().map(Math.abs), ...mlps.map(Math.abs));
+/** The greatest of some numbers, either way. */
+export function greatestOf(numbers) {
+  return numbers.reduce((most, number) => Math.max(most, Math.abs(number)), 0);
 }

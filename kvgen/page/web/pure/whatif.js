@@ -62,5 +62,8 @@ export function keysToShow(before, after, { most, kept }) {
   const places = [...before.keys()].filter((j) => before[j] > 0 || after[j] > 0);
   if (places.length <= most) return places;
   const weight = (j) => Math.max(before[j], after[j]);
-  return places.sort((a, b) => weight(b) - weight(a) || a - b).slice(0, kept).sort((a, b) => a - b);
+  return places
+    .sort((a, b) => weight(b) - weight(a) || a - b)
+    .slice(0, kept)
+    .sort((a, b) => a - b);
 }

@@ -11,8 +11,17 @@ const MOVES = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowD
 /** The tab of the lens and of the contributions. */
 export function mountLens(root, app) {
   const { lens, contributions } = app.recording.facts;
-  const drawLens = lens ? lensPart(app) : missing("The logit lens", "what each layer would predict if the model ended there", "--lens", "recording.lens()");
-  const drawSums = contributions ? contributionsPart(app) : missing("Contributions", "what the embedding, each head and each MLP adds to the logit of the next token", "--contributions", "recording.contributions()");
+  const drawLens = lens
+    ? lensPart(app)
+    : missing("The logit lens", "what each layer would predict if the model ended there", "--lens", "recording.lens()");
+  const drawSums = contributions
+    ? contributionsPart(app)
+    : missing(
+        "Contributions",
+        "what the embedding, each head and each MLP adds to the logit of the next token",
+        "--contributions",
+        "recording.contributions()",
+      );
   fill(root, drawLens.part, drawSums.part);
   return (state, before) => {
     drawLens.draw(state, before);
@@ -22,7 +31,17 @@ export function mountLens(root, app) {
 
 /** A line that says how to record what is not in the file. */
 function missing(title, what, option, call) {
-  const how = element("p", { class: "hint" }, `Not in this file: ${what}. Record it with `, element("code", {}, option), " of ", element("code", {}, "kvgen inspect-attention"), ", or ", element("code", {}, call), " in Python before the page is written.");
+  const how = element(
+    "p",
+    { class: "hint" },
+    `Not in this file: ${what}. Record it with `,
+    element("code", {}, option),
+    " of ",
+    element("code", {}, "kvgen inspect-attention"),
+    ", or ",
+    element("code", {}, call),
+    " in Python before the page is written.",
+  );
   return { part: element("section", { class: "part" }, element("h3", {}, title), how), draw() {} };
 }
 
@@ -38,13 +57,19 @@ function lensPart(app) {
     "section",
     { class: "part" },
     element("h3", {}, "Logit lens: the likeliest next token behind each layer"),
-    element("p", { class: "hint" }, "The final norm and the head behind each block, as if the model ended there. ◂ marks the token that the whole model finds likeliest. Choose a cell by a click, the arrow keys or the pinned query."),
+    element(
+      "p",
+      { class: "hint" },
+      "The final norm and the head behind each block, as if the model ended there. ◂ marks the token that the whole model finds likeliest. Choose a cell by a click, the arrow keys or the pinned query.",
+    ),
     scroll,
     legend(),
     chosenBox,
     element("p", { class: "hint" }, `verified: |last layer − the model's own logits| ≤ ${lens.error.toExponential(1)}`),
   );
   let marked = null;
+  let entry = cells[0][0]; // the cell that the tab key leads to
+  entry.tabIndex = 0;
 
   function cellOf(layer, row, column) {
     const id = lens.ids[row][column][0];
@@ -52,7 +77,11 @@ function lensPart(app) {
     const final = id === lens.finalIds[column];
     const words = `layer ${layer}, position ${lens.positions[column]} ${tokens[lens.positions[column]]}: ${nameOf(id)} ${fixed(probability, 2)}${final ? ", the final choice" : ""}`;
     const color = colorOf(probability, INK, "dark");
-    const cell = element("td", { class: final ? "final" : "", tabindex: -1, "aria-label": words, title: words }, element("span", {}, nameOf(id)));
+    const cell = element(
+      "td",
+      { class: final ? "final" : "", tabindex: -1, "aria-label": words, title: words },
+      element("span", {}, nameOf(id)),
+    );
     cell.style.background = `rgb(${color.join(" ")})`;
     cell.style.color = inkOn(color);
     cell.dataset.row = row;
@@ -61,20 +90,45 @@ function lensPart(app) {
   }
 
   function gridOf() {
-    const head = element("thead", {}, element("tr", {}, element("th", { scope: "col", class: "corner" }, "layer"), ...lens.positions.map((place) => element("th", { scope: "col", title: `${place} ${tokens[place]}` }, element("small", {}, place), element("span", {}, tokens[place])))));
-    const body = element("tbody", {}, ...lens.layers.map((layer, row) => element("tr", {}, element("th", { scope: "row" }, layer), ...cells[row])));
-    const made = element("table", { class: "lens", role: "grid", "aria-label": "the likeliest next token behind each layer at each position" }, head, body);
+    const head = element(
+      "thead",
+      {},
+      element(
+        "tr",
+        {},
+        element("th", { scope: "col", class: "corner" }, "layer"),
+        ...lens.positions.map((place) =>
+          element(
+            "th",
+            { scope: "col", title: `${place} ${tokens[place]}` },
+            element("small", {}, place),
+            element("span", {}, tokens[place]),
+          ),
+        ),
+      ),
+    );
+    const body = element(
+      "tbody",
+      {},
+      ...lens.layers.map((layer, row) => element("tr", {}, element("th", { scope: "row" }, layer), ...cells[row])),
+    );
+    const made = element(
+      "table",
+      { class: "lens", role: "grid", "aria-label": "the likeliest next token behind each layer at each position" },
+      head,
+      body,
+    );
     made.addEventListener("click", (event) => {
       const cell = event.target.closest("td");
       if (cell) choose(Number(cell.dataset.row), Number(cell.dataset.column));
     });
     made.addEventListener("keydown", (event) => {
       const move = MOVES[event.key];
-      if (!move || event.ctrlKey || event.metaKey || event.altKey || !marked) return;
+      if (!move || event.ctrlKey || event.metaKey || event.altKey) return;
       event.preventDefault();
       event.stopPropagation(); // here arrows go from cell to cell, elsewhere from head to head
-      const row = Number(marked.dataset.row) + move[0];
-      const column = Number(marked.dataset.column) + move[1];
+      const row = Number(entry.dataset.row) + move[0];
+      const column = Number(entry.dataset.column) + move[1];
       if (cells[row]?.[column]) choose(row, column);
     });
     return made;
@@ -103,13 +157,12 @@ function lensPart(app) {
     const cell = column < 0 ? null : cells[row][column];
     if (cell === marked) return;
     const focused = marked !== null && marked === document.activeElement;
-    if (marked) {
-      marked.classList.remove("chosen");
-      marked.tabIndex = -1;
-      marked.removeAttribute("aria-selected");
-    }
+    marked?.classList.remove("chosen");
+    marked?.removeAttribute("aria-selected");
+    entry.tabIndex = -1;
     marked = cell;
-    (cell ?? cells[row][0]).tabIndex = 0;
+    entry = cell ?? cells[row][0];
+    entry.tabIndex = 0;
     if (!cell) return;
     cell.classList.add("chosen");
     cell.setAttribute("aria-selected", "true");
@@ -132,21 +185,37 @@ function lensPart(app) {
       const probability = lens.probabilities[row][column][place];
       const bar = element("span", { class: "weight-bar" });
       bar.style.width = `${100 * probability}%`;
-      return element("tr", {}, element("th", { scope: "row", class: id === lens.finalIds[column] ? "final" : "" }, nameOf(id)), element("td", { class: "bars", "aria-hidden": "true" }, element("div", {}, bar)), element("td", {}, fixed(probability, 3)));
+      return element(
+        "tr",
+        {},
+        element("th", { scope: "row", class: id === lens.finalIds[column] ? "final" : "" }, nameOf(id)),
+        element("td", { class: "bars", "aria-hidden": "true" }, element("div", {}, bar)),
+        element("td", {}, fixed(probability, 3)),
+      );
     });
-    return element("table", { class: "numbers words before-after" }, element("caption", {}, `layer ${lens.layers[row]}, entropy ${fixed(lens.entropies[row][column], 2)} nats`), element("tbody", {}, ...lines));
+    return element(
+      "table",
+      { class: "numbers words before-after" },
+      element("caption", {}, `layer ${lens.layers[row]}, entropy ${fixed(lens.entropies[row][column], 2)} nats`),
+      element("tbody", {}, ...lines),
+    );
   }
 
   function numbers(row, column) {
-    const head = ["layer", "rank", "p", "H/nats", "likeliest"].map((name) => element("th", { scope: "col", class: name === "likeliest" ? "left" : "" }, name));
+    const head = ["layer", "rank", "p", "H/nats", "likeliest"].map((name) =>
+      element("th", { scope: "col", class: name === "likeliest" ? "left" : "" }, name),
+    );
     const lines = lens.layers.map((layer, at) =>
       element(
         "tr",
         { class: at === row ? "chosen" : "", click: () => choose(at, column) },
         element("th", { scope: "row" }, layer),
-        ...[grouped(lens.ranks[at][column]), fixed(lens.finalProbabilities[at][column], 3), fixed(lens.entropies[at][column], 2)].map((cell) => element("td", {}, cell)),
+        ...[grouped(lens.ranks[at][column]), fixed(lens.finalProbabilities[at][column], 3), fixed(lens.entropies[at][column], 2)].map(
+          (cell) => element("td", {}, cell),
+        ),
         element("td", { class: "left" }, nameOf(lens.ids[at][column][0])),
-      ));
+      ),
+    );
     return element("table", { class: "numbers" }, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...lines));
   }
 
@@ -156,7 +225,13 @@ function lensPart(app) {
       swatch.style.background = cssColor(value, INK, "dark");
       return element("span", {}, swatch, ` ${value}`);
     });
-    return element("div", { class: "legend" }, element("span", {}, "probability"), ...swatches, element("span", {}, "◂ the final choice"));
+    return element("div", { class: "legend" }, element("span", {}, "probability"), ...swatches);
+  }
+
+  /** Half of the place where there is room for two beside each other, else all of it. */
+  function chartWidth() {
+    const room = chosenBox.clientWidth || 300;
+    return Math.min(420, room < 470 ? room : Math.floor((room - 20) / 2));
   }
 
   let open = false;
@@ -165,15 +240,39 @@ function lensPart(app) {
     const column = lens.positions.indexOf(state.query);
     mark(row, column);
     if (column < 0) {
-      fill(chosenBox, element("p", { class: "hint" }, `The lens was not recorded at position ${state.query}; it was at ${lens.positions.length} others: choose one of its cells.`));
+      fill(
+        chosenBox,
+        element(
+          "p",
+          { class: "hint" },
+          `The lens was not recorded at position ${state.query}; it was at ${lens.positions.length} others: choose one of its cells.`,
+        ),
+      );
       return;
     }
     const final = nameOf(lens.finalIds[column]);
-    const details = element("details", { open, toggle: () => (open = details.open) }, element("summary", {}, "the chart's numbers as a table"), element("div", { class: "scroll" }, numbers(row, column)));
+    const details = element(
+      "details",
+      { open, toggle: () => (open = details.open) },
+      element("summary", {}, "the chart's numbers as a table"),
+      element("div", { class: "scroll" }, numbers(row, column)),
+    );
     fill(
       chosenBox,
-      element("h3", {}, `Position ${state.query} ${tokens[state.query]}: the final choice is ${final}`),
-      element("div", { class: "lens-beside" }, candidates(row, column), rankChart(lens, column, row, final)),
+      element(
+        "h3",
+        {},
+        `Position ${state.query} `,
+        element("code", { class: "name" }, tokens[state.query]),
+        ": the final choice is ",
+        element("code", { class: "name" }, final),
+      ),
+      element(
+        "div",
+        { class: "lens-beside" },
+        candidates(row, column),
+        rankChart(lens, column, { chosen: row, final, width: chartWidth() }),
+      ),
       details,
     );
   }

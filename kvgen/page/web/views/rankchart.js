@@ -3,10 +3,10 @@ import { element } from "../dom.js";
 import { linePath, rankPlace, rankTicks } from "../pure/curve.js";
 import { fixed, grouped } from "../pure/numbers.js";
 
-const [WIDTH, LEFT, RIGHT] = [300, 48, 8];
-const RANK = { top: 18, height: 62 };
-const PROBABILITY = { top: 108, height: 62 };
-const BOTTOM = 200;
+const [LEFT, RIGHT] = [50, 8];
+const RANK = { top: 20, height: 64 };
+const PROBABILITY = { top: 116, height: 64 };
+const BOTTOM = 212;
 
 function svg(name, attributes, ...children) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -15,39 +15,44 @@ function svg(name, attributes, ...children) {
   return made;
 }
 
-/** The chart of one column of a lens; `chosen` is the row whose layer is marked. Its numbers stand in a table as well. */
-export function rankChart(lens, column, chosen, final) {
+/** The chart of one column of a lens, so many pixels wide; `chosen` is the row whose layer is marked. */
+export function rankChart(lens, column, { chosen, final, width }) {
   const ranks = lens.layers.map((_, row) => lens.ranks[row][column]);
   const probabilities = lens.layers.map((_, row) => lens.finalProbabilities[row][column]);
   const greatest = Math.max(...ranks);
   const last = Math.max(1, lens.layers.length - 1);
-  const x = (row) => LEFT + 5 + (row / last) * (WIDTH - LEFT - RIGHT - 10);
+  const x = (row) => LEFT + 5 + (row / last) * (width - LEFT - RIGHT - 10);
   const rankY = (rank) => RANK.top + RANK.height * rankPlace(rank, greatest);
   const probabilityY = (probability) => PROBABILITY.top + PROBABILITY.height * (1 - probability);
   const words = `rank and probability of ${final} by layer: rank ${grouped(ranks[0])} behind layer ${lens.layers[0]}, ${grouped(ranks.at(-1))} behind layer ${lens.layers.at(-1)}; probability ${fixed(probabilities[0], 2)} and ${fixed(probabilities.at(-1), 2)}`;
   const text = (at, y, anchor, content) => svg("text", { x: at, y, "text-anchor": anchor }, content);
-  const grid = (y, label) => [svg("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: y, y2: y }), text(LEFT - 6, y + 3.5, "end", label)];
+  const grid = (y, label) => [
+    svg("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y, y2: y }),
+    text(LEFT - 6, y + 3.5, "end", label),
+  ];
   const curve = (values, y) => [
     svg("path", { class: "curve", d: linePath(values.map((value, row) => [x(row), y(value)])) }),
-    ...values.map((value, row) => svg("circle", { class: row === chosen ? "dot chosen" : "dot", cx: x(row), cy: y(value), r: row === chosen ? 4.5 : 2.5 })),
+    ...values.map((value, row) =>
+      svg("circle", { class: row === chosen ? "dot chosen" : "dot", cx: x(row), cy: y(value), r: row === chosen ? 4.5 : 2.5 }),
+    ),
   ];
-  const every = Math.ceil(lens.layers.length / 10);
+  const every = Math.ceil((lens.layers.length * 22) / (width - LEFT - RIGHT));
   const layers = lens.layers.flatMap((layer, row) => (row % every ? [] : [text(x(row), BOTTOM - 14, "middle", String(layer))]));
   return element(
     "figure",
     { class: "rank-chart" },
     svg(
       "svg",
-      { viewBox: `0 0 ${WIDTH} ${BOTTOM}`, role: "img", "aria-label": words },
-      text(LEFT - 6, 9, "end", "rank"),
+      { viewBox: `0 0 ${width} ${BOTTOM}`, width, height: BOTTOM, role: "img", "aria-label": words },
+      text(LEFT, 10, "start", `rank of ${final}, log scale`),
       ...rankTicks(greatest).flatMap((rank) => grid(rankY(rank), grouped(rank))),
-      text(LEFT - 6, PROBABILITY.top - 9, "end", "p"),
+      text(LEFT, PROBABILITY.top - 9, "start", "its probability"),
       ...[0, 0.5, 1].flatMap((probability) => grid(probabilityY(probability), String(probability))),
       svg("line", { class: "here", x1: x(chosen), x2: x(chosen), y1: RANK.top, y2: PROBABILITY.top + PROBABILITY.height }),
       ...curve(ranks, rankY),
       ...curve(probabilities, probabilityY),
       ...layers,
-      text((LEFT + WIDTH) / 2, BOTTOM - 2, "middle", "layer"),
+      text((LEFT + width) / 2, BOTTOM - 2, "middle", "layer"),
     ),
   );
 }

@@ -1,5 +1,5 @@
 // What-ifs: the chosen head's map with one thing changed, computed here; and what Python measured.
-import { choice, element, fill, paint } from "../dom.js";
+import { choice, element, fill, paint, themeColor } from "../dom.js";
 import { cssColor, valueAt } from "../pure/ink.js";
 import { fixed, signed } from "../pure/numbers.js";
 import { drawn, EDITS, editedWeights, keysToShow, mean, rowDistances, rowEntropies } from "../pure/whatif.js";
@@ -18,7 +18,7 @@ const LESSONS = {
     "Beware: the model was trained with the factor; a norm of q and k, or a soft cap, limits the scores as well.",
   ],
   unmasked: [
-    "Each row sees all keys. A new token changes old rows, so kept rows of K and V of later layers would be wrong.",
+    "Each row sees all keys, later ones too. A new token changes old rows, so kept rows of K and V of later layers would be wrong.",
     "Beware: in the model every position would see the token that it should predict, so a lower loss would mean nothing.",
   ],
   "drop-sink": [
@@ -26,15 +26,68 @@ const LESSONS = {
     "Beware: a value of the first token is often short, so weight on it writes little; the other keys get weight that they would not have.",
   ],
 };
-const WORDS = { kq: "kq: keys look for queries", unscaled: "unscaled", unmasked: "unmasked", "drop-sink": "drop-sink: without key 0" };
+
+const TITLES = ["as it is", "edited", "edited − as it is"];
 
 /** The tab of the what-ifs: local ones of the chosen head, and those that the recording holds. */
 export function mountWhatIf(root, app) {
   const { recording, store } = app;
   const { tokens, whatIfs, names } = recording.facts;
-  const local = element("div", { class: "local-edit" });
-  fill(root, local, propagatedPart(whatIfs ?? [], (id) => names[id] ?? `id ${id}`));
+  // Made once, so that the keyboard's focus stays where it is.
+  const buttons = EDITS.map((edit) => element("button", { type: "button", click: () => store.set({ edit }) }, edit));
+  const lesson = element("p", {});
+  const beware = element("p", { class: "hint" });
+  const canvases = TITLES.map(() => element("canvas", { role: "img", click: pin }));
+  const legends = element("div", {});
+  const scale = choice(
+    "scale",
+    [
+      ["sqrt", "√"],
+      ["linear", "linear"],
+      ["log", "log"],
+    ],
+    store.get().scale,
+    (name) => store.set({ scale: name }),
+  );
+  const facts = element("dl", { class: "before-after-facts" });
+  const rowTitle = element("h3", {});
+  const rowBox = element("div", {
+    class: "scroll",
+    tabindex: 0,
+    role: "region",
+    "aria-label": "the pinned query's weights before and after",
+  });
+  const missing = element("p", { class: "hint" });
+  const local = element(
+    "div",
+    { class: "local-edit" },
+    element("div", { class: "edits", role: "group", "aria-label": "edit" }, ...buttons),
+    lesson,
+    beware,
+    element(
+      "div",
+      { class: "three-maps" },
+      ...canvases.map((canvas, at) => element("figure", {}, element("figcaption", {}, TITLES[at]), canvas)),
+    ),
+    element("div", { class: "bar" }, legends, scale),
+    facts,
+    rowTitle,
+    rowBox,
+  );
+  fill(
+    root,
+    element("h3", {}, "Local: this head's map alone, its inputs as they are"),
+    missing,
+    local,
+    propagatedPart(whatIfs ?? [], (id) => names[id] ?? `id ${id}`),
+  );
   let last = null;
+
+  function pin(event) {
+    const box = event.target.getBoundingClientRect();
+    const query = Math.floor(((event.clientY - box.top) / box.height) * recording.length);
+    store.set({ query: Math.min(recording.length - 1, Math.max(0, query)), key: null });
+  }
 
   /** The map before, after and the change, kept until something else is chosen. */
   function computed(edit, state) {
@@ -46,41 +99,39 @@ export function mountWhatIf(root, app) {
     const before = editedWeights(null, head, rule);
     const after = editedWeights(edit, head, rule);
     last = {
-      key, T, before, after,
+      key,
+      T,
+      before,
+      after,
       distances: rowDistances(before, after, T),
       entropies: [rowEntropies(before, T), rowEntropies(after, T)],
       maps: [
-        ["as it is", drawn(before, T, [null], rule), false],
-        ["edited", drawn(after, T, [edit], rule), false],
-        ["edited − as it is", drawn(after.map((weight, at) => weight - before[at]), T, [null, edit], rule), true],
+        drawn(before, T, [null], rule),
+        drawn(after, T, [edit], rule),
+        drawn(
+          after.map((weight, at) => weight - before[at]),
+          T,
+          [null, edit],
+          rule,
+        ),
       ],
     };
     return last;
   }
 
-  function buttons(chosen) {
-    return element("div", { class: "edits", role: "group", "aria-label": "edit" }, ...EDITS.map((edit) =>
-      element("button", { type: "button", "aria-pressed": String(edit === chosen), click: () => store.set({ edit }) }, WORDS[edit])));
-  }
-
-  function mapOf([title, numbers, isSigned], { T }, state) {
-    const canvas = element("canvas", { role: "img", "aria-label": `${title}, head ${state.layer}.${state.head}: rows are queries, columns are keys; the pinned row is in the table below` });
-    const ink = inkOf(isSigned, state);
-    const box = element("figure", {}, element("figcaption", {}, title), canvas);
+  function drawMap(canvas, title, numbers, ink, { T }, state) {
+    canvas.setAttribute(
+      "aria-label",
+      `${title}, head ${state.layer}.${state.head}: rows are queries, columns are keys; the pinned row is in the table below`,
+    );
     const side = Math.max(72, Math.min(240, Math.floor((root.clientWidth - 20) / 3)));
     paint(canvas, side, side, (context) => {
       drawSquare(context, numbers, T, side, ink, state.theme);
       const cell = side / T;
-      context.strokeStyle = getComputedStyle(document.documentElement).getPropertyValue("--accent");
+      context.strokeStyle = themeColor("--accent");
       context.lineWidth = 1.5;
       context.strokeRect(0.75, Math.min(side - 3, state.query * cell), side - 1.5, Math.max(cell, 2.5));
     });
-    canvas.addEventListener("click", (event) => {
-      const box = canvas.getBoundingClientRect();
-      const query = Math.floor(((event.clientY - box.top) / box.height) * T);
-      store.set({ query: Math.min(T - 1, Math.max(0, query)), key: null });
-    });
-    return box;
   }
 
   function legend(title, isSigned, state) {
@@ -110,46 +161,68 @@ export function mountWhatIf(root, app) {
     };
     const cells = (one, other) => [fixed(one, 3), fixed(other, 3), signed(other - one, 3)].map((text) => element("td", {}, text));
     const lines = shown.map((j) =>
-      element("tr", { class: j === state.key ? "key" : "", click: () => j <= state.query && store.set({ key: j }) }, element("td", {}, j), element("th", { scope: "row" }, tokens[j]), bars(j), ...cells(was[j], now[j])));
-    if (rest.length) lines.push(element("tr", {}, element("td"), element("th", { scope: "row" }, `${rest.length} others`), element("td"), ...cells(sum(was, rest), sum(now, rest))));
+      element(
+        "tr",
+        { class: j === state.key ? "key" : "", click: () => j <= state.query && store.set({ key: j }) },
+        element("td", {}, j),
+        element("th", { scope: "row" }, tokens[j]),
+        bars(j),
+        ...cells(was[j], now[j]),
+      ),
+    );
+    if (rest.length)
+      lines.push(
+        element(
+          "tr",
+          {},
+          element("td"),
+          element("th", { scope: "row" }, `${rest.length} others`),
+          element("td"),
+          ...cells(sum(was, rest), sum(now, rest)),
+        ),
+      );
     const key = (name) => element("span", { class: `weight-key ${name}`, "aria-hidden": "true" });
     const heads = [["j"], ["key"], [""], [key("before"), "as it is"], [key("after"), "edited"], ["change"]];
     return element(
-      "div",
-      { class: "scroll", tabindex: 0, role: "region", "aria-label": "the pinned query's weights before and after" },
-      element("table", { class: "numbers before-after" }, element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", { scope: "col" }, ...head)))), element("tbody", {}, ...lines)),
+      "table",
+      { class: "numbers before-after" },
+      element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", { scope: "col" }, ...head)))),
+      element("tbody", {}, ...lines),
     );
   }
 
   return (state) => {
     const edit = EDITS.includes(state.edit) ? state.edit : EDITS[0];
-    const title = element("h3", {}, "Local: this head's map alone, its inputs as they are");
-    if (!recording.head(app.row(), app.column())) {
-      fill(local, title, element("p", { class: "hint" }, `Layer ${state.layer} was written as maps only: an edit needs its q and k. Record fewer layers or fewer tokens.`));
-      return;
-    }
+    const there = recording.head(app.row(), app.column()) !== null;
+    local.hidden = !there;
+    missing.hidden = there;
+    missing.textContent = `Layer ${state.layer} was written as maps only: an edit needs its q and k. Record fewer layers or fewer tokens.`;
+    if (!there) return;
     const found = computed(edit, state);
     const [was, now] = found.entropies;
     const i = state.query;
-    const fact = (name, words) => element("div", {}, element("dt", {}, name), element("dd", {}, words));
+    buttons.forEach((button, at) => button.setAttribute("aria-pressed", String(EDITS[at] === edit)));
+    [lesson.textContent, beware.textContent] = LESSONS[edit];
+    canvases.forEach((canvas, at) => drawMap(canvas, TITLES[at], found.maps[at], inkOf(at === 2, state), found, state));
     fill(
-      local,
-      title,
-      buttons(edit),
-      element("p", {}, LESSONS[edit][0]),
-      element("p", { class: "hint" }, LESSONS[edit][1]),
-      element("div", { class: "three-maps" }, ...found.maps.map((map) => mapOf(map, found, state))),
-      element("div", { class: "bar" }, element("div", {}, legend("weight", false, state), legend("change", true, state), element("p", { class: "hint" }, "rows are queries, columns are keys; click a row to pin its query")), choice("scale", [["sqrt", "√"], ["linear", "linear"], ["log", "log"]], state.scale, (scale) => store.set({ scale }))),
-      element(
-        "dl",
-        { class: "before-after-facts" },
-        fact("distance of rows, ½ Σ |w − w′|", `mean ${fixed(mean(found.distances), 3)} · query ${i}: ${fixed(found.distances[i], 3)}`),
-        fact("entropy, nats", `mean ${fixed(mean(was), 2)} → ${fixed(mean(now), 2)} · query ${i}: ${fixed(was[i], 2)} → ${fixed(now[i], 2)}`),
-      ),
-      element("h3", {}, `Query ${i} ${tokens[i]}: its weights before and after`),
-      rowTable(found, state),
+      legends,
+      legend("weight", false, state),
+      legend("change", true, state),
+      element("p", { class: "hint" }, "rows are queries, columns are keys; click a row to pin its query"),
     );
+    scale.querySelector("select").value = state.scale;
+    fill(
+      facts,
+      fact("distance of rows, ½ Σ |w − w′|", `mean ${fixed(mean(found.distances), 3)} · query ${i}: ${fixed(found.distances[i], 3)}`),
+      fact("entropy, nats", `mean ${fixed(mean(was), 2)} → ${fixed(mean(now), 2)} · query ${i}: ${fixed(was[i], 2)} → ${fixed(now[i], 2)}`),
+    );
+    fill(rowTitle, `Query ${i} `, element("code", { class: "name" }, tokens[i]), ": its weights before and after");
+    fill(rowBox, rowTable(found, state));
   };
+}
+
+function fact(name, words) {
+  return element("div", {}, element("dt", {}, name), element("dd", {}, words));
 }
 
 function inkOf(isSigned, state) {
