@@ -15,6 +15,9 @@ class Page:
     text: str
     height: int = 760  # of the frame, in pixels
 
+    def __repr__(self) -> str:
+        return f"<Page of {len(self.text):,} characters>"
+
     def _repr_html_(self) -> str:
         return (
             f'<iframe sandbox="allow-scripts" style="width:100%;height:{self.height}px;border:0" '

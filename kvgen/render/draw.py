@@ -28,6 +28,7 @@ def draw(view: RenderableType, canvas: Canvas) -> str:
         markup=False,
         emoji=False,
         legacy_windows=False,
+        force_jupyter=False,  # which would show the view at once
     )
     # The styles become escape sequences when they are printed: the text is looked at before.
     lines = console.render_lines(view, console.options.update(overflow="fold"), pad=False)
