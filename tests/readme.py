@@ -1,7 +1,8 @@
 """The README's commands and their output: `python -m tests.readme` writes what they print now.
 
 A block that begins with `$ kvgen ...` holds one command and all that it prints. A line `kvgen ...
-NAME.png` is the command that draws `tests/pictures/NAME.png`.
+NAME.png` is the command that draws `tests/pictures/NAME.png`; of `kvgen ... NAME.html` a browser draws
+that picture.
 """
 
 from __future__ import annotations
@@ -11,13 +12,17 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
+
+from tests.browser import chromium, opened
 
 README = Path(__file__).parents[1] / "README.md"
 QUESTIONS = README.parent / "kvgen" / "attention" / "README.md"
 PICTURES = README.parent / "tests" / "pictures"
-_PICTURE = re.compile(r"^kvgen .* (?P<name>\w+\.png)$", re.M)
+_PICTURE = re.compile(r"^kvgen .* (?P<name>\w+)\.(?:png|html)$", re.M)
+_PLACE = "#l=6&h=2&q=22&k=18"  # layer, head, query and key of the page's picture
 _BLOCK = re.compile(r"^```console\n\$ (?P<command>kvgen .*)\n(?P<output>(?:.*\n)*?)```$", re.M)
 
 
@@ -41,7 +46,19 @@ def blocks() -> list[Block]:
 def pictures() -> dict[str, str]:
     """The README's commands that draw a picture, by the picture's file name."""
     found = _PICTURE.finditer(README.read_text(encoding="utf-8"))
-    return {match["name"]: match[0] for match in found}
+    return {f"{match['name']}.png": match[0] for match in found}
+
+
+def draw(name: str, command: str) -> None:
+    """Draw one picture: by its command, or a browser's of the page that it writes."""
+    if command.endswith(".png"):
+        run(command.replace(name, str(PICTURES / name)))
+        return
+    with tempfile.TemporaryDirectory() as folder, chromium() as browser:
+        file = Path(folder) / f"{Path(name).stem}.html"
+        run(command.replace(file.name, str(file)))
+        with opened(browser, file, address=_PLACE) as page:
+            page.screenshot(path=PICTURES / name, full_page=True)
 
 
 def run(command: str) -> str:
@@ -99,7 +116,7 @@ def _masked_bench(output: str) -> str:
 def update() -> None:
     """Write into both files what their commands print now, and draw the pictures."""
     for name, command in pictures().items():
-        run(command.replace(name, str(PICTURES / name)))
+        draw(name, command)
 
     def renewed(match: re.Match[str]) -> str:
         return f"```console\n$ {match['command']}\n{run(match['command'])}```"
