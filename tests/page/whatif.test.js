@@ -1,7 +1,17 @@
 // What-ifs in the page against kvgen.engine.edits.edited_weights, whose numbers stand here.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { drawn, EDITS, editedWeights, keysToShow, mean, rowDistances, rowEntropies, sees } from "../../kvgen/page/web/pure/whatif.js";
+import {
+  difference,
+  editedMap,
+  EDITS,
+  keysToShow,
+  mean,
+  rowDistances,
+  rowEntropies,
+  rowOf,
+  sees,
+} from "../../kvgen/page/web/pure/whatif.js";
 
 // Four positions of size 2.
 const HEAD = { q: [1, 0, 0, 2, 1, 1, -1, 2], k: [1, 1, 2, 0, 0, -1, 1, 2], size: 2 };
@@ -11,6 +21,8 @@ function close(found, wanted, tolerance = 6e-6) {
   assert.equal(found.length, wanted.length);
   wanted.forEach((number, at) => assert.ok(Math.abs(found[at] - number) <= tolerance, `${at}: ${found[at]}, not ${number}`));
 }
+
+const weightsOf = (edit, rule) => editedMap(edit, HEAD, rule).map((weight) => weight || 0);
 
 const AS_IT_IS = [
   [1, 0, 0, 0],
@@ -93,21 +105,21 @@ const UNDER_A_CAP_OF_1 = {
 };
 
 test("without an edit the weights are those of the model", () => {
-  close(editedWeights(null, HEAD, RULE), AS_IT_IS.flat());
+  close(weightsOf(null, RULE), AS_IT_IS.flat());
 });
 
 for (const edit of EDITS) {
   test(`${edit} gives the weights of kvgen.engine.edits`, () => {
-    close(editedWeights(edit, HEAD, RULE), EDITED[edit].flat());
+    close(weightsOf(edit, RULE), EDITED[edit].flat());
   });
   test(`${edit} gives them in a window, too`, () => {
-    close(editedWeights(edit, HEAD, { ...RULE, window: 2 }), IN_A_WINDOW_OF_2[edit].flat());
+    close(weightsOf(edit, { ...RULE, window: 2 }), IN_A_WINDOW_OF_2[edit].flat());
   });
   test(`${edit} gives them under a soft cap, too`, () => {
-    close(editedWeights(edit, HEAD, { ...RULE, softcap: 1 }), UNDER_A_CAP_OF_1[edit].flat());
+    close(weightsOf(edit, { ...RULE, softcap: 1 }), UNDER_A_CAP_OF_1[edit].flat());
   });
   test(`rows sum to 1 under ${edit}, even where a window holds one key`, () => {
-    const weights = editedWeights(edit, HEAD, { ...RULE, window: 1 });
+    const weights = weightsOf(edit, { ...RULE, window: 1 });
     close(
       [0, 1, 2, 3].map((i) => weights.slice(4 * i, 4 * i + 4).reduce((sum, weight) => sum + weight, 0)),
       [1, 1, 1, 1],
@@ -115,7 +127,7 @@ for (const edit of EDITS) {
   });
   test(`a weight under ${edit} is above 0 exactly where the query sees the key`, () => {
     const rule = { ...RULE, window: 3 };
-    editedWeights(edit, HEAD, rule).forEach((weight, at) => assert.equal(weight > 0, sees(edit, rule, Math.floor(at / 4), at % 4)));
+    weightsOf(edit, rule).forEach((weight, at) => assert.equal(weight > 0, sees(edit, rule, Math.floor(at / 4), at % 4)));
   });
 }
 
@@ -124,35 +136,25 @@ test("the first row is its own first key, with the first column dropped or not",
   assert.equal(sees("drop-sink", RULE, 1, 0), false);
 });
 
-test("cells that no map fills are not drawn", () => {
-  const rule = { ...RULE, window: 2 };
-  const map = drawn(editedWeights(null, HEAD, rule), 4, [null], rule);
-  assert.deepEqual([...map].map(Number.isNaN), [
-    false,
-    true,
-    true,
-    true,
-    false,
-    false,
-    true,
-    true,
-    true,
-    false,
-    false,
-    true,
-    true,
-    true,
-    false,
-    false,
-  ]);
-  assert.ok(!drawn(new Float64Array(16), 4, [null, "unmasked"], rule).some(Number.isNaN));
+test("a map has no number where a query does not see a key", () => {
+  const map = editedMap(null, HEAD, { ...RULE, window: 2 });
+  assert.deepEqual(
+    [...map.keys()].filter((at) => !Number.isNaN(map[at])),
+    [0, 4, 5, 9, 10, 14, 15],
+  );
+  assert.ok(!editedMap("unmasked", HEAD, { ...RULE, window: 2 }).some(Number.isNaN));
+});
+
+test("a difference has a number where either map has one", () => {
+  assert.deepEqual([...difference(Float64Array.of(0.75, NaN, 0.5, NaN), [0.5, 0.25, NaN, NaN])], [0.25, -0.25, 0.5, NaN]);
+  assert.deepEqual([...rowOf(Float64Array.of(1, NaN, 0.5, 0.5), 2, 0)], [1, 0]);
 });
 
 test("the distance of rows is half the sum of what changes", () => {
-  const distances = rowDistances(AS_IT_IS.flat(), EDITED["drop-sink"].flat(), 4);
-  // Row 1 gives 0.73106 of key 0 to key 1.
-  close(distances, [0, 0.73106, 0.44982, 0.24012], 1.5e-5);
-  assert.ok(Math.abs(mean(distances) - 0.35525) < 1e-5);
+  const change = difference(editedMap("drop-sink", HEAD, RULE), editedMap(null, HEAD, RULE));
+  // Each row has given the weight of key 0 to its other keys.
+  close(rowDistances(change, 4), [0, 0.73106, 0.44982, 0.24012], 1e-5);
+  assert.ok(Math.abs(mean(rowDistances(change, 4)) - 0.35525) < 1e-5);
 });
 
 test("the entropy of a row is 0 where one key has all and ln n where n keys share it", () => {

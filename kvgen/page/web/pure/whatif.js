@@ -13,38 +13,39 @@ export function sees(edit, rule, query, key) {
   return key >= firstKey(query, rule);
 }
 
-/** The weights [T, T] of a head under an edit (null: as it is), flat; 0 where a query does not see a key. */
-export function editedWeights(edit, { q, k, size }, rule) {
+/** The map [T, T] of a head's weights under an edit (null: as it is), flat; NaN where a query does not see a key. */
+export function editedMap(edit, { q, k, size }, rule) {
   const T = q.length / size;
   const [rows, columns] = edit === "kq" ? [k, q] : [q, k];
   const scale = edit === "unscaled" ? 1 : rule.scale;
-  const weights = new Float64Array(T * T);
-  const scores = new Float64Array(T);
+  const map = new Float64Array(T * T).fill(NaN);
   for (let i = 0; i < T; i++) {
-    const end = edit === "unmasked" ? T : i + 1;
-    for (let j = 0; j < end; j++) {
-      if (!sees(edit, rule, i, j)) {
-        scores[j] = -Infinity;
-        continue;
-      }
+    const keys = [];
+    const scores = [];
+    for (let j = 0; j < (edit === "unmasked" ? T : i + 1); j++) {
+      if (!sees(edit, rule, i, j)) continue;
       const scaled = scale * dot(rows, i * size, columns, j * size, size);
-      scores[j] = rule.softcap === null ? scaled : rule.softcap * Math.tanh(scaled / rule.softcap);
+      keys.push(j);
+      scores.push(rule.softcap === null ? scaled : rule.softcap * Math.tanh(scaled / rule.softcap));
     }
-    weights.set(softmax(scores.subarray(0, end)), i * T);
+    softmax(scores).forEach((weight, at) => (map[i * T + keys[at]] = weight));
   }
-  return weights;
+  return map;
 }
 
-/** What to draw of a map [T, T]: NaN where no edit of a list lets a query see a key. */
-export function drawn(weights, T, edits, rule) {
-  return weights.map((weight, at) => (edits.some((edit) => sees(edit, rule, Math.floor(at / T), at % T)) ? weight : NaN));
+/** One map less another, a weight that is not seen counted as 0; NaN where neither has one. */
+export function difference(map, other) {
+  return map.map((weight, at) => (Number.isNaN(weight) && Number.isNaN(other[at]) ? NaN : (weight || 0) - (other[at] || 0)));
 }
 
-/** How far each row of one map [T, T] lies from another's: half the sum of |w - w'|, 0..1. */
-export function rowDistances(weights, others, T) {
-  const distances = new Float64Array(T);
-  for (let at = 0; at < T * T; at++) distances[Math.floor(at / T)] += Math.abs(weights[at] - others[at]) / 2;
-  return distances;
+/** One row of a map [T, T], with 0 for what is not seen. */
+export function rowOf(map, T, query) {
+  return map.slice(query * T, (query + 1) * T).map((weight) => weight || 0);
+}
+
+/** How far each row of a map [T, T] has moved, by the difference of two: half the sum of |w - w'|, 0..1. */
+export function rowDistances(change, T) {
+  return Float64Array.from({ length: T }, (_, i) => rowOf(change, T, i).reduce((sum, number) => sum + Math.abs(number), 0) / 2);
 }
 
 /** The entropy of each row of a map [T, T], in nats. */

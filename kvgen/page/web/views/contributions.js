@@ -50,7 +50,8 @@ export function contributionsPart(app) {
     element(
       "p",
       { class: "hint" },
-      "A part counts for what it writes itself, with the final norm's scale as it is, not for what later layers make of it. Copies: what the head adds to the logit of the token that it reads most.",
+      "A part counts for what it writes itself, with the final norm's scale as it is, not for what later layers make of it. ",
+      "Copies: what the head adds to the logit of the token that it reads most.",
     ),
     element("p", { class: "hint" }, verified(found)),
   );
@@ -201,6 +202,13 @@ export function contributionsPart(app) {
     );
   }
 
+  function wordsOf(layer, head) {
+    const adds = found.heads[layer]?.[head];
+    if (adds === undefined) return "";
+    const copies = signed(found.copies[layer][head], 3);
+    return `head ${layer}.${head} adds ${signed(adds, 3)}; it reads ${reads(layer, head)} most and adds ${copies} to that token's logit`;
+  }
+
   function draw(state, before) {
     if (["layer", "head", "scale", "theme"].some((name) => state[name] !== before[name])) {
       drawMap(state);
@@ -219,11 +227,7 @@ export function contributionsPart(app) {
         `Pin ${found.query} ${tokens[found.query]}`,
       ),
     );
-    const value = found.heads[state.layer]?.[state.head];
-    about.textContent =
-      value === undefined
-        ? ""
-        : `head ${state.layer}.${state.head} adds ${signed(value, 3)}; it reads ${reads(state.layer, state.head)} most and adds ${signed(found.copies[state.layer][state.head], 3)} to that token's logit`;
+    about.textContent = wordsOf(state.layer, state.head);
   }
   return { part, draw };
 }

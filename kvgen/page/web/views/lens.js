@@ -60,7 +60,8 @@ function lensPart(app) {
     element(
       "p",
       { class: "hint" },
-      "The final norm and the head behind each block, as if the model ended there. ◂ marks the token that the whole model finds likeliest. Choose a cell by a click, the arrow keys or the pinned query.",
+      "The final norm and the head behind each block, as if the model ended there. ◂ marks the token that the whole model ",
+      "finds likeliest. Choose a cell by a click, the arrow keys or the pinned query.",
     ),
     scroll,
     legend(),
@@ -75,7 +76,9 @@ function lensPart(app) {
     const id = lens.ids[row][column][0];
     const probability = lens.probabilities[row][column][0];
     const final = id === lens.finalIds[column];
-    const words = `layer ${layer}, position ${lens.positions[column]} ${tokens[lens.positions[column]]}: ${nameOf(id)} ${fixed(probability, 2)}${final ? ", the final choice" : ""}`;
+    const place = lens.positions[column];
+    const guess = `${nameOf(id)} ${fixed(probability, 2)}${final ? ", the final choice" : ""}`;
+    const words = `layer ${layer}, position ${place} ${tokens[place]}: ${guess}`;
     const color = colorOf(probability, INK, "dark");
     const cell = element(
       "td",

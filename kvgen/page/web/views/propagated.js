@@ -25,7 +25,8 @@ export function propagatedPart(whatIfs, nameOf) {
     element(
       "p",
       { class: "hint" },
-      "loss: −ln of the probability of the text's next token, mean in nats · KL: how far the probabilities of the next token moved, 0 = not at all · distance: mean over rows of ½ Σ |w − w′|",
+      "loss: −ln of the probability of the text's next token, mean in nats · KL: how far the probabilities of the next token ",
+      "moved, 0 = not at all · distance: mean over rows of ½ Σ |w − w′|",
     ),
   );
 }

@@ -24,7 +24,9 @@ export function rankChart(lens, column, { chosen, final, width }) {
   const x = (row) => LEFT + 5 + (row / last) * (width - LEFT - RIGHT - 10);
   const rankY = (rank) => RANK.top + RANK.height * rankPlace(rank, greatest);
   const probabilityY = (probability) => PROBABILITY.top + PROBABILITY.height * (1 - probability);
-  const words = `rank and probability of ${final} by layer: rank ${grouped(ranks[0])} behind layer ${lens.layers[0]}, ${grouped(ranks.at(-1))} behind layer ${lens.layers.at(-1)}; probability ${fixed(probabilities[0], 2)} and ${fixed(probabilities.at(-1), 2)}`;
+  const behind = (row) =>
+    `behind layer ${lens.layers.at(row)} rank ${grouped(ranks.at(row))}, probability ${fixed(probabilities.at(row), 2)}`;
+  const words = `rank and probability of ${final} by layer: ${behind(0)}; ${behind(-1)}`;
   const text = (at, y, anchor, content) => svg("text", { x: at, y, "text-anchor": anchor }, content);
   const grid = (y, label) => [
     svg("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y, y2: y }),

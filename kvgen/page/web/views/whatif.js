@@ -2,7 +2,7 @@
 import { choice, element, fill, paint, themeColor } from "../dom.js";
 import { cssColor, valueAt } from "../pure/ink.js";
 import { fixed, signed } from "../pure/numbers.js";
-import { drawn, EDITS, editedWeights, keysToShow, mean, rowDistances, rowEntropies } from "../pure/whatif.js";
+import { difference, EDITS, editedMap, keysToShow, mean, rowDistances, rowEntropies, rowOf } from "../pure/whatif.js";
 import { drawSquare } from "./heads.js";
 import { propagatedPart } from "./propagated.js";
 
@@ -89,48 +89,47 @@ export function mountWhatIf(root, app) {
     store.set({ query: Math.min(recording.length - 1, Math.max(0, query)), key: null });
   }
 
-  /** The map before, after and the change, kept until something else is chosen. */
+  /** The maps before, after and their difference, kept until something else is chosen. */
   function computed(edit, state) {
     const key = `${edit} ${state.layer} ${state.head}`;
     if (last?.key === key) return last;
-    const head = recording.head(app.row(), app.column());
-    const rule = recording.rule(app.row());
     const T = recording.length;
-    const before = editedWeights(null, head, rule);
-    const after = editedWeights(edit, head, rule);
-    last = {
-      key,
-      T,
-      before,
-      after,
-      distances: rowDistances(before, after, T),
-      entropies: [rowEntropies(before, T), rowEntropies(after, T)],
-      maps: [
-        drawn(before, T, [null], rule),
-        drawn(after, T, [edit], rule),
-        drawn(
-          after.map((weight, at) => weight - before[at]),
-          T,
-          [null, edit],
-          rule,
-        ),
-      ],
-    };
+    const before = recording.map(app.row(), app.column(), "weights").numbers;
+    const after = editedMap(edit, recording.head(app.row(), app.column()), recording.rule(app.row()));
+    const change = difference(after, before);
+    const entropies = [rowEntropies(before, T), rowEntropies(after, T)];
+    last = { key, T, before, after, maps: [before, after, change], distances: rowDistances(change, T), entropies, pictures: null };
     return last;
   }
 
-  function drawMap(canvas, title, numbers, ink, { T }, state) {
-    canvas.setAttribute(
-      "aria-label",
-      `${title}, head ${state.layer}.${state.head}: rows are queries, columns are keys; the pinned row is in the table below`,
-    );
+  /** The three maps as pictures, drawn again only where they look different; the pinned row comes on top. */
+  function picturesOf(found, side, state) {
+    const look = `${side} ${state.scale} ${state.theme} ${window.devicePixelRatio}`;
+    if (found.pictures?.look !== look) {
+      const drawn = found.maps.map((numbers, at) => {
+        const canvas = document.createElement("canvas");
+        paint(canvas, side, side, (context) => drawSquare(context, numbers, found.T, side, inkOf(at === 2, state), state.theme));
+        return canvas;
+      });
+      found.pictures = { look, drawn };
+    }
+    return found.pictures.drawn;
+  }
+
+  function drawMaps(found, state) {
     const side = Math.max(72, Math.min(240, Math.floor((root.clientWidth - 20) / 3)));
-    paint(canvas, side, side, (context) => {
-      drawSquare(context, numbers, T, side, ink, state.theme);
-      const cell = side / T;
-      context.strokeStyle = themeColor("--accent");
-      context.lineWidth = 1.5;
-      context.strokeRect(0.75, Math.min(side - 3, state.query * cell), side - 1.5, Math.max(cell, 2.5));
+    const cell = side / found.T;
+    picturesOf(found, side, state).forEach((picture, at) => {
+      canvases[at].setAttribute(
+        "aria-label",
+        `${TITLES[at]}, head ${state.layer}.${state.head}: rows are queries, columns are keys; the pinned row is in the table below`,
+      );
+      paint(canvases[at], side, side, (context) => {
+        context.drawImage(picture, 0, 0, side, side);
+        context.strokeStyle = themeColor("--accent");
+        context.lineWidth = 1.5;
+        context.strokeRect(0.75, Math.min(side - 3, state.query * cell), side - 1.5, Math.max(cell, 2.5));
+      });
     });
   }
 
@@ -146,8 +145,7 @@ export function mountWhatIf(root, app) {
   }
 
   function rowTable({ T, before, after }, state) {
-    const from = state.query * T;
-    const [was, now] = [before.subarray(from, from + T), after.subarray(from, from + T)];
+    const [was, now] = [rowOf(before, T, state.query), rowOf(after, T, state.query)];
     const shown = keysToShow(was, now, { most: MOST, kept: KEPT });
     const sum = (row, places) => places.reduce((total, j) => total + row[j], 0);
     const rest = [...was.keys()].filter((j) => (was[j] > 0 || now[j] > 0) && !shown.includes(j));
@@ -199,11 +197,12 @@ export function mountWhatIf(root, app) {
     missing.textContent = `Layer ${state.layer} was written as maps only: an edit needs its q and k. Record fewer layers or fewer tokens.`;
     if (!there) return;
     const found = computed(edit, state);
-    const [was, now] = found.entropies;
+    const { distances, entropies } = found;
+    const [was, now] = entropies;
     const i = state.query;
     buttons.forEach((button, at) => button.setAttribute("aria-pressed", String(EDITS[at] === edit)));
     [lesson.textContent, beware.textContent] = LESSONS[edit];
-    canvases.forEach((canvas, at) => drawMap(canvas, TITLES[at], found.maps[at], inkOf(at === 2, state), found, state));
+    drawMaps(found, state);
     fill(
       legends,
       legend("weight", false, state),
@@ -213,12 +212,17 @@ export function mountWhatIf(root, app) {
     scale.querySelector("select").value = state.scale;
     fill(
       facts,
-      fact("distance of rows, ½ Σ |w − w′|", `mean ${fixed(mean(found.distances), 3)} · query ${i}: ${fixed(found.distances[i], 3)}`),
-      fact("entropy, nats", `mean ${fixed(mean(was), 2)} → ${fixed(mean(now), 2)} · query ${i}: ${fixed(was[i], 2)} → ${fixed(now[i], 2)}`),
+      fact("distance of rows, ½ Σ |w − w′|", `mean ${fixed(mean(distances), 3)} · query ${i}: ${fixed(distances[i], 3)}`),
+      fact("entropy, nats", `mean ${moved(mean(was), mean(now))} · query ${i}: ${moved(was[i], now[i])}`),
     );
     fill(rowTitle, `Query ${i} `, element("code", { class: "name" }, tokens[i]), ": its weights before and after");
     fill(rowBox, rowTable(found, state));
   };
+}
+
+/** A number before and after. */
+function moved(one, other) {
+  return `${fixed(one, 2)} → ${fixed(other, 2)}`;
 }
 
 function fact(name, words) {
