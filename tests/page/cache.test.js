@@ -70,11 +70,12 @@ test("positions share cells only where there is no room", () => {
   assert.deepEqual([promptBin, decodeBin], [4, 1]);
   assert.equal(cells.length, 73 + 8);
   assert.deepEqual(cells[73], { first: 292, last: 292 });
+  assert.equal(cellsOf(989, 970, 34).decodeBin, 2);
 });
 
 test("cells hold every position once, in order, and fit into the room", () => {
   for (const [length, nPrompt] of [[1, 1], [24, 17], [300, 300], [300, 292], [1000, 200], [1000, 999], [513, 1]]) {
-    for (const room of [20, 34, 128]) {
+    for (const room of [2, 8, 20, 34, 128]) {
       const { cells } = cellsOf(length, nPrompt, room);
       assert.ok(cells.length <= room, `${length} ${nPrompt} ${room}: ${cells.length}`);
       assert.deepEqual(cells.flatMap(({ first, last }) => upTo(last - first + 1).map((i) => first + i)), upTo(length));

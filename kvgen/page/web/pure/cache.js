@@ -41,18 +41,18 @@ export function countStates(length, stateAt) {
 }
 
 /**
- * Cells {first, last} for all positions, at most `room` of them (two at least, or one without decode
- * steps). A cell never holds positions of both prompt and decode. Decode positions keep a cell each
- * where they take no more than half of the room.
+ * Cells {first, last} for all positions, at most `room` of them (at least 2). None holds positions of
+ * both prompt and decode. Decode positions get half of the room, or more where they are more, so that
+ * few of them keep a cell each.
  */
 export function cellsOf(length, nPrompt, room) {
   const decode = length - nPrompt;
   let promptBin = 1;
   let decodeBin = 1;
-  if (length > room && decode <= room / 2) {
-    promptBin = Math.ceil(nPrompt / Math.max(1, Math.floor(room) - decode));
-  } else if (length > room) {
-    promptBin = decodeBin = Math.ceil(length / Math.max(1, Math.floor(room) - 1));
+  if (length > room) {
+    const most = Math.min(Math.floor(room) - 1, Math.floor(room * Math.max(0.5, decode / length)));
+    decodeBin = Math.max(1, Math.ceil(decode / most));
+    promptBin = Math.ceil(nPrompt / (Math.floor(room) - Math.ceil(decode / decodeBin)));
   }
   const cells = [];
   const add = (from, to, bin) => {

@@ -31,14 +31,16 @@ export function mountFigures(root, facts, shape) {
       tile("the whole cache now", byteSize(positions * perPosition), `${kept}; ${readers}`),
     ];
     if (step === 0) {
-      tiles.push(tile(title, grouped(uncached), `each query with its own key and earlier keys: ${pairs}; the same with a cache and without it`));
+      const all = `each query with its own key and earlier keys: ${pairs}; the same with a cache and without it`;
+      tiles.push(tile(title, grouped(uncached), all));
+      if (sums.cached.length) tiles.push(tile("dot products of the decode steps so far", "none", "the chart begins with decode step 1"));
     } else {
       const one = `with the cache, one query with ${plural(cached, "key", "keys")}`;
       const all = `without it, the queries of all ${grouped(positions)} positions again: ${pairs}`;
       const [on, off] = [sums.cached[step - 1], sums.uncached[step - 1]];
       tiles.push(tile(title, `${grouped(cached)} instead of ${grouped(uncached)}`, `${one}; ${all}`));
       const ratio = `${(off / on).toFixed(1)} times as many without the cache`;
-      tiles.push(tile(step === 1 ? "decode steps so far: 1" : `decode steps so far: 1 to ${step}`, `${grouped(on)} instead of ${grouped(off)}`, ratio));
+      tiles.push(tile(`dot products of decode ${step === 1 ? "step 1" : `steps 1 to ${step}`}`, `${grouped(on)} instead of ${grouped(off)}`, ratio));
     }
     fill(root, ...tiles);
   };

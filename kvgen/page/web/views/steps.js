@@ -33,11 +33,12 @@ export function mountSteps(root, app) {
     "p",
     { class: "kv-why" },
     element("b", {}, "Why K and V are kept, and Q is not. "),
-    "A step multiplies its own q with the k of every position that it sees, and sums their v by the weights. ",
+    "A step multiplies its own q with the k of every position that it sees, and adds up their v, each times its weight. ",
     "Later steps need these k and v again. A q is read only in the step that computes it. ",
     `Keeping Q too would take ${byteSize(bytesOfQuery(shape))} more for each position, and no step would read it.`,
   );
-  fill(root, made.transport, sentence, made.strip, legend, why, element("div", { class: "kv-numbers" }, made.figures, chart));
+  const numbers = element("div", { class: steps ? "kv-numbers" : "kv-numbers kv-alone" }, made.figures, chart);
+  fill(root, made.transport, sentence, made.strip, legend, why, numbers);
   const drawTransport = mountTransport(made.transport, app);
   const strip = mountStrip(made.strip, app, shape);
   const drawFigures = mountFigures(made.figures, facts, shape);
@@ -79,16 +80,17 @@ export function mountSteps(root, app) {
 export function sentenceOf(step, nPrompt, steps, window) {
   if (step === 0) {
     const end = steps ? "" : " This recording has no decode step; -n 8 records some.";
-    return nPrompt === 1
-      ? `The prefill computes q, k and v of the prompt's one position. It keeps k and v; q is used and thrown away.${end}`
-      : `The prefill computes q, k and v of the prompt's ${grouped(nPrompt)} positions. It keeps every k and v; each q is used for its own row and thrown away.${end}`;
+    const kept = nPrompt === 1 ? "k and v; q is used" : "every k and v; each q is used for its own row";
+    const prompt = `the prompt's ${plural(nPrompt, "position", "positions")}`;
+    return `The prefill computes q, k and v of ${prompt}. It keeps ${kept} and thrown away.${end}`;
   }
   const query = queryAt(step, nPrompt);
   const first = window === null ? 0 : Math.max(0, query - window + 1);
   const rows = first === query - 1 ? `position ${first}` : `positions ${first} to ${query - 1}`;
-  const read = first < query ? `reads those of ${rows} from the cache` : "reads no earlier ones";
-  const cut = first > 0 ? ` The window of this layer holds ${plural(window, "key", "keys")}; earlier ones stay in the cache and are not read.` : "";
-  return `Decode step ${step} computes q, k and v of position ${query} alone. It appends this k and v to the cache and ${read}. It reads no older q.${cut}`;
+  const read = first < query ? `It reads k and v of ${rows} from the cache, and no older q.` : "It reads no older k, v or q.";
+  const kept = `The window of this layer holds ${plural(window ?? 0, "key", "keys")}: earlier ones stay in the cache and are not read.`;
+  const own = `Decode step ${step} computes q, k and v of position ${query} alone and appends k and v to the cache.`;
+  return [own, read, ...(first > 0 ? [kept] : [])].join(" ");
 }
 
 /** What is known of changed rows, and how to know more. */

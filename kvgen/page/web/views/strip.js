@@ -6,6 +6,7 @@ import { plural } from "../pure/numbers.js";
 const NARROWEST = 9; // pixels of a cell, with its gap
 const WIDEST = 52;
 const NAMED = 34; // pixels of a cell that has its token above it
+const NARROW = 44; // pixels of the word "decode"
 const BAR = 18; // pixels of the greatest measured change
 const DECADES = 4; // of the bars, which are logarithmic
 const ROWS = ["k", "v", "q"];
@@ -46,16 +47,18 @@ export function mountStrip(root, app, shape) {
     };
     const quiet = (kind, words) => element("span", { class: kind, "aria-hidden": "true" }, words);
     put(quiet("kv-part", "prompt"), 1, 2, first);
-    if (steps) put(quiet("kv-part kv-decode", "decode"), 1, first + 3, cells.length - first);
-
     const pixels = Math.min(WIDEST, inside / cells.length);
+    const narrow = (cells.length - first) * pixels < NARROW;
+    if (steps) put(quiet(`kv-part kv-decode${narrow ? " kv-narrow" : ""}`, "decode"), 1, first + 3, cells.length - first);
     const named = pixels >= NAMED && found.promptBin === 1;
     const digits = String(length - 1).length * 7; // pixels of the longest number
     const every = named ? 1 : Math.ceil((digits + 8) / pixels);
     cells.forEach((cell, i) => {
       const [start, end] = i < first ? [0, first] : [first, cells.length];
-      if ((i - start) % every || (!named && i > start && (end - i) * pixels < digits)) return;
-      put(quiet(named ? "kv-place kv-token" : "kv-place", named ? tokens[cell.first] : cell.first), 2, columns[i]);
+      const left = (end - i) * pixels;
+      if ((i - start) % every || (!named && i > start && left < (i < first ? 2 * digits : digits))) return;
+      const kind = named ? " kv-token" : left < digits ? " kv-narrow" : "";
+      put(quiet(`kv-place${kind}`, named ? tokens[cell.first] : cell.first), 2, columns[i]);
     });
 
     ROWS.forEach((kind, row) => {
@@ -118,7 +121,9 @@ export function mountStrip(root, app, shape) {
         const button = buttons[kind][i];
         const now = cellState(cell, stateOf(kind));
         const pinned = target !== null && target >= cell.first && target <= cell.last;
-        const effect = effects ? cellEffect(cell, effects[kind]) : null;
+        // Measured were rows that an earlier step had kept; the prefill's are those of the step behind it.
+        const old = now !== "future" && (state.step === 0 || (now !== "new" && now !== "live"));
+        const effect = effects && old ? cellEffect(cell, effects[kind]) : null;
         const place = cell.first === cell.last ? `position ${cell.first} ${tokens[cell.first]}` : `positions ${cell.first} to ${cell.last}`;
         const label = `${kind} of ${place}: ${words[now]}${effect === null ? "" : `; measured: ${changeOf(effect)}`}`;
         button.className = `kv-cell kv-${now}${pinned ? (kind === "q" ? " pinned" : " key") : ""}`;

@@ -46,8 +46,8 @@ export function drawSums(figure, { cached, uncached }, step) {
       const points = sums.slice(0, step).map((sum, i) => `${x(i + 1).toFixed(1)},${y(sum).toFixed(1)}`);
       parts.push(svgElement("polyline", { points: points.join(" "), class: name }));
       parts.push(svgElement("circle", { cx: x(step), cy: y(sums[step - 1]), r: 3.5, class: name }));
+      parts.push(words(x(step) + 9, at + 11, "start", title));
       parts.push(words(x(step) + 9, at - 1, "start", grouped(sums[step - 1]), "kv-sum"));
-      parts.push(words(x(step) + 9, at + 10, "start", title));
     }
   }
   const both = step && `${grouped(cached[step - 1])} with the cache, ${grouped(uncached[step - 1])} without it`;
