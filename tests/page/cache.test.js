@@ -103,7 +103,8 @@ test("bytes are 2 x layers x kv heads x head size x bytes of a number", () => {
 });
 
 test("the model's layers count where the facts name them, and maps alone are enough for the heads", () => {
-  const facts = { run: { cache_dtype: "f32", n_layers: 30 }, layers: [{ arrays: [{ name: "weights", shape: [9, 15] }] }], heads: upTo(9), groupSize: 3, headDim: 64 };
+  const layers = [{ arrays: [{ name: "weights", shape: [9, 15] }] }];
+  const facts = { run: { cache_dtype: "f32", n_layers: 30 }, layers, heads: upTo(9), groupSize: 3, headDim: 64 };
   const shape = shapeOf(facts);
   assert.deepEqual([shape.layers, shape.everyLayer, shape.kvHeads], [30, true, 3]);
 });

@@ -36,11 +36,12 @@ export function mountFigures(root, facts, shape) {
       if (sums.cached.length) tiles.push(tile("dot products of the decode steps so far", "none", "the chart begins with decode step 1"));
     } else {
       const one = `with the cache, one query with ${plural(cached, "key", "keys")}`;
-      const all = `without it, the queries of all ${grouped(positions)} positions again: ${pairs}`;
+      const again = `without it, the queries of all ${grouped(positions)} positions again: ${pairs}`;
       const [on, off] = [sums.cached[step - 1], sums.uncached[step - 1]];
-      tiles.push(tile(title, `${grouped(cached)} instead of ${grouped(uncached)}`, `${one}; ${all}`));
+      tiles.push(tile(title, `${grouped(cached)} instead of ${grouped(uncached)}`, `${one}; ${again}`));
       const ratio = `${(off / on).toFixed(1)} times as many without the cache`;
-      tiles.push(tile(`dot products of decode ${step === 1 ? "step 1" : `steps 1 to ${step}`}`, `${grouped(on)} instead of ${grouped(off)}`, ratio));
+      const all = `dot products of decode ${step === 1 ? "step 1" : `steps 1 to ${step}`}`;
+      tiles.push(tile(all, `${grouped(on)} instead of ${grouped(off)}`, ratio));
     }
     fill(root, ...tiles);
   };

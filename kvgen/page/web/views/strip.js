@@ -6,7 +6,7 @@ import { plural } from "../pure/numbers.js";
 const NARROWEST = 9; // pixels of a cell, with its gap
 const WIDEST = 52;
 const NAMED = 34; // pixels of a cell that has its token above it
-const NARROW = 44; // pixels of the word "decode"
+const NARROW = 44; // pixels of the words "prompt" and "decode"
 const BAR = 18; // pixels of the greatest measured change
 const DECADES = 4; // of the bars, which are logarithmic
 const ROWS = ["k", "v", "q"];
@@ -46,9 +46,9 @@ export function mountStrip(root, app, shape) {
       children.push(child);
     };
     const quiet = (kind, words) => element("span", { class: kind, "aria-hidden": "true" }, words);
-    put(quiet("kv-part", "prompt"), 1, 2, first);
     const pixels = Math.min(WIDEST, inside / cells.length);
     const narrow = (cells.length - first) * pixels < NARROW;
+    put(quiet("kv-part", first * pixels < NARROW ? "\u00a0" : "prompt"), 1, 2, first);
     if (steps) put(quiet(`kv-part kv-decode${narrow ? " kv-narrow" : ""}`, "decode"), 1, first + 3, cells.length - first);
     const named = pixels >= NAMED && found.promptBin === 1;
     const digits = String(length - 1).length * 7; // pixels of the longest number
