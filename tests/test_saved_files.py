@@ -39,6 +39,20 @@ def seen(tiny_model: Loader) -> Recording:
     return recording
 
 
+@pytest.fixture(scope="module")
+def files(seen: Recording, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The bytes of a whole file of each kind."""
+    folder = tmp_path_factory.mktemp("whole")
+    for kind in ("npz", "safetensors"):
+        seen.save(folder / f"whole.{kind}")
+    return {file.suffix[1:]: file.read_bytes() for file in folder.iterdir()}
+
+
+def arrays_of(files: dict[str, bytes]) -> Arrays:
+    with np.load(io.BytesIO(files["npz"])) as opened:
+        return {name: opened[name] for name in opened.files}
+
+
 def flip_bytes(content: bytes, rng: random.Random) -> bytes:
     """Other bytes at some places, most of them in the header; sometimes the end is lost."""
     changed = bytearray(content)
@@ -92,12 +106,11 @@ def change_array(arrays: Arrays, rng: random.Random) -> None:
         arrays[name] = array
 
 
-def mutated(seen: Recording, kind: str, rng: random.Random) -> bytes:
+def mutated(files: dict[str, bytes], kind: str, rng: random.Random) -> bytes:
     """The bytes of a broken file of that kind."""
     if rng.random() < 0.2:
-        return flip_bytes(seen.export(kind), rng)
-    with np.load(io.BytesIO(seen.export("npz"))) as opened:
-        arrays = {name: opened[name] for name in opened.files}
+        return flip_bytes(files[kind], rng)
+    arrays = arrays_of(files)
     meta = json.loads(str(arrays.pop("meta")))
     for _ in range(rng.randint(1, 2)):
         change_meta(meta, rng) if rng.random() < 0.5 else change_array(arrays, rng)
@@ -118,7 +131,7 @@ def use(seen: Recording, folder: Path) -> None:
     if seen.saved_contributions is not None:
         found = seen.saved_contributions
         draw(contributions_view(found, seen.token_bytes, seen.names, CANVAS), CANVAS)
-    for name in ("all.txt", "all.json", "all.npz"):
+    for name in ("all.txt", "all.json", "all.npz", "all.html"):
         seen.save(folder / name)
     seen.save(folder / "one.txt", layers=seen.layers[:1], heads=seen.heads[:1])
     seen.explain(seen.layers[0], seen.heads[0])
@@ -127,11 +140,11 @@ def use(seen: Recording, folder: Path) -> None:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # a map of NaN and infinities
 @pytest.mark.parametrize("kind", ["npz", "safetensors"])
 def test_a_broken_file_is_read_or_refused_in_one_line(
-    kind: str, seen: Recording, tmp_path: Path
+    kind: str, files: dict[str, bytes], tmp_path: Path
 ) -> None:
     refused, file = 0, tmp_path / f"broken.{kind}"
     for number in range(N_FILES // 2):
-        file.write_bytes(mutated(seen, kind, random.Random(f"{kind} {number}")))
+        file.write_bytes(mutated(files, kind, random.Random(f"{kind} {number}")))
         try:
             use(Recording.open(file), tmp_path)
         except KvgenError as error:
@@ -141,9 +154,10 @@ def test_a_broken_file_is_read_or_refused_in_one_line(
 
 
 @pytest.mark.parametrize("name", ["lens_ids", "lens_ranks", "k", "token_offsets"])
-def test_an_array_of_another_size_is_named(name: str, seen: Recording, tmp_path: Path) -> None:
-    with np.load(io.BytesIO(seen.export("npz"))) as opened:
-        arrays = {each: opened[each] for each in opened.files}
+def test_an_array_of_another_size_is_named(
+    name: str, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    arrays = arrays_of(files)
     arrays[name] = arrays[name][..., :-1]
     if name == "lens_ids":
         arrays[name] = arrays[name][:, :-1]

@@ -185,4 +185,4 @@ def token_texts(tokens: Sequence[bytes]) -> list[str]:
 
 
 def _number(value: float) -> float | None:
-    return None if np.isnan(value) else round(float(value), 6)
+    return round(float(value), 6) if np.isfinite(value) else None

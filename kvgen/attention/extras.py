@@ -43,6 +43,7 @@ LAYOUTS: dict[str, dict[str, str]] = {
         "copies": "f8 LH",
     },
 }
+_MAY_LACK = {"predictions_next_probabilities"}  # some numbers, which are NaN then
 _FACTS: dict[str, Any] = {  # what stands in meta for a field of this type
     "int": int,
     "int | None": int | None,
@@ -120,7 +121,7 @@ def check_arrays(arrays: Mapping[str, Array], layout: Mapping[str, str], **known
     """Raise ValueError or KeyError where arrays have other numbers or sizes than the layout says.
 
     It has for each name the numbers and a letter for each size, `f4 LTHD`. A letter stands for the
-    same size everywhere, at least 1; some are `known`.
+    same size everywhere, at least 1; some are `known`. Numbers have to be finite.
     """
     sizes = dict(known)
     for name, form in layout.items():
@@ -131,6 +132,9 @@ def check_arrays(arrays: Mapping[str, Array], layout: Mapping[str, str], **known
             for letter, size in zip(letters, array.shape, strict=True)
         ):
             raise ValueError(f"{name} is {array.dtype} {list(array.shape)}")
+        missing = np.isnan(array) if name in _MAY_LACK else np.zeros(array.shape, np.bool_)
+        if not (np.isfinite(array) | missing).all():
+            raise ValueError(f"{name} holds numbers that are not finite")
 
 
 def _part(
@@ -144,10 +148,17 @@ def _part(
     for field in fields(kind):
         if field.name not in values:
             value = meta[part][field.name]
-            if not isinstance(value, _FACTS[str(field.type)]) or isinstance(value, bool):
-                raise ValueError(f"{field.name} of {part} is {value!r}")
+            value = typed(value, _FACTS[str(field.type)], f"{field.name} of {part}")
             values[field.name] = tuple(value) if isinstance(value, list) else value
     return kind(**values)
+
+
+def typed(value: Any, kind: Any, what: str) -> Any:
+    """A value of meta. Raises ValueError where it is of another type, or not finite."""
+    fits = isinstance(value, kind) and not isinstance(value, bool)
+    if not fits or (isinstance(value, float) and not np.isfinite(value)):
+        raise ValueError(f"{what} is {value!r}")
+    return value
 
 
 def _check_ascending(numbers: tuple[int, ...], end: int = 10**6) -> None:
@@ -158,10 +169,13 @@ def _check_ascending(numbers: tuple[int, ...], end: int = 10**6) -> None:
 
 
 def listed(value: Any) -> Any:
-    """An array as lists for JSON, with six decimals and null for NaN; anything else as it is."""
+    """An array as lists for JSON, with six decimals, and null where it has no finite number.
+
+    Anything else as it is.
+    """
     if not isinstance(value, np.ndarray):
         return value
     if value.dtype.kind == "f":
         rounded = np.round(value.astype(np.float64), 6)
-        return np.where(np.isnan(rounded), None, rounded).tolist()  # type: ignore[call-overload]
+        return np.where(np.isfinite(rounded), rounded, None).tolist()  # type: ignore[call-overload]
     return value.tolist()

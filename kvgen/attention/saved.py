@@ -20,7 +20,7 @@ import kvgen
 from kvgen.attention.contributions import Contributions
 from kvgen.attention.diagnostics import diagnose
 from kvgen.attention.export import FORMAT, VERSION
-from kvgen.attention.extras import check_arrays, extras_of
+from kvgen.attention.extras import check_arrays, extras_of, typed
 from kvgen.attention.lens import Lens
 from kvgen.attention.record import RecordedRun
 from kvgen.attention.residual import ResidualNorms
@@ -81,10 +81,20 @@ def _read_arrays(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     if path.suffix == ".safetensors":
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return arrays, json.loads((file.metadata() or {})["meta"])
+            return arrays, _meta((file.metadata() or {})["meta"])
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
-    return arrays, json.loads(str(arrays.pop("meta")))
+    return arrays, _meta(str(arrays.pop("meta")))
+
+
+def _meta(text: str) -> dict[str, Any]:
+    """The object that a text holds. Raises ValueError for NaN and infinities, which JSON lacks."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"its meta holds {name}")
+
+    meta: dict[str, Any] = json.loads(text, parse_constant=refuse)
+    return meta
 
 
 def _from_arrays(arrays: dict[str, Array], meta: dict[str, Any]) -> SavedRecording:
@@ -103,15 +113,15 @@ def _from_arrays(arrays: dict[str, Array], meta: dict[str, Any]) -> SavedRecordi
         raise ValueError("its arrays do not belong together")
     trace = AttentionTrace(
         token_ids=tuple(arrays["token_ids"].tolist()),
-        n_prompt=_number(meta["prompt_len"], int),
+        n_prompt=typed(meta["prompt_len"], int, "prompt_len"),
         layers=tuple(
             LayerTrace(
                 layer=layer,
                 heads=heads,
                 group_size=group_size,
-                scale=_number(meta["attn_scale"][row], float | int),
-                softcap=_number(meta["softcap"][row], float | int | None),
-                window=_number(meta["window"][row], int | None),
+                scale=typed(meta["attn_scale"][row], float | int, "attn_scale"),
+                softcap=typed(meta["softcap"][row], float | int | None, "softcap"),
+                window=typed(meta["window"][row], int | None, "window"),
                 q=q[row],
                 k=k[row],
                 v=v[row],
@@ -130,9 +140,11 @@ def _from_arrays(arrays: dict[str, Array], meta: dict[str, Any]) -> SavedRecordi
     extras = extras_of(arrays, meta, n_tokens=T)
     recording = RecordedRun(
         trace=trace,
-        sampled_last=_number(meta["sampled_last"], int | None),
-        diagnostics=diagnose(trace, probe=_number(meta.get("probe"), int | None)),
-        decode_rows=_number(meta["verify_decode_rows_max_abs"], float | int | None),
+        sampled_last=typed(meta["sampled_last"], int | None, "sampled_last"),
+        diagnostics=diagnose(trace, probe=typed(meta.get("probe"), int | None, "probe")),
+        decode_rows=typed(
+            meta["verify_decode_rows_max_abs"], float | int | None, "verify_decode_rows_max_abs"
+        ),
         residual_norms=norms,
         predictions=extras.predictions,
         states=states,
@@ -155,10 +167,3 @@ def _taken_apart(name: str, arrays: dict[str, Array], n: int) -> list[bytes]:
     ):
         raise ValueError(f"{name}_offsets are not those of {name}_bytes")
     return [together[begin:end].tobytes() for begin, end in itertools.pairwise(offsets)]
-
-
-def _number(value: Any, kind: Any) -> Any:
-    """A number of meta. Raises ValueError where it is of another type."""
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise ValueError(f"{value!r} stands where a number should")
-    return value

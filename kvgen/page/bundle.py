@@ -9,6 +9,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import PurePosixPath
 
+from kvgen.errors import KvgenError
 from kvgen.page.content import Content
 
 _IMPORT = re.compile(r'^import (?P<names>\{[^}]*\}) from "(?P<path>\.[^"]+)";\n', re.M)
@@ -87,8 +88,16 @@ def _joined(importer: str, path: str) -> str:
 
 
 def _json(facts: object) -> str:
-    """JSON that no HTML parser can leave early, whatever a token is."""
-    text = json.dumps(facts, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    """JSON that no HTML parser can leave early, whatever a token is.
+
+    Raises KvgenError for numbers that are not finite.
+    """
+    try:
+        text = json.dumps(facts, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except ValueError:
+        raise KvgenError(
+            "this recording has numbers that are not finite, which a page cannot show: record again"
+        ) from None
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
