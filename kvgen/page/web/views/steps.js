@@ -29,13 +29,14 @@ export function mountSteps(root, app) {
   const sentence = element("p", { class: "kv-sentence" });
   const legend = element("div", { class: "legend" });
   const chart = element("figure", { class: "kv-chart", hidden: steps === 0 });
+  const where = shape.everyLayer ? "" : " in the recorded layers";
   const why = element(
     "p",
     { class: "kv-why" },
     element("b", {}, "Why K and V are kept, and Q is not. "),
     "A step multiplies its own q with the k of every position that it sees, and adds up their v, each times its weight. ",
     "Later steps need these k and v again. A q is read only in the step that computes it. ",
-    `Keeping Q too would take ${byteSize(bytesOfQuery(shape))} more for each position, and no step would read it.`,
+    `Keeping Q too would take ${byteSize(bytesOfQuery(shape))} more for each position${where}, and no step would read it.`,
   );
   const numbers = element("div", { class: steps ? "kv-numbers" : "kv-numbers kv-alone" }, made.figures, chart);
   fill(root, made.transport, sentence, made.strip, legend, why, numbers);

@@ -56,7 +56,7 @@ export function mountStrip(root, app, shape) {
     cells.forEach((cell, i) => {
       const [start, end] = i < first ? [0, first] : [first, cells.length];
       const left = (end - i) * pixels;
-      if ((i - start) % every || (!named && i > start && left < (i < first ? 2 * digits : digits))) return;
+      if ((i - start) % every || (!named && i > start && left < digits + (i < first ? 6 : 0))) return;
       const kind = named ? " kv-token" : left < digits ? " kv-narrow" : "";
       put(quiet(`kv-place${kind}`, named ? tokens[cell.first] : cell.first), 2, columns[i]);
     });
