@@ -30,15 +30,12 @@ export function mountHeads(root, app) {
         element("th", { scope: "row" }, layer),
         ...recording.heads.map((head, column) => {
           const value = values[row][column];
-          const chosen = layer === state.layer && head === state.head;
           const words = value === null ? "nothing counted" : value.toFixed(2);
           const cell = element("button", {
             type: "button",
-            class: chosen ? "cell chosen" : "cell",
-            "aria-pressed": chosen,
+            class: "cell",
             "aria-label": `head ${layer}.${head}: ${words}`,
             title: `${layer}.${head} ${labels[row][column]} · ${name} ${words}`,
-            tabindex: chosen ? 0 : -1,
             click: () => store.set({ layer, head, key: null }),
           });
           if (value !== null) cell.style.background = cssColor(part(name, value), ink, state.theme);
@@ -65,7 +62,7 @@ export function mountHeads(root, app) {
         const label = labels[row][column];
         return element(
           "button",
-          { type: "button", class: head === state.head ? "thumb chosen" : "thumb", "aria-pressed": head === state.head, click: () => store.set({ head, key: null }) },
+          { type: "button", class: "thumb", click: () => store.set({ head, key: null }) },
           canvas,
           element("span", {}, `${state.layer}.${head}`),
           element("small", {}, label || `kv ${recording.kvHead(column)}`),
@@ -74,9 +71,26 @@ export function mountHeads(root, app) {
     );
   }
 
+  /** Mark the chosen head; nothing is drawn again. */
+  function choose(state) {
+    const cells = table.querySelectorAll(".cell");
+    const chosen = app.row() * recording.heads.length + app.column();
+    cells.forEach((cell, place) => {
+      cell.className = place === chosen ? "cell chosen" : "cell";
+      cell.setAttribute("aria-pressed", String(place === chosen));
+      cell.tabIndex = place === chosen ? 0 : -1;
+    });
+    thumbs.querySelectorAll(".thumb").forEach((thumb, column) => {
+      const is = recording.heads[column] === state.head;
+      thumb.className = is ? "thumb chosen" : "thumb";
+      thumb.setAttribute("aria-pressed", String(is));
+    });
+  }
+
   return (state, before) => {
-    if (["layer", "head", "metric", "theme"].some((name) => state[name] !== before[name])) drawCells(state);
-    if (["layer", "head", "theme", "opened"].some((name) => state[name] !== before[name])) drawThumbs(state);
+    if (["metric", "theme"].some((name) => state[name] !== before[name])) drawCells(state);
+    if (["layer", "theme", "opened"].some((name) => state[name] !== before[name])) drawThumbs(state);
+    if (["layer", "head", "metric", "theme", "opened"].some((name) => state[name] !== before[name])) choose(state);
   };
 }
 
