@@ -16,11 +16,19 @@ const WIDEST = 13; // pixels, of a weight of 1
 export function mountArcs(root, app) {
   const { recording, store } = app;
   const { tokens } = recording.facts;
-  const controls = element("div", { class: "controls" });
+  const sink = choice(
+    "first key",
+    [
+      ["keep", "shown"],
+      ["drop", "left out"],
+    ],
+    store.get().sink,
+    (value) => store.set({ sink: value }),
+  );
   const box = element("div", { class: "arcs-box" });
   const note = element("p", { class: "hint" });
   const lists = element("div", { class: "arcs-lists" });
-  fill(root, controls, box, note, lists);
+  fill(root, element("div", { class: "controls" }, sink), box, note, lists);
 
   /** All that is drawn; of pooled maps a place is a bin of neighbouring tokens. */
   function edgesOf(state) {
@@ -48,7 +56,7 @@ export function mountArcs(root, app) {
     const { n, bin, pinned, chosen, reads, readers, keyRows, queryRows } = edges;
     const width = Math.max(300, Math.min(720, root.clientWidth));
     const wide = width >= 480;
-    const digits = wide ? (number(n - 1, bin).length + 1) * CHARACTER : 0;
+    const digits = wide ? (String((n - 1) * bin).length + 1) * CHARACTER : 0;
     const column = Math.floor(Math.min(190, width * 0.25)) + digits;
     const room = Math.floor((column - digits) / CHARACTER) - 1;
     const weightRoom = 6 * CHARACTER;
@@ -68,7 +76,7 @@ export function mountArcs(root, app) {
       rows.forEach(({ gap, place }, index) => {
         const y = yOf(index);
         if (gap) {
-          texts.push(shape("text", { class: "gap", x: inner + sign * 5, y, "text-anchor": anchor }, `⋮ ${gap} not shown`));
+          texts.push(shape("text", { class: "gap", x: inner + sign * 5, y, "text-anchor": anchor }, `⋮ ${gap} more`));
           return;
         }
         const edge = found.find((one) => one.place === place);
@@ -80,7 +88,7 @@ export function mountArcs(root, app) {
             shape("title", {}, `${number(place, bin)} ${label(place, bin)}: click to pin it`),
             shape("rect", { x: sign < 0 ? 1 : inner, y: y - ROW / 2 + 1, width: column - 1, height: ROW - 2, rx: 3 }),
             shape("text", { x: inner + sign * (digits + 5), y, "text-anchor": anchor }, shortened(label(place, bin), room)),
-            wide ? shape("text", { class: "number", x: inner + sign * 5, y, "text-anchor": anchor }, number(place, bin)) : null,
+            wide ? shape("text", { class: "number", x: inner + sign * 5, y, "text-anchor": anchor }, String(place * bin)) : null,
           ),
         );
         if (!edge) return;
@@ -93,7 +101,8 @@ export function mountArcs(root, app) {
     function arc({ place, weight }, sign, from, to, y) {
       const bend = (from + to) / 2;
       const [query, key] = sign < 0 ? [pinned, place] : [place, pinned];
-      const words = `query ${number(query, bin)} ${label(query, bin)} reads key ${number(key, bin)} ${label(key, bin)} with weight ${fixed(weight, 3)}`;
+      const named = (one) => `${number(one, bin)} ${label(one, bin)}`;
+      const words = `query ${named(query)} reads key ${named(key)} with weight ${fixed(weight, 3)}`;
       return shape(
         "path",
         {
@@ -111,7 +120,14 @@ export function mountArcs(root, app) {
       box,
       shape(
         "svg",
-        { class: "arcs", width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `edges of token ${number(pinned, bin)} ${label(pinned, bin)}; the same as lists below` },
+        {
+          class: "arcs",
+          width,
+          height,
+          viewBox: `0 0 ${width} ${height}`,
+          role: "img",
+          "aria-label": `edges of token ${number(pinned, bin)} ${label(pinned, bin)}; the same as lists below`,
+        },
         head(column - 5, "end", wide ? "keys that it reads" : "it reads"),
         head(center, "middle", wide ? "pinned token" : "pinned"),
         head(width - column + 5, "start", wide ? "queries that read it" : "read by"),
@@ -140,8 +156,18 @@ export function mountArcs(root, app) {
                 element(
                   "li",
                   {},
-                  element("button", { type: "button", title: "pin this token", "aria-label": `pin ${number(place, bin)} ${label(place, bin)}, weight ${fixed(weight, 3)}`, click: () => pin(place, bin) },
-                    element("span", { class: "number" }, number(place, bin)), element("span", { class: "name" }, label(place, bin)), element("span", {}, fixed(weight, 3))),
+                  element(
+                    "button",
+                    {
+                      type: "button",
+                      title: "pin this token",
+                      "aria-label": `pin ${number(place, bin)} ${label(place, bin)}, weight ${fixed(weight, 3)}`,
+                      click: () => pin(place, bin),
+                    },
+                    element("span", { class: "number" }, number(place, bin)),
+                    element("span", { class: "name" }, label(place, bin)),
+                    element("span", {}, fixed(weight, 3)),
+                  ),
                 ),
               ),
             )
@@ -151,12 +177,19 @@ export function mountArcs(root, app) {
     fill(
       lists,
       list("Keys that it reads most", reads, "No key has a weight of 0.001 or more."),
-      list("Later queries that read it most", readers, last ? "It is the last token: no later query was run." : "No later query gives it a weight of 0.001 or more."),
+      list(
+        "Later queries that read it most",
+        readers,
+        last ? "It is the last token: no later query was run." : "No later query gives it a weight of 0.001 or more.",
+      ),
     );
     const shown = [...edges.keyRows, ...edges.queryRows].filter((row) => !row.gap).length;
-    const words = [`${reads.length} of ${pinned + 1} ${bin === 1 ? "keys" : "groups of keys"}${bin === 1 ? ` hold ${fixed(sum, 3)} of the weight` : ""}`];
-    if (shown < n) words.push(`${shown} of ${n} ${bin === 1 ? "tokens" : "groups"} are shown: the ends of the arcs and the nearest to the pinned token`);
-    if (bin > 1) words.push(`a row stands for ${bin} neighbouring tokens, its weight is the greatest of them`);
+    const words = [
+      `${reads.length} of ${pinned + 1} ${bin === 1 ? "keys" : "groups of keys"}${bin === 1 ? ` hold ${fixed(sum, 3)} of the weight` : ""}`,
+    ];
+    if (shown < n)
+      words.push(`${shown} of ${n} ${bin === 1 ? "tokens" : "groups"} are shown: the ends of the arcs and the nearest to the pinned token`);
+    if (bin > 1) words.push(`a row stands for ${bin} neighbouring tokens and names the first; its weight is the greatest of them`);
     if (state.sink === "drop") words.push(bin === 1 ? "without key 0, the rest scaled to sum to 1" : "without the first group");
     if (recording.facts.layers[app.row()].tier === "maps") words.push("≈ 8 bits a weight");
     note.textContent = `${words.join(" · ")} · click a token to pin it`;
@@ -164,14 +197,14 @@ export function mountArcs(root, app) {
 
   let width = 0;
   return (state, before) => {
-    if (state.sink !== before.sink) {
-      fill(controls, choice("first key", [["keep", "shown"], ["drop", "left out"]], state.sink, (sink) => store.set({ sink })));
-    }
+    sink.lastChild.value = state.sink;
     const drawn = ["layer", "head", "query", "key", "sink", "opened"];
     if (root.clientWidth === width && drawn.every((name) => state[name] === before[name])) return;
     width = root.clientWidth;
     const edges = edgesOf(state);
     draw(edges);
+    const focused = [...lists.querySelectorAll("button")].indexOf(document.activeElement);
     drawLists(edges, state);
+    if (focused >= 0) (lists.querySelectorAll("button")[focused] ?? lists.querySelector("button"))?.focus();
   };
 }
