@@ -12,6 +12,26 @@ export function groupsOf(size, ropeDim) {
 }
 
 /**
+ * Where groups lie on a line of `room` pixels: {places: [{x, width}], unit, compact}. Pairs stand apart by half
+ * the width of a number, `unit`. Where that would be below `narrowest`, each group has one column (compact).
+ */
+export function placesOf(groups, nPairs, room, narrowest) {
+  const size = groups.length + nPairs;
+  const still = nPairs && nPairs < groups.length ? 2 : 0; // units before the numbers that are not turned
+  const columns = size + nPairs / 2 + still;
+  const compact = room / columns < narrowest;
+  const unit = room / (compact ? groups.length : columns);
+  let x = 0;
+  const places = groups.map((group, g) => {
+    if (!compact && g === nPairs) x += still * unit;
+    const place = { x, width: compact ? unit : unit * group.length };
+    x += place.width + (!compact && group.length === 2 ? unit / 2 : 0);
+    return place;
+  });
+  return { places, unit, compact };
+}
+
+/**
  * One query and one key, number by number: `q`, `k` and `products` [size]; for each group its `sums`, and
  * `running`, the sum up to and with it, so that the last one is q . k. `head` holds q and k [T, size] as flat arrays.
  */
