@@ -69,6 +69,7 @@ function lensPart(app) {
     element("p", { class: "hint" }, `verified: |last layer − the model's own logits| ≤ ${lens.error.toExponential(1)}`),
   );
   let marked = null;
+  let room = 0; // how wide the table was when it was last scrolled
   let entry = cells[0][0]; // the cell that the tab key leads to
   entry.tabIndex = 0;
 
@@ -158,7 +159,9 @@ function lensPart(app) {
 
   function mark(row, column) {
     const cell = column < 0 ? null : cells[row][column];
-    if (cell === marked) return;
+    const width = scroll.clientWidth;
+    if (cell === marked && width === room) return;
+    room = width;
     const focused = marked !== null && marked === document.activeElement;
     marked?.classList.remove("chosen");
     marked?.removeAttribute("aria-selected");
@@ -219,7 +222,12 @@ function lensPart(app) {
         element("td", { class: "left" }, nameOf(lens.ids[at][column][0])),
       ),
     );
-    return element("table", { class: "numbers" }, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...lines));
+    return element(
+      "table",
+      { class: "numbers words by-layer" },
+      element("thead", {}, element("tr", {}, ...head)),
+      element("tbody", {}, ...lines),
+    );
   }
 
   function legend() {
