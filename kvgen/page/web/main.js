@@ -90,10 +90,9 @@ function start() {
     from = null;
     const state = store.get();
     document.documentElement.dataset.theme = state.theme;
-    if (!recording.isOpen(app.row())) {
-      await recording.open(app.row());
-    }
-    if (state.opened !== state.layer) store.set({ opened: state.layer });
+    // While one layer is decoded, a key may choose another one.
+    while (!recording.isOpen(app.row())) await recording.open(app.row());
+    if (store.get().opened !== store.get().layer) store.set({ opened: store.get().layer });
     for (const view of views) view(store.get(), before ?? {});
     performance.measure("draw", { start: began }); // for whoever looks with the browser's own tools
   }
