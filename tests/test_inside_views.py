@@ -212,17 +212,13 @@ def test_contributions_in_ascii() -> None:
 contributions to the logit of ',' after position 1 '_b'
 embedding +0.500 - heads -1.000 - MLPs +0.250 - biases 0.000 - sum -0.250
 
-      head
-layer 0 1   layer MLP
-   0  ##==     0  ::
+      head              greatest parts    adds  reads most  weight  copies
+layer 0 1   layer MLP   head 0.1        -2.000  1 _b          1.00  +3.000
+   0  ##==     0  ::    head 0.0        +1.000  0 <s>         0.50   0.000
+                        embedding       +0.500
+                        MLP 0           +0.250
 adds: blank <.02  . <.1  : <.3  + <.7  # <1.3  @ more
 below 0: - and, from .7, =
-
-greatest parts    adds  reads most  weight  copies
-head 0.1        -2.000  1 _b          1.00  +3.000
-head 0.0        +1.000  0 <s>         0.50   0.000
-embedding       +0.500
-MLP 0           +0.250
 copies: what the head adds to the logit of the token that it reads most; > 0: it
 copies
 A part counts for what it writes itself, with the final norm's scale as it is,
@@ -246,21 +242,27 @@ patching: the outputs z of single heads, taken from the source's run
 logit '_cat' - logit '_dog': -1.000 in the prompt, which predicts '_dog'
 +1.000 in the source, which predicts '_cat'
 
-      head
-layer 0 2
+      head   greatest effects  effect  difference  predicts
+layer 0 2    head 1.0           +0.75      +0.500  _cat as in the source
    1  @@??
 effect: blank <.01  . <.05  : <.15  + <.35  # <.65  @ more
 below 0: - and, from .35, =
 effect 0: the difference stays as in the prompt
 1: it becomes that of the source - patched at positions 1 - ?: not run
-
-greatest effects  effect  difference  predicts
-head 1.0           +0.75      +0.500  _cat as in the source
 after 1 of 2 patches the model predicts '_cat', as in the source
 interrupted: 1 of 2 patches were run"""
     words = {0: b"a", 1: b" dog", 2: b"c", 3: b" cat"}
     view = patch_view(found, lambda token: token_label(words[token], canvas, 10).strip(), canvas)
     assert lines_of(view, canvas) == expected.splitlines()
+
+
+def test_a_table_stands_beside_a_map_where_there_is_room() -> None:
+    for width, beside in ((60, False), (100, True)):
+        canvas = Canvas(width, "glyphs")
+        view = contributions_view(some_contributions(30, 4), [b"a"] * 3, NAMES, canvas)
+        lines = lines_of(view, canvas)
+        assert any(line.startswith("      head   ") for line in lines) == beside
+        assert sum("greatest parts" in line for line in lines) == 1
 
 
 def test_numbers_of_columns_can_be_told_apart() -> None:

@@ -221,7 +221,7 @@ def test_prompts_that_cannot_be_patched_are_refused(tiny_model: Loader) -> None:
     with pytest.raises(UsageError, match=r"both prompts predict the same token, id \d+"):
         patch(model.engine, model.params, prompt, source)
     with pytest.raises(
-        UsageError, match="the other prompt does not change the logits of tokens 5 and 17"
+        UsageError, match="the other prompt does not change the logits of id 5 and id 17"
     ):
         patched(model, prompt, source)
     with pytest.raises(UsageError, match="'heads' is not a site: choose head, kv-head, residual"):

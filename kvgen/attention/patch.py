@@ -140,7 +140,7 @@ def patch(
     ways = [float(run.logits[token] - run.logits[against]) for run in (base, source)]
     if ways[0] == ways[1]:
         raise UsageError(
-            f"the other prompt does not change the logits of tokens {token_text(token)} and "
+            f"the other prompt does not change the logits of {token_text(token)} and "
             f"{token_text(against)}: no patch can have an effect on them, so name other tokens or "
             "another prompt"
         )

@@ -14,7 +14,7 @@ from kvgen.render.canvas import TOKEN_CELLS, Canvas, quoted, token_label
 from kvgen.render.explain import most_telling
 from kvgen.render.ink import Ink
 from kvgen.render.layers_by_heads import layers_by_heads
-from kvgen.render.layout import flow, side_by_side, stacked_tables
+from kvgen.render.layout import flow, map_and_tables, side_by_side, stacked_tables
 from kvgen.render.numbers import signed
 
 _TOP = 8  # parts that are named
@@ -56,10 +56,12 @@ def contributions_view(
         flow([f"{name} {signed(value)}" for name, value in sums.items() if value is not None],
              canvas.width, between=" · "),
         Text(),
-        *side_by_side([heads, [Text()] * above + mlps]),
-        canvas.legend(ink, masked=False),
-        Text(),
-        *_greatest(found, tokens, canvas),
+        *map_and_tables(
+            side_by_side([heads, [Text()] * above + mlps]),
+            canvas.legend(ink, masked=False),
+            _greatest(found, tokens, canvas),
+            canvas.width,
+        ),
         flow([Text(_COPIES, "dim")], canvas.width),
         flow([Text(_LIMIT, "dim")], canvas.width),
         flow([Text(_verified(found), "dim")], canvas.width),

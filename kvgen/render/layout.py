@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 _UNBOUNDED = 10_000  # columns: wider than any table
+_BESIDE = 3  # columns between a map and the table beside it
 
 
 def side_by_side(blocks: Sequence[Sequence[Text]], *, gap: int = 2) -> list[Text]:
@@ -134,3 +135,15 @@ def beside_or_below(
     both = Table.grid(padding=(0, gap, 0, 0), pad_edge=False)
     both.add_row(left, right)
     return both
+
+
+def map_and_tables(
+    drawn: Sequence[Text], legend: RenderableType, tables: Sequence[RenderableType], width: int
+) -> list[RenderableType]:
+    """A map above its legend, with a table beside the map where there is room, else below."""
+    cells = max(line.cell_len for line in drawn)
+    if len(tables) == 1 and cells + _BESIDE + width_of(tables[0]) <= width:
+        both = Table.grid(padding=(0, _BESIDE, 0, 0), pad_edge=False)
+        both.add_row(Group(*drawn), tables[0])
+        return [both, legend]
+    return [*drawn, legend, Text(), *tables]

@@ -102,7 +102,7 @@ def _cell(label: str, probability: float, canvas: Canvas, *, final: bool) -> Tex
     background = FRACTION_INK.color(probability, canvas.colors)
     foreground = "black" if probability > 0.5 else "white"
     style = Style(color=foreground, bgcolor=background, bold=final)
-    return Text(label + " " + mark, style) + Text(" ")
+    return Text.assemble((f"{label} {mark}", style), " ")
 
 
 def _mark(canvas: Canvas) -> str:

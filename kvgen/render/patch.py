@@ -12,7 +12,7 @@ from kvgen.attention.patch import PatchMap
 from kvgen.render.canvas import Canvas
 from kvgen.render.ink import Ink
 from kvgen.render.layers_by_heads import layers_by_heads
-from kvgen.render.layout import flow, stacked_tables
+from kvgen.render.layout import flow, map_and_tables, stacked_tables
 from kvgen.render.numbers import counted, signed
 
 _TOP = 8
@@ -37,6 +37,17 @@ def patch_view(found: PatchMap, token_text: Callable[[int], str], canvas: Canvas
     wanted = f"logit '{token_text(found.token)}' - logit '{token_text(found.against)}'"
     most = max(1.0, float(np.nan_to_num(np.abs(effects)).max()))
     ink = Ink(name="effect", signed=True, most=most)
+    drawn = layers_by_heads(
+        effects,
+        canvas,
+        ink,
+        layers=found.layers,
+        heads=found.columns,
+        title=column,
+        missing=_NOT_RUN,
+    )
+    notes = flow([Text(note, "dim") for note in _notes(found)], canvas.width, between=" · ")
+    legend = Group(canvas.legend(ink, masked=False), notes)
     parts: list[RenderableType] = [
         flow(
             [Text(part, "bold") for part in (f"patching: {what},", "taken from the source's run")],
@@ -53,19 +64,7 @@ def patch_view(found: PatchMap, token_text: Callable[[int], str], canvas: Canvas
             between=" · ",
         ),
         Text(),
-        *layers_by_heads(
-            effects,
-            canvas,
-            ink,
-            layers=found.layers,
-            heads=found.columns,
-            title=column,
-            missing=_NOT_RUN,
-        ),
-        canvas.legend(ink, masked=False),
-        flow([Text(note, "dim") for note in _notes(found)], canvas.width, between=" · "),
-        Text(),
-        *_greatest(found, token_text, canvas),
+        *map_and_tables(drawn, legend, _greatest(found, token_text, canvas), canvas.width),
     ]
     n_patches = counted(effects.size, "patch", "patches")
     if found.base_next != found.source_next:
