@@ -242,7 +242,10 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
     return tree
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["bench", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], *([name, "--help"] for name in ("generate", "bench", "info")),
+                  ["inspect-attention", "--help"]]
+)  # fmt: skip
 def test_help_imports_no_engine(arguments: list[str]) -> None:
     script = (
         "import sys\n"
@@ -265,7 +268,8 @@ def test_generating_imports_neither_the_compiler_nor_what_draws() -> None:
         "from kvgen.cli import run\n"
         "assert run(['generate', 'hi', '-n', '2', '-q']) == 0\n"
         "others = {'numba', 'rich', 'jinja2', 'huggingface_hub', 'safetensors', 'threadpoolctl',\n"
-        "          'kvgen.cli.bench', 'kvgen.attention'}\n"
+        "          'kvgen.cli.bench', 'kvgen.attention', 'kvgen.bench', 'kvgen.experiment',\n"
+        "          'kvgen.inspection', 'kvgen.recording', 'kvgen.render.canvas', 'kvgen.page'}\n"
         "assert not others & set(sys.modules), others & set(sys.modules)\n"
     )
     for _ in range(2):  # the first may have to compile

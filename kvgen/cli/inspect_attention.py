@@ -105,7 +105,14 @@ Examples:
     "which can be given in place of PROMPT later; .json, .txt, or .png, .svg, .pdf (extra `plot`). "
     "`json` and `txt` alone print that format.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, as -o json.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON object, as -o json: meta, token_ids, tokens, metrics, maps, names, "
+    "predictions, and with --lens and --contributions theirs; with --patch site, layers, columns, "
+    "and for each of these patched, effects and next_ids.",
+)
 @edit_options
 @click.option(
     "--probe",
