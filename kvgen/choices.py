@@ -40,7 +40,7 @@ Color = Literal["auto", "always", "never"]
 FIGURES = (".png", ".svg", ".pdf")  # endings of what matplotlib draws
 ARRAY_FILES = (".npz", ".safetensors")  # of recordings that can be shown again
 RECORDING_FILES = (*ARRAY_FILES, ".html", ".json", ".txt", *FIGURES)
-REPORTS = (".json", ".jsonl", ".csv", ".md")  # endings of a benchmark's report
+REPORTS = (".html", ".json", ".jsonl", ".csv", ".md")  # endings of a benchmark's report
 MOST_THREADS = 1024
 
 

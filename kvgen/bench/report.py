@@ -66,6 +66,14 @@ class StepMaps:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepScores:
+    """Scores q . k of the maps' head at one decode step, counted by the timed engine."""
+
+    on: int
+    off: int | None  # None where that arm did not run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """All arms of one engine on one text."""
 
@@ -121,6 +129,7 @@ class BenchReport:
     crossing: Crossing | None = None
     head: tuple[int, int] | None = None  # layer and head of the maps
     maps: tuple[StepMaps, ...] = ()
+    scores: tuple[StepScores, ...] = ()  # of every decode step
     interventions: tuple[Intervention, ...] = ()  # of each engine, layer, and kind of row
     spoiled_queries: tuple[float, ...] = ()  # of each engine: see `spoil_old_queries`
     recomputed: tuple[Recomputed, ...] = ()  # of each engine and layer

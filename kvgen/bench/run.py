@@ -17,7 +17,7 @@ from kvgen.bench.interventions import (
 from kvgen.bench.ledger import count_rows, first_layers
 from kvgen.bench.phases import CALIBRATION_SECONDS, Phase, expected_seconds
 from kvgen.bench.plan import BenchPlan, check_steps
-from kvgen.bench.report import BenchReport, Run
+from kvgen.bench.report import BenchReport, Run, StepScores
 from kvgen.choices import ArmName
 from kvgen.engine.calibration import Calibration
 from kvgen.engine.contract import Engine
@@ -133,7 +133,15 @@ def _crossing(report: BenchReport, contender: Contender, about: _Bench) -> Bench
 def _maps(report: BenchReport, contender: Contender, about: _Bench) -> BenchReport:
     head, maps = contender.maps()
     about.done("drawing maps", 1)
-    return replace(report, head=head, maps=maps)
+    return replace(report, head=head, maps=maps, scores=_scores(contender, head[0]))
+
+
+def _scores(contender: Contender, layer: int) -> tuple[StepScores, ...]:
+    """What every decode step of both arms computed in one head of a layer."""
+    n_heads = contender.engine.config.n_heads
+    on = [int(read.k[layer]) // n_heads for read in contender.totals["on"]]
+    off = [int(read.k[layer]) // n_heads for read in contender.totals.get("off", [])]
+    return tuple(StepScores(on=one, off=off[step] if off else None) for step, one in enumerate(on))
 
 
 def _needs(report: BenchReport, contender: Contender, about: _Bench) -> BenchReport:

@@ -8,6 +8,7 @@ at a multiple of four bytes.
 from __future__ import annotations
 
 import base64
+import math
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from kvgen.engine.tensors import Array, FloatArray
 
 _DTYPES = {"float32": "f32", "int16": "i16", "uint8": "u8"}
 _LARGEST_I16, _LARGEST_U8 = 32767, 255
+_MOST_ROWS = 512  # of a map that is kept as it is
 _FAST = 6  # zlib's level: 9 takes twice the time for one per cent
 
 
@@ -56,3 +58,17 @@ def lower_triangle(maps: Array) -> Array:
     T = maps.shape[-1]
     rows, columns = np.tril_indices(T)
     return maps[..., rows, columns]
+
+
+def n_neighbours(n_tokens: int) -> int:
+    """How many neighbouring tokens share a row and a column of a map in a page."""
+    return math.ceil(n_tokens / _MOST_ROWS)
+
+
+def greatest_of_neighbours(weights: Array, size: int) -> Array:
+    """Maps [..., T, T] pooled to the greatest of size x size neighbours."""
+    if size == 1:
+        return weights
+    starts = np.arange(0, weights.shape[-1], size)
+    by_rows = np.maximum.reduceat(weights, starts, axis=-2)
+    return np.maximum.reduceat(by_rows, starts, axis=-1)

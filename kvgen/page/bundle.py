@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import PurePosixPath
@@ -18,8 +19,19 @@ _EXPORT = re.compile(
 )
 
 
-def page(content: Content, *, title: str, summary: str) -> str:
-    """One HTML file that needs nothing else. `summary` is a text for readers without scripts."""
+def page(
+    content: Content,
+    *,
+    title: str,
+    summary: str,
+    skeleton: str = "index.html",
+    styles: Sequence[str] = ("style.css",),
+    entry: str = "main.js",
+) -> str:
+    """One HTML file that needs nothing else. `summary` is a text for readers without scripts.
+
+    `skeleton`, `styles` and `entry`, the module that starts the page, are files of `web/`.
+    """
     blocks = "\n".join(
         f'<script type="application/octet-stream" id="{html.escape(name)}">{text}</script>'
         for name, text in content.blocks.items()
@@ -27,14 +39,13 @@ def page(content: Content, *, title: str, summary: str) -> str:
     facts = f'<script type="application/json" id="facts">{_json(content.facts)}</script>'
     parts = {
         "<!-- title -->": html.escape(title),
-        "/* style */": source("style.css"),
+        "/* style */": "\n".join(map(source, styles)),
         "<!-- summary -->": f'<pre class="summary">{html.escape(summary)}</pre>',
         "<!-- data -->": f"{facts}\n{blocks}",
-        "/* script */": script(),
+        "/* script */": script(entry),
     }
-    skeleton = source("index.html")
     pattern = "|".join(map(re.escape, parts))
-    return re.sub(pattern, lambda match: parts[match[0]], skeleton)
+    return re.sub(pattern, lambda match: parts[match[0]], source(skeleton))
 
 
 def source(path: str) -> str:
@@ -46,8 +57,11 @@ def source(path: str) -> str:
 
 
 @cache
-def script() -> str:
-    """All modules as one, each a function that gives what it exports, behind those it imports."""
+def script(entry: str = "main.js") -> str:
+    """A module and all that it needs as one script.
+
+    Each module is a function that gives what it exports, behind the modules that it imports.
+    """
     done: dict[str, str] = {}
 
     def add(path: str) -> None:
@@ -69,7 +83,7 @@ def script() -> str:
             "})();\n"
         )
 
-    add("main.js")
+    add(entry)
     return "\n".join(done.values())
 
 

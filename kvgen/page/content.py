@@ -9,7 +9,6 @@ A layer is written in one of three ways (`tier`), by its size and by `Detail`:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import MappingProxyType
@@ -27,13 +26,19 @@ from kvgen.choices import Detail
 from kvgen.engine.tensors import Array
 from kvgen.engine.trace import LayerTrace
 from kvgen.errors import UsageError
-from kvgen.page.blocks import encode, lower_triangle, vectors_in_16_bits, weights_in_8_bits
+from kvgen.page.blocks import (
+    encode,
+    greatest_of_neighbours,
+    lower_triangle,
+    n_neighbours,
+    vectors_in_16_bits,
+    weights_in_8_bits,
+)
 
 FORMAT, VERSION = "kvgen.page", 1
 Tier = Literal["exact", "full", "maps"]
 MOST_BYTES = 32 * 2**20  # of a page, unless told
 _EXACT_BYTES, _FULL_BYTES = 3 * 2**20, 16 * 2**20  # of all layers together
-_MOST_BINS = 512  # rows of a map that is kept as it is
 _DETAILED_LAYERS = 4  # where not all can be written in full
 
 
@@ -82,7 +87,7 @@ def content_of(
                 # So many first numbers of q and k are turned: number i with i + half of them.
                 "ropeDim": rope_dims[layer.layer] if layer.layer < len(rope_dims) else None,
                 "tier": tiers[row],
-                "bin": _bin(trace.length) if tiers[row] == "maps" else 1,
+                "bin": n_neighbours(trace.length) if tiers[row] == "maps" else 1,
                 "arrays": places,
             }
         )
@@ -142,7 +147,7 @@ def _tiers(run: RecordedRun, detail: Detail, detailed_layers: Sequence[int] | No
 def _arrays(run: RecordedRun, row: int, layer: LayerTrace, tier: Tier) -> dict[str, Array]:
     """The arrays of one layer, head by head."""
     if tier == "maps":
-        pooled = _pooled(attention_weights(layer), _bin(run.trace.length))
+        pooled = greatest_of_neighbours(attention_weights(layer), n_neighbours(run.trace.length))
         return {"weights": lower_triangle(weights_in_8_bits(pooled))}
     vectors = {name: getattr(layer, name).swapaxes(0, 1) for name in "qkv"}  # [heads, T, D]
     arrays: dict[str, Array] = {}
@@ -154,20 +159,6 @@ def _arrays(run: RecordedRun, row: int, layer: LayerTrace, tier: Tier) -> dict[s
     if run.residual_norms is not None:
         arrays["valueNorms"] = run.residual_norms.values[row].T  # [H, T] |v_j W_O|
     return arrays
-
-
-def _bin(n_tokens: int) -> int:
-    """How many neighbouring tokens share a row and a column of a map."""
-    return math.ceil(n_tokens / _MOST_BINS)
-
-
-def _pooled(weights: Array, size: int) -> Array:
-    """The greatest of size x size neighbours."""
-    if size == 1:
-        return weights
-    starts = np.arange(0, weights.shape[-1], size)
-    by_rows = np.maximum.reduceat(weights, starts, axis=-2)
-    return np.maximum.reduceat(by_rows, starts, axis=-1)
 
 
 def _diagnostics(found: Diagnostics) -> dict[str, Any]:

@@ -14,6 +14,7 @@ class Page:
 
     text: str
     height: int = 760  # of the frame, in pixels
+    title: str = "attention of a run"  # of the frame, for screen readers
 
     def __repr__(self) -> str:
         return f"<Page of {len(self.text):,} characters>"
@@ -21,5 +22,5 @@ class Page:
     def _repr_html_(self) -> str:
         return (
             f'<iframe sandbox="allow-scripts" style="width:100%;height:{self.height}px;border:0" '
-            f'title="attention of a run" srcdoc="{html.escape(self.text)}"></iframe>'
+            f'title="{html.escape(self.title)}" srcdoc="{html.escape(self.text)}"></iframe>'
         )

@@ -33,8 +33,8 @@ def bench_view(
     `details` adds what was predicted, counted and drawn.
     """
     run = report.runs[0]
-    parts: list[RenderableType] = [*(Text(line, "bold") for line in _answers(report)), Text()]
-    parts += map(Text, _setting(report, context))
+    parts: list[RenderableType] = [*(Text(line, "bold") for line in answers_of(report)), Text()]
+    parts += map(Text, setting_of(report, context))
     parts += [Text(), *rates(report, canvas.width, details=details)]
     parts.append(rates_legend(report, canvas.width, details=details))
     alone = len(report.runs) == 1 and bool(run.workload.n_gen)
@@ -44,10 +44,8 @@ def bench_view(
         parts += [Text()] * bool(picture) + picture
     parts.append(Text())
     for one in report.runs:
-        which = [f"{traits(one)[what]} {what}" for what in varying(report)]
-        which += [f"{one.workload.length} positions"] if len(report.plan.workloads) > 1 else []
-        parts += map(Text, _verdict(one, name=", ".join(which)))
-    parts += map(Text, _counts(report))
+        parts += map(Text, verdict_of(one, name=name_in(report, one)))
+    parts += map(Text, counts_of(report))
     if details and alone:
         parts += [Text(), *bench_details(report, context, canvas)]
     elif alone:
@@ -60,7 +58,14 @@ def bench_view(
     return Group(*parts)
 
 
-def _answers(report: BenchReport) -> list[str]:
+def name_in(report: BenchReport, run: Run) -> str:
+    """What tells a run from the report's others; empty where it is the only one."""
+    which = [f"{traits(run)[what]} {what}" for what in varying(report)]
+    which += [f"{run.workload.length} positions"] if len(report.plan.workloads) > 1 else []
+    return ", ".join(which)
+
+
+def answers_of(report: BenchReport) -> list[str]:
     """What the run was made to find out, in a sentence each."""
     run, answers = report.runs[0], []
     on, off, work = run.arm("on"), run.arm("off"), run.workload
@@ -110,7 +115,7 @@ def _kept_queries(run: Run) -> str:
     return f"{memory} and gives {same}; {time}"
 
 
-def _setting(report: BenchReport, context: ReportContext) -> list[str]:
+def setting_of(report: BenchReport, context: ReportContext) -> list[str]:
     """Model, machine and prompt, and what else ran meanwhile."""
     run = report.runs[0]
     name, cpu = (one_line(text) for text in (context.model, context.environment.cpu))
@@ -156,7 +161,8 @@ def _curves(run: Run, canvas: Canvas) -> list[Text]:
     ]
 
 
-def _verdict(run: Run, *, name: str) -> list[str]:
+def verdict_of(run: Run, *, name: str) -> list[str]:
+    """Whether both arms gave the same, in a line; none where there is no uncached arm."""
     checked = run.verification
     if checked is None:
         return []
@@ -169,7 +175,8 @@ def _verdict(run: Run, *, name: str) -> list[str]:
     ]
 
 
-def _counts(report: BenchReport) -> list[str]:
+def counts_of(report: BenchReport) -> list[str]:
+    """Whether rows were read as expected, in a line; none where they were not counted."""
     ledger = report.ledger
     if ledger is None:
         return []

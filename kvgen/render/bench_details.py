@@ -33,21 +33,21 @@ def bench_details(
         parts += [_beside(tables, report, canvas), canvas.legend(WEIGHT_INK)]
     else:
         parts += tables
-    parts += map(Text, _first_step(run))
-    parts += map(Text, _crossing(report))
+    parts += map(Text, first_step_words(run))
+    parts += map(Text, crossing_words(report))
     if report.ledger is not None:
         parts += [Text(), Text("COUNTED, by the reference engine", "bold")]
         parts += ledger_table(report.ledger, canvas.width, shown=uncached)
         parts += ledger_picture(report.ledger, canvas, shown=uncached)
-        parts += map(Text, _positions(report))
+        parts += map(Text, positions_words(report))
     if report.recomputed or report.later_token is not None:
         parts += [Text(), Text("RUN AGAIN with something changed", "bold")]
         parts += recomputed_picture(report.recomputed, canvas)
         if report.later_token is not None:
             parts += later_token_picture(report.later_token, canvas)
     parts += [Text(), Text("COMPUTED from shapes and this machine's speed", "bold")]
-    parts += map(Text, _machine(run, context))
-    parts += map(Text, _last_step(run))
+    parts += map(Text, machine_words(run, context))
+    parts += map(Text, last_step_words(run))
     return parts
 
 
@@ -105,7 +105,8 @@ def _computed(maps: StepMaps, arm: ArmName, size: int) -> FloatArray:
     return whole
 
 
-def _first_step(run: Run) -> list[str]:
+def first_step_words(run: Run) -> list[str]:
+    """How long the first step behind a prefill takes, in a line."""
     on = run.arm("on")
     if on is None or not on.first_step_seconds:
         return []
@@ -115,7 +116,7 @@ def _first_step(run: Run) -> list[str]:
     ]
 
 
-def _crossing(report: BenchReport) -> list[str]:
+def crossing_words(report: BenchReport) -> list[str]:
     """From which length on an uncached token takes longer than the limit, as measured."""
     crossing, limit = report.crossing, f"{1e3 * report.plan.over_seconds:g} ms"
     if crossing is None:
@@ -141,7 +142,7 @@ def _measured(point: tuple[int, float]) -> str:
     return f"{length:,} positions ({1e3 * seconds:.0f} ms)"
 
 
-def _positions(report: BenchReport) -> list[str]:
+def positions_words(report: BenchReport) -> list[str]:
     """How many positions each arm runs through the model."""
     work, ledger = report.runs[0].workload, report.ledger
     lines = []
@@ -161,7 +162,7 @@ def _positions(report: BenchReport) -> list[str]:
     return lines
 
 
-def _machine(run: Run, context: ReportContext) -> list[str]:
+def machine_words(run: Run, context: ReportContext) -> list[str]:
     """This machine's speed with the engine's kernels, and its spread over the rounds."""
     speeds, measured = run.calibrations, run.calibration
     reads = [one.read_bytes_per_second / 1e9 for one in speeds]
@@ -176,7 +177,7 @@ def _machine(run: Run, context: ReportContext) -> list[str]:
     ]
 
 
-def _last_step(run: Run) -> list[str]:
+def last_step_words(run: Run) -> list[str]:
     """Bytes and operations of the last step in each arm, and what its prediction is made of."""
     work, cost, lines = run.workload, run.cost, []
     last = work.n_gen - 1

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 from rich.console import RenderableType
 from rich.text import Text
 
-from kvgen.bench.ledger import Ledger, StepCount
+from kvgen.bench.ledger import Counts, Ledger, StepCount
 from kvgen.bench.report import Arm, BenchReport, Run, spread
 from kvgen.render.bench_files import rows_of
 from kvgen.render.canvas import Canvas, draw_level
@@ -43,8 +45,23 @@ def times_slower(run: Run) -> float:
     return median(map(sum, off.step_seconds)) / median(map(sum, on.step_seconds))
 
 
+class Rows(NamedTuple):
+    """A table's rows as text, by the keys of its headings."""
+
+    headings: dict[str, str]
+    rows: list[dict[str, str]]
+    title: str = ""
+
+
 def rates(report: BenchReport, width: int, *, details: bool) -> list[RenderableType]:
     """Tokens per second of every test; with details also predictions and positions."""
+    table = rate_rows(report, details=details)
+    keys = ("test", "cache", *varying(report))
+    return stacked_tables(table.headings, table.rows, width=width, keys=keys, words=_WORDS)
+
+
+def rate_rows(report: BenchReport, *, details: bool) -> Rows:
+    """The rows of `rates`."""
     differing = varying(report)
     rows = []
     for row in rows_of(report):
@@ -63,14 +80,18 @@ def rates(report: BenchReport, width: int, *, details: bool) -> list[RenderableT
     names = ["test", "cache", *differing, "tok/s", "min..max"]
     names += ["predicted", "positions run"] if details else []
     names += ["times slower"] if any("times slower" in row for row in rows) else []
-    keys = ("test", "cache", *differing)
-    return stacked_tables(
-        {name: name for name in names}, rows, width=width, keys=keys, words=_WORDS
-    )
+    return Rows({name: name for name in names}, rows)
 
 
 def rates_legend(report: BenchReport, width: int, *, details: bool) -> Text:
     """The meaning of the names of tests and columns."""
+    terms = rate_terms(report, details=details)
+    parts = [Text(f"{name}: {meaning}", "dim") for name, meaning in terms.items()]
+    return flow(parts, width, between=" · ")
+
+
+def rate_terms(report: BenchReport, *, details: bool) -> dict[str, str]:
+    """The meaning of each name of a test or a column."""
     terms: dict[str, str] = {}
     for row in rows_of(report):
         work = row.run.workload
@@ -92,8 +113,7 @@ def rates_legend(report: BenchReport, width: int, *, details: bool) -> Text:
         }
     if any(run.arm("on") is not None and run.arm("off") is not None for run in report.runs):
         terms["times slower"] = "a token without the cache"
-    parts = [Text(f"{name}: {meaning}", "dim") for name, meaning in terms.items()]
-    return flow(parts, width, between=" · ")
+    return terms
 
 
 def _predicted_rate(run: Run, arm: Arm, *, prefill: bool) -> float:
@@ -106,15 +126,23 @@ def _predicted_rate(run: Run, arm: Arm, *, prefill: bool) -> float:
 
 def by_position(run: Run, width: int) -> list[RenderableType]:
     """Milliseconds per token at some positions, measured and predicted, in every arm."""
+    n_gen = run.workload.n_gen
+    some = np.linspace(0, n_gen - 1, min(n_gen, _TABLE_ROWS)).round().astype(int)
+    table = position_rows(run, np.unique(some).tolist())
+    return stacked_tables(
+        table.headings, table.rows, width=width, keys=("position",), title=table.title
+    )
+
+
+def position_rows(run: Run, steps: Iterable[int]) -> Rows:
+    """The rows of `by_position` for these decode steps."""
     on, off = run.arm("on"), run.arm("off")
     headings = {"position": "position"}
     for arm in run.arms:
         headings |= {arm.name: arm.name, f"{arm.name} predicted": "pred."}
     headings |= {"ratio": "times slower"} if on is not None and off is not None else {}
     work, rows = run.workload, []
-    for step in np.unique(
-        np.linspace(0, work.n_gen - 1, min(work.n_gen, _TABLE_ROWS)).round().astype(int)
-    ):
+    for step in steps:
         cells = {"position": f"{work.length + step:,}"}
         for arm in run.arms:
             cells[arm.name] = f"{1e3 * arm.median_step(step):.2f}"
@@ -123,12 +151,35 @@ def by_position(run: Run, width: int) -> list[RenderableType]:
         if on is not None and off is not None:
             cells["ratio"] = f"{off.median_step(step) / on.median_step(step):.1f}"
         rows.append(cells)
-    title = "ms/token by position"
-    return stacked_tables(headings, rows, width=width, keys=("position",), title=title)
+    return Rows(headings, rows, "ms/token by position")
 
 
 def ledger_picture(ledger: Ledger, canvas: Canvas, *, shown: bool) -> list[Text]:
     """How often each position's row was read, or computed, as bars from left to right."""
+    beside = canvas.width - _PICTURE_NAME - _PICTURE_TEXT >= _SMALLEST_PICTURE
+    room = canvas.width - _PICTURE_NAME - (_PICTURE_TEXT if beside else 0)
+    columns = min(len(ledger.reads_of_keys), _PICTURE, room)
+    lines = []
+    for name, of_rows, scale, words in ledger_strips(ledger, shown=shown):
+        line = Text(name.ljust(_PICTURE_NAME))
+        for part in np.array_split(of_rows, columns):
+            line.append_text(draw_level(float(part.max()) / (scale + 1), canvas))
+        line.append("  " if beside else "\n" + " " * _PICTURE_NAME)
+        lines.append(line.append(words))
+    return lines
+
+
+class LedgerStrip(NamedTuple):
+    """How often each position's row was read, or computed."""
+
+    name: str
+    of_rows: Counts  # [S]
+    most: int  # of what is drawn at full height
+    words: str
+
+
+def ledger_strips(ledger: Ledger, *, shown: bool) -> list[LedgerStrip]:
+    """Counts of K, V and Q by position, and of rows computed where the uncached arm is shown."""
     greatest = int(ledger.reads_of_keys.max())
     counts = [
         ("K read", ledger.reads_of_keys, greatest, "queries, its own and each later one"),
@@ -138,23 +189,29 @@ def ledger_picture(ledger: Ledger, canvas: Canvas, *, shown: bool) -> list[Text]
     if shown:
         times = int(ledger.recomputed.max())
         counts.append(("computed", ledger.recomputed, times, "times without the cache"))
-    beside = canvas.width - _PICTURE_NAME - _PICTURE_TEXT >= _SMALLEST_PICTURE
-    room = canvas.width - _PICTURE_NAME - (_PICTURE_TEXT if beside else 0)
-    columns = min(len(ledger.reads_of_keys), _PICTURE, room)
-    lines = []
+    strips = []
     for name, of_rows, scale, words in counts:
-        line = Text(name.ljust(_PICTURE_NAME))
-        for part in np.array_split(of_rows, columns):
-            line.append_text(draw_level(float(part.max()) / (scale + 1), canvas))
         most, fewest = int(of_rows.max()), int(of_rows.min())
         times_each = f"{most:,}" if most == fewest else f"{most:,} to {fewest:,}"
-        line.append("  " if beside else "\n" + " " * _PICTURE_NAME)
-        lines.append(line.append(f"{times_each} {words}"))
-    return lines
+        strips.append(LedgerStrip(name, of_rows, scale, f"{times_each} {words}"))
+    return strips
 
 
 def ledger_table(ledger: Ledger, width: int, *, shown: bool) -> list[RenderableType]:
     """Rows that the counted steps computed, kept and read, with and without the cache."""
+    table = ledger_rows(ledger, shown=shown)
+    return stacked_tables(
+        table.headings,
+        table.rows,
+        width=width,
+        keys=("cache", "step"),
+        words=_WORDS,
+        title=table.title,
+    )
+
+
+def ledger_rows(ledger: Ledger, *, shown: bool) -> Rows:
+    """The rows of `ledger_table`."""
     rows = []
     arms: list[tuple[str, tuple[StepCount, ...]]] = [("on", ledger.on)]
     arms += [("off", ledger.off)] if shown else []
@@ -176,6 +233,4 @@ def ledger_table(ledger: Ledger, width: int, *, shown: bool) -> list[RenderableT
             )
     headings = {name: name for name in rows[0]} if rows else {}
     title = f"rows in layer {ledger.layer}; kept: of those read, rows that an earlier step computed"
-    return stacked_tables(
-        headings, rows, width=width, keys=("cache", "step"), words=_WORDS, title=title
-    )
+    return Rows(headings, rows, title)

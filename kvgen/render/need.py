@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple, get_args
 
 import numpy as np
 from rich.text import Text
 
-from kvgen.bench.interventions import Intervention, LaterToken, Recomputed
+from kvgen.bench.interventions import Intervention, LaterToken, Recomputed, RowKind
 from kvgen.bench.report import BenchReport
 from kvgen.render.canvas import Canvas, draw_level
 from kvgen.render.layout import flow
@@ -48,31 +49,50 @@ def need_sentence(report: BenchReport) -> str | None:
 
 def need_picture(report: BenchReport, canvas: Canvas) -> list[Text]:
     """Three strips over the positions before a step: what changing a row of K, V and Q changes."""
+    words = need_words(report)
+    if words is None:
+        return []
+    lines = [Text(words.title)]
+    for kind, of_kind in words.of_kinds.items():
+        changes = [one.max_abs_logit_change for one in of_first_engine(report) if one.row == kind]
+        strip = _strip(np.max(changes, axis=0), words.greatest, canvas)
+        lines += _beside(Text.assemble(f"{kind.upper()}  ", strip), of_kind, canvas)
+    legend = [f"   {words.legend[0]}", *words.legend[1:]]
+    return [*lines, flow([Text(part, "dim") for part in legend], canvas.width, between=" · ")]
+
+
+class NeedWords(NamedTuple):
+    """What stands around the strips of K, V and Q."""
+
+    title: str
+    greatest: float  # change that is drawn at full height
+    of_kinds: dict[RowKind, str]
+    legend: list[str]
+
+
+def need_words(report: BenchReport) -> NeedWords | None:
+    """The title of the strips, the words beside each, and a legend; None where nobody has asked."""
     asked = of_first_engine(report)
     if not asked:
-        return []
+        return None
     positions = asked[0].positions
     at, last = asked[0].step + report.runs[0].workload.length, positions[-1]
     changes = [change for one in asked for change in one.max_abs_logit_change]
     greatest = max((change for change in changes if math.isfinite(change)), default=1.0) or 1.0
-    lines = [
-        Text(f"rows that the step at position {at:,} needs: one changed at a time, in any layer")
-    ]
-    for kind in ("k", "v", "q"):
-        of_kind = [one for one in asked if one.row == kind]
-        strip = _strip(
-            np.max([one.max_abs_logit_change for one in of_kind], axis=0), greatest, canvas
-        )
-        lines += _beside(Text.assemble(f"{kind.upper()}  ", strip), _words(of_kind), canvas)
     sampled = "" if len(positions) == last + 1 else f", {len(positions)} of them"
     legend = [
-        f"   positions 0 to {last:,}{sampled}",
+        f"positions 0 to {last:,}{sampled}",
         f"height: change of the logits, logarithmic, up to {_number(greatest)}",
         "dot: not one bit",
     ]
     if any(one.with_other_key for one in asked):
         legend.append("another K: one that draws attention, where rounding hides V")
-    return [*lines, flow([Text(part, "dim") for part in legend], canvas.width, between=" · ")]
+    return NeedWords(
+        f"rows that the step at position {at:,} needs: one changed at a time, in any layer",
+        greatest,
+        {kind: _words([one for one in asked if one.row == kind]) for kind in get_args(RowKind)},
+        legend,
+    )
 
 
 def _words(of_kind: Sequence[Intervention]) -> str:
@@ -101,57 +121,91 @@ def recomputed_picture(recomputed: Sequence[Recomputed], canvas: Canvas) -> list
     """Without a cache: what changing all old queries of one layer changes, layer by layer."""
     if not recomputed:
         return []
+    return _strips_in_lines(recomputed_strips(recomputed), canvas)
+
+
+def recomputed_strips(recomputed: Sequence[Recomputed]) -> Strips:
+    """The strips of `recomputed_picture`, by layer."""
     first = [one for one in recomputed if one.backend == recomputed[0].backend]
     logits = [one.max_abs_logit_change for one in first]
     rows = [one.next_rows_change for one in first if one.next_rows_change is not None]
-    lines = [
-        Text(
-            f"without the cache: all {first[0].n_positions:,} old rows of Q changed in one layer, "
-            "everything computed again"
-        ),
-        *_beside(
-            Text.assemble("logits     ", _strip(np.array(logits), max(logits), canvas)),
+    strips = [
+        Strip(
+            "logits",
+            logits,
+            max(logits),
             f"layers 0 to {len(first) - 1}; {_number(logits[-1])} in the last one",
-            canvas,
-        ),
+        )
     ]
     if rows:
-        lines += _beside(
-            Text.assemble("next K, V  ", _strip(np.array(rows), max(rows), canvas)),
-            "the way on: K and V of the next layer",
-            canvas,
-        )
+        strips.append(Strip("next K, V", rows, max(rows), "the way on: K and V of the next layer"))
     lesson = (
         "old rows of Q are computed again only to rebuild the K and V that a cache would have kept"
         if logits[-1] == 0
         else "NOT AS EXPECTED: old rows of Q in the last layer change the output"
     )
-    return [*lines, Text(lesson)]
+    title = (
+        f"without the cache: all {first[0].n_positions:,} old rows of Q changed in one layer, "
+        "everything computed again"
+    )
+    return Strips(title, strips, lesson)
 
 
 def later_token_picture(later: LaterToken, canvas: Canvas) -> list[Text]:
     """What another last token changes in the rows before it, with the causal mask and without."""
+    return _strips_in_lines(later_token_strips(later), canvas) if later.causal else []
+
+
+def later_token_strips(later: LaterToken) -> Strips:
+    """The strips of `later_token_picture`, by position."""
     causal, unmasked = np.array(later.causal), np.array(later.unmasked)
-    if not len(causal):
-        return []
-    greatest = max(causal.max(), unmasked.max())
+    greatest = float(max(causal.max(), unmasked.max()))
     changed = int((unmasked > 0).sum())
-    return [
-        Text("another last token: what it changes in rows of K and V before it, in any layer"),
-        *_beside(
-            Text.assemble("causal     ", _strip(causal, greatest, canvas)),
-            "not one bit: a kept row stays right"
-            if not causal.any()
-            else f"NOT AS EXPECTED: {int((causal > 0).sum())} rows change",
-            canvas,
-        ),
-        *_beside(
-            Text.assemble("unmasked   ", _strip(unmasked, greatest, canvas)),
-            f"{changed:,} of {len(unmasked):,} rows, by up to {_number(unmasked.max())}: a kept "
-            "row would be wrong",
-            canvas,
-        ),
-    ]
+    return Strips(
+        "another last token: what it changes in rows of K and V before it, in any layer",
+        [
+            Strip(
+                "causal",
+                later.causal,
+                greatest,
+                "not one bit: a kept row stays right"
+                if not causal.any()
+                else f"NOT AS EXPECTED: {int((causal > 0).sum())} rows change",
+            ),
+            Strip(
+                "unmasked",
+                later.unmasked,
+                greatest,
+                f"{changed:,} of {len(unmasked):,} rows, by up to {_number(unmasked.max())}: a "
+                "kept row would be wrong",
+            ),
+        ],
+    )
+
+
+class Strip(NamedTuple):
+    """Changes from left to right, and the words beside them."""
+
+    name: str
+    changes: Sequence[float]  # 0: not one bit
+    most: float  # what is drawn at full height
+    words: str
+
+
+class Strips(NamedTuple):
+    """Some strips under a title, and what they teach."""
+
+    title: str
+    strips: list[Strip]
+    lesson: str = ""
+
+
+def _strips_in_lines(of: Strips, canvas: Canvas) -> list[Text]:
+    lines = [Text(of.title)]
+    for name, changes, most, words in of.strips:
+        strip = Text.assemble(f"{name:<11}", _strip(np.array(changes), most, canvas))
+        lines += _beside(strip, words, canvas)
+    return [*lines, *[Text(of.lesson)] * bool(of.lesson)]
 
 
 def _strip(
