@@ -1,8 +1,8 @@
 """The README's commands and their output: `python -m tests.readme` writes what they print now.
 
 A block that begins with `$ kvgen ...` holds one command and all that it prints. A line `kvgen ...
-NAME.png` is the command that draws `tests/pictures/NAME.png`; of `kvgen ... NAME.html` a browser draws
-that picture.
+NAME.png` is the command that draws `tests/pictures/NAME.png`; of `kvgen ... NAME.html` a browser
+draws that picture.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ function changeOf(effect) {
 }
 
 function bar(effect, most) {
-  if (effect === 0) return element("i", { class: "kv-none" }, "0");
+  if (effect === 0) return element("i", { class: "kv-none", "aria-hidden": "true" });
   const made = element("i", { class: "kv-bar" });
   made.style.height = `${Math.max(2, BAR * (1 + Math.log10(effect / most) / DECADES)).toFixed(1)}px`;
   return made;
