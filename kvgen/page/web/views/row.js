@@ -63,7 +63,7 @@ export function mountRow(root, app) {
         step("capped", fixed(rule.softcap * Math.tanh(scaled / rule.softcap), 3), `${rule.softcap} tanh(scaled / ${rule.softcap})`),
       );
     }
-    const best = Math.max(...row.scaled);
+    const best = Math.max(...row.scaled.slice(firstKey(query, rule))); // of the keys that it sees
     const how = seen
       ? `e^(${fixed(row.scaled[key], 2)} − ${fixed(best, 2)}) / sum over the keys`
       : `outside the window of ${rule.window} keys: not read`;
