@@ -123,7 +123,10 @@ export function sumsOfSteps(steps, nPrompt, window = null) {
   const total = { cached: 0, uncached: 0 };
   for (let step = 1; step <= steps; step++) {
     const products = productsOfStep(step, nPrompt, window);
-    for (const name of ["cached", "uncached"]) sums[name].push((total[name] += products[name]));
+    for (const name of ["cached", "uncached"]) {
+      total[name] += products[name];
+      sums[name].push(total[name]);
+    }
   }
   return sums;
 }
