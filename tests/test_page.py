@@ -18,7 +18,7 @@ from kvgen.page.bundle import page, script
 from kvgen.recording import Recording
 from kvgen.recording_file import page_text
 from tests import tiny
-from tests.browser import chromium, opened
+from tests.browser import chromium, opened, require
 from tests.conftest import Loader
 
 HOSTILE = (
@@ -176,6 +176,23 @@ def test_nothing_is_wider_than_the_screen(
             shown.wait_for_timeout(50)
             widest = shown.evaluate("document.documentElement.scrollWidth")
             assert widest <= width, tab
+
+
+AXE = Path(__file__).parent / "page" / "node_modules" / "axe-core" / "axe.min.js"
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+@pytest.mark.parametrize("tab", ["map", "arcs", "row", "lens", "what-if"])
+def test_axe_finds_no_serious_fault(tab: str, scheme: str, browser: Any, tmp_path: Path) -> None:
+    require(AXE.exists(), "axe-core (npm ci in tests/page)")
+    recording = kvgen.load().inspect("The cat sat on the mat", max_new_tokens=4)
+    recording.lens()
+    recording.contributions()
+    file = written(recording, tmp_path / "page.html")
+    with opened(browser, file, address=f"#t={tab}&l=5&h=1&q=9", scheme=scheme) as shown:
+        shown.add_script_tag(path=AXE)
+        found = shown.evaluate("axe.run()")["violations"]
+    assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
 
 
 def test_a_notebook_shows_the_page_in_a_frame_that_reaches_nothing() -> None:

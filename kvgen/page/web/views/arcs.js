@@ -161,7 +161,7 @@ export function mountArcs(root, app) {
                     {
                       type: "button",
                       title: "pin this token",
-                      "aria-label": `pin ${number(place, bin)} ${label(place, bin)}, weight ${fixed(weight, 3)}`,
+                     
                       click: () => pin(place, bin),
                     },
                     element("span", { class: "number" }, number(place, bin)),
