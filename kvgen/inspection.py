@@ -49,6 +49,7 @@ def run_and_record(
         "cache_dtype": engine.cache_dtype,
         "backend": engine.backend,
         "n_layers": engine.config.n_layers,
+        "n_kv_heads": engine.config.n_kv_heads,
         "rotary": bool(engine.config.rope),
         "rope_dims": [0 if rope is None else rope.dim for rope in engine.config.rope],
         "sampling": sampler.options.describe(),

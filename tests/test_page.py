@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ import kvgen
 from kvgen.attention.measures import MEASURES
 from kvgen.attention.steps import explain_query
 from kvgen.choices import Detail
+from kvgen.errors import UsageError
 from kvgen.model import Model
 from kvgen.page.bundle import page, script
 from kvgen.recording import Recording
 from kvgen.recording_file import page_text
 from tests import tiny
 from tests.browser import chromium, opened, require
+from tests.command import inside
 from tests.conftest import Loader
 
 HOSTILE = (
@@ -211,3 +214,37 @@ def test_the_sources_are_put_into_their_places() -> None:
     assert '{"a":"\\u003c/script\\u003e"}' in text
     assert "import " not in script() and "export " not in script()
     assert "http" not in text.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
+
+
+def test_a_page_is_opened_in_the_browser_where_that_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened_files: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened_files.append)
+    file = tmp_path / "a page.html"
+    line = ["inspect-attention", "The cat", "--backend", "numpy", "-o", str(file)]
+    assert inside(*line).returncode == 0 and not opened_files
+    assert inside(*line, "--open", "--what-if", "kq").returncode == 0
+    assert opened_files == [file.as_uri()]
+    facts = json.loads(file.read_text("utf-8").split('id="facts">')[1].split("</script>")[0])
+    assert facts["whatIfs"][0]["edit"] == "kq" and len(facts["interventions"]) == 3 * 7
+    assert facts["lens"]["layers"] == list(range(7)) and facts["contributions"]["query"] == 2
+
+
+def test_layers_are_written_as_the_size_allows(
+    tiny_model: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = recorded(tiny_model("llama_gqa")).parts
+
+    def tiers(detailed: Sequence[int] | None = None, detail: Detail = "auto") -> list[str]:
+        facts = page_text(parts, detailed, detail=detail).split('id="facts">')[1]
+        return [layer["tier"] for layer in json.loads(facts.split("</script>")[0])["layers"]]
+
+    assert set(tiers()) == {"exact"} and set(tiers(detail="maps")) == {"maps"}
+    monkeypatch.setattr("kvgen.page.content._EXACT_BYTES", 0)
+    assert set(tiers()) == {"full"}
+    monkeypatch.setattr("kvgen.page.content._FULL_BYTES", 0)
+    assert tiers([1]) == ["full" if n == 1 else "maps" for n in range(len(tiers()))]
+    assert set(tiers(detail="full")) == {"full"}
+    with pytest.raises(UsageError, match="the page would have 0 MiB, more than 0: choose layers"):
+        page_text(parts, most_bytes=1000)

@@ -7,6 +7,8 @@ const MOST = 16;
 const KEPT = 12;
 
 export function mountExplained(root, app) {
+  // Kept from draw to draw, so that it keeps the keyboard's focus and its place.
+  const region = element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "numbers of the pinned query" });
   const { recording, store } = app;
   const { tokens, names, predictions, ids, sampledLast, nPrompt } = recording.facts;
 
@@ -37,11 +39,11 @@ export function mountExplained(root, app) {
     if (others) foot.push(element("tr", {}, element("td"), element("th", { scope: "row" }, `${others} others`), ...["", "", "", fixed(sum(row.weights, rest), 4), "", signed(sum(row.shares, rest), 3)].map((cell) => element("td", {}, cell))));
     foot.push(element("tr", {}, element("td"), element("th", { scope: "row" }, "sum"), ...["", "", "", fixed(sum(row.weights, [...row.weights.keys()]), 4), "", signed(sum(row.shares, [...row.shares.keys()]), 3)].map((cell) => element("td", {}, cell))));
     const heads = ["j", "key", "q·k", "cos", "scaled", "weight", "|v|", "share"];
-    return element(
-      "div",
-      { class: "scroll", tabindex: 0, role: "region", "aria-label": "numbers of the pinned query" },
+    fill(
+      region,
       element("table", { class: "numbers", id: "explained-table" }, element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", { scope: "col" }, head)))), element("tbody", {}, ...shown.map(line)), element("tfoot", {}, ...foot)),
     );
+    return region;
   }
 
   return (state) => {
@@ -55,6 +57,7 @@ export function mountExplained(root, app) {
     const rule = recording.rule(app.row());
     const row = explainRow(head, query, rule);
     const origin = query < nPrompt ? `prefill: k and v of 0..${query} are computed and kept` : `decode: k and v of 0..${query - 1} come from the cache, those of ${query} are new`;
+    const focused = document.activeElement === region;
     fill(
       root,
       heading,
@@ -63,6 +66,7 @@ export function mountExplained(root, app) {
       table(row, state),
       element("p", { class: "hint" }, `|q| ${fixed(row.queryLength, 2)} · entropy ${fixed(row.entropy, 2)} nats · ${origin} · q is used once and not kept`),
     );
+    if (focused) region.focus();
     if (state.key !== null && state.key <= query) {
       app.say(`query ${query} ${tokens[query]}, key ${state.key} ${tokens[state.key]}, weight ${fixed(row.weights[state.key], 3)}`);
     }
