@@ -265,6 +265,18 @@ def test_a_table_stands_beside_a_map_where_there_is_room() -> None:
         assert sum("greatest parts" in line for line in lines) == 1
 
 
+def test_positions_before_the_first_difference_are_left_out_of_a_long_map() -> None:
+    canvas = Canvas(80, "glyphs")
+    found = some_patches(2, range(300), site="residual", n_tokens=300)
+    alike = replace(found, source_ids=(*found.ids[:298], *found.source_ids[298:]))
+    text = "\n".join(lines_of(patch_view(alike, texts(canvas), canvas), canvas))
+    assert "left out: 0-297, where both runs are the same and the effect is 0" in text
+    assert text.count("layer") < 5 + 8  # one map, and the names of eight patches
+    short = replace(alike, columns=tuple(range(290, 300)), patched=found.patched[:, 290:],
+                    next_ids=found.next_ids[:, 290:])  # fmt: skip
+    assert "left out" not in "\n".join(lines_of(patch_view(short, texts(canvas), canvas), canvas))
+
+
 def test_numbers_of_columns_can_be_told_apart() -> None:
     """Read downwards: 9, 100, 101, 205 in cells of one column, 3, 11, 12 in cells of two."""
     canvas = Canvas(60, "glyphs")

@@ -37,16 +37,18 @@ def patch_view(found: PatchMap, token_text: Callable[[int], str], canvas: Canvas
     wanted = f"logit '{token_text(found.token)}' - logit '{token_text(found.against)}'"
     most = max(1.0, float(np.nan_to_num(np.abs(effects)).max()))
     ink = Ink(name="effect", signed=True, most=most)
+    n_left_out = _n_alike(found) if len(found.columns) > canvas.width // 2 else 0
     drawn = layers_by_heads(
-        effects,
+        effects[:, n_left_out:],
         canvas,
         ink,
         layers=found.layers,
-        heads=found.columns,
+        heads=found.columns[n_left_out:],
         title=column,
         missing=_NOT_RUN,
     )
-    notes = flow([Text(note, "dim") for note in _notes(found)], canvas.width, between=" · ")
+    remarks = [*_notes(found), *_left_out(found.columns[:n_left_out])]
+    notes = flow([Text(note, "dim") for note in remarks], canvas.width, between=" · ")
     legend = Group(canvas.legend(ink, masked=False), notes)
     parts: list[RenderableType] = [
         flow(
@@ -94,6 +96,22 @@ def _notes(found: PatchMap) -> list[str]:
     return [*notes, *[f"{_NOT_RUN}: not run"] * found.interrupted]
 
 
+def _n_alike(found: PatchMap) -> int:
+    """The number of the first columns where both runs are the same; 0 if no other follows."""
+    if found.site != "residual":
+        return 0
+    pairs = zip(found.ids, found.source_ids, strict=True)
+    first = next(place for place, (one, other) in enumerate(pairs) if one != other)
+    n_alike = sum(place < first for place in found.columns)
+    return n_alike if n_alike < len(found.columns) else 0
+
+
+def _left_out(positions: tuple[int, ...]) -> list[str]:
+    if not positions:
+        return []
+    return [f"left out: {_ranges(positions)}, where both runs are the same and the effect is 0"]
+
+
 def _differing(found: PatchMap, token_text: Callable[[int], str], canvas: Canvas) -> Text:
     """The positions whose tokens differ."""
     pairs = [
@@ -119,7 +137,8 @@ def _greatest(
     rows = []
     for place in order.tolist():
         row, column = divmod(place, len(found.columns))
-        if np.isnan(found.patched[row, column]):
+        nothing = rows and found.effects[row, column] == 0
+        if nothing or np.isnan(found.patched[row, column]):
             continue
         layer, number = found.layers[row], found.columns[column]
         name = f"{_SITES[found.site][0]} {layer}.{number}"
