@@ -134,7 +134,7 @@ def _greatest(
     """The patches with the greatest effects, either way."""
     sizes = np.nan_to_num(np.abs(found.effects), nan=-1.0)
     order = np.argsort(-sizes, axis=None, kind="stable")[:_TOP]
-    rows = []
+    rows: list[dict[str, str]] = []
     for place in order.tolist():
         row, column = divmod(place, len(found.columns))
         nothing = rows and found.effects[row, column] == 0
