@@ -43,6 +43,14 @@ _LAYOUT = {
     "v": "f4 LTGE",  # E is D in every model so far
     "z": "f4 LTHE",
 }
+# Facts of the run that views and messages name: their types, and what stands for a missing one.
+_RUN: dict[str, tuple[Any, Any]] = {
+    "model": (str, "a model"),
+    "dtype": (str, "unknown"),
+    "sampling": (str, "unknown"),
+    "seed": (int | None, None),
+    "rope_dims": (list, []),
+}
 _NORMS = {"value_norms": "f4 LTH", "output_norms": "f4 LTH"}
 
 
@@ -99,6 +107,7 @@ def _meta(text: str) -> dict[str, Any]:
 
 def _from_arrays(arrays: dict[str, Array], meta: dict[str, Any]) -> SavedRecording:
     check_arrays(arrays, _LAYOUT)
+    meta |= {name: typed(meta.get(name, usual), kind, name) for name, (kind, usual) in _RUN.items()}
     T, L = len(arrays["token_ids"]), len(arrays["layer_index"])
     q, k, v, z = (arrays[name] for name in "qkvz")
     heads, group_size = tuple(arrays["head_index"].tolist()), int(meta["kv_group"])
