@@ -16,13 +16,20 @@ from kvgen.choices import FIGURES, REPORTS, ArmName, check_choice
 from kvgen.engine.machine import environment
 from kvgen.engine.rope import length_dependent
 from kvgen.errors import UsageError
+from kvgen.page.bundle import page
+from kvgen.page.document import Page
+from kvgen.page.report_content import report_content
 from kvgen.render.bench import bench_view
 from kvgen.render.bench_files import bench_csv, bench_json, bench_lines, bench_markdown
 from kvgen.render.bench_tables import times_slower
+from kvgen.render.bench_words import bench_words
 from kvgen.render.canvas import Canvas
 from kvgen.render.draw import draw
 from kvgen.render.plot import check_latency_figure, latency_figure
 from kvgen.source import Source
+from kvgen.visible import one_line
+
+_SUMMARY_WIDTH = 100
 
 
 class Experiment:
@@ -55,7 +62,7 @@ class Experiment:
         return draw(bench_view(self.report, self.context, canvas, details=details), canvas)
 
     def content(self, kind: str) -> bytes:
-        """The bytes of a file of that kind: json, jsonl, csv, md, png, svg or pdf.
+        """The bytes of a file of that kind: html, json, jsonl, csv, md, png, svg or pdf.
 
         Raises UsageError for another.
         """
@@ -66,20 +73,46 @@ class Experiment:
             return latency_figure(self.report, self.context, kind=kind)
         if kind == "json":
             return (json.dumps(bench_json(self.report, self.context)) + "\n").encode()
+        if kind == "html":
+            return self._page_text().encode("utf-8", "backslashreplace")
         if kind == "csv":
             return bench_csv(self.report).encode()
         lines = bench_lines if kind == "jsonl" else bench_markdown
         return lines(self.report, self.context).encode()
 
     def save(self, path: str | Path) -> None:
-        """Write the report by the file's ending: .json, .jsonl, .csv, .md, or a figure.
+        """Write the report by the file's ending: .html, .json, .jsonl, .csv, .md, or a figure.
 
+        .html is a page to explore, offline.
         Raises UsageError for another ending, KvgenError where the file cannot be written.
         """
         path = Path(path)
         if path.suffix not in (*REPORTS, *FIGURES):
             raise UsageError(f"{path}: the name must end in {', '.join((*REPORTS, *FIGURES))}")
         write_file(path, self.content(path.suffix[1:]))
+
+    def page(self, *, height: int = 760) -> Page:
+        """The page of `save("x.html")` for a notebook, in a frame of that many pixels."""
+        return Page(self._page_text(), height, "a benchmark of the KV cache")
+
+    def _repr_html_(self) -> str:
+        return self.page()._repr_html_()
+
+    def _page_text(self) -> str:
+        """One HTML file that needs nothing else."""
+        content = report_content(
+            self.report,
+            bench_json(self.report, self.context),
+            bench_words(self.report, self.context),
+        )
+        return page(
+            content,
+            title=f"KV cache of {one_line(self.context.model)}",
+            summary=self.text(width=_SUMMARY_WIDTH, details=True),
+            skeleton="report.html",
+            styles=("style.css", "report.css"),
+            entry="report.js",
+        )
 
 
 def run_experiment(

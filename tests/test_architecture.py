@@ -72,7 +72,7 @@ MAY_IMPORT = {
     },
     "generate": {"engine.config", "engine.tensors", "sampling", "session"},
     "piece": {"generate", "text"},
-    "page": {"attention", "engine.tensors", "engine.trace"},
+    "page": {"attention", "bench", "engine.tensors", "engine.trace"},
     "recording_file": {"attention", "page", "render"},
     "source": {"engine.contract", "engine.params"},
     "recording": {
@@ -80,7 +80,7 @@ MAY_IMPORT = {
         "source",
     },
     "experiment": {
-        "bench", "checkpoint.folder", "engine.machine", "engine.rope", "render", "source",
+        "bench", "checkpoint.folder", "engine.machine", "engine.rope", "page", "render", "source",
     },
     "inspection": {"attention", "engine.places", "recording", "sampling", "source"},
     "model": {

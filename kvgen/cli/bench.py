@@ -29,6 +29,7 @@ from kvgen.cli.options import (
     several_model_options,
 )
 from kvgen.cli.output import make_canvas, show, write_text
+from kvgen.cli.page_options import open_page
 from kvgen.cli.prompt import PromptFlags, given_prompt
 from kvgen.errors import UsageError, VerificationError
 
@@ -53,6 +54,7 @@ Examples:
   kvgen bench --no-cache
   kvgen bench --no-cache -p 64,256 -n 16 --dtype bf16,int8
   kvgen bench --no-cache --q-cache -o today.json
+  kvgen bench --no-cache -o report.html --open
   kvgen bench --compare yesterday.json today.json
 """,
 )
@@ -160,6 +162,8 @@ def _deliver(done: Experiment, to: Report, display: DisplayFlags) -> None:
     for file in (to.file, to.figure):
         if file is not None and file.path is not None:
             write_file(file.path, done.content(file.kind))
+    if to.opens and to.file is not None and to.file.path is not None:
+        open_page(to.file.path)
 
 
 def _judge(report: BenchReport) -> None:

@@ -10,6 +10,7 @@ from kvgen.choices import FIGURES, REPORTS
 from kvgen.cli.command import Count
 from kvgen.cli.options import Several, bundle
 from kvgen.cli.output import Destination, destination
+from kvgen.cli.page_options import open_option
 from kvgen.errors import UsageError
 
 PROMPT_TOKENS, NEW_TOKENS = 512, 128
@@ -52,6 +53,7 @@ class ReportFlags(NamedTuple):
     as_json: bool
     out: str | None
     plot: str | None
+    opens: bool
 
 
 class Report(NamedTuple):
@@ -61,6 +63,7 @@ class Report(NamedTuple):
     file: Destination | None
     figure: Destination | None
     details: bool
+    opens: bool  # the file, which is a page
 
 
 def report_of(flags: ReportFlags) -> Report:
@@ -86,7 +89,9 @@ def report_of(flags: ReportFlags) -> Report:
             raise UsageError(f"-o and {name} name two files: leave out {name}")
     shown = "json" if flags.as_json else stdout[0].kind if stdout else "table"
     file, figure = (each[0] if each else None for each in (files, figures))
-    return Report(shown, file, figure, flags.details)
+    if flags.opens and (file is None or file.kind != "html"):
+        raise UsageError("--open is for a page: add -o FILE.html")
+    return Report(shown, file, figure, flags.details, flags.opens)
 
 
 work_options = bundle(
@@ -192,4 +197,5 @@ report_options = bundle(
         metavar="FILE",
         help="Draw time per token by position as .png, .svg or .pdf (extra `plot`).",
     ),
+    open_option,
 )

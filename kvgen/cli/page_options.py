@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import webbrowser
+from pathlib import Path
 from typing import NamedTuple
 
 import click
@@ -27,6 +29,9 @@ class PageFlags(NamedTuple):
         ]
 
 
+open_option = click.option(
+    "--open", "opens", is_flag=True, help="With -o FILE.html: open it in the browser."
+)
 page_options = bundle(
     PageFlags,
     "page",
@@ -46,7 +51,10 @@ page_options = bundle(
         help="With -o FILE.html: how many MiB it may have.",
         callback=lambda _, __, value: value * 2**20,
     ),
-    click.option(
-        "--open", "opens", is_flag=True, help="With -o FILE.html: open it in the browser."
-    ),
+    open_option,
 )
+
+
+def open_page(path: str) -> None:
+    """Show a page that has been written in the browser."""
+    webbrowser.open(Path(path).resolve().as_uri())

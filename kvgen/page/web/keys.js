@@ -48,14 +48,14 @@ function stepped(app, by) {
   return { step, query: nPrompt - 1 + step, key: null };
 }
 
-/** Listen, but for what is written into a field. */
-export function startKeys(app) {
+/** Listen for some keys, but for what is written into a field. */
+export function startKeys(app, all = KEYS) {
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || document.getElementById("help").open) return;
     const at = event.target instanceof Element ? event.target : document.body;
     if (at.closest("input, select, textarea") && event.key !== "Escape") return;
     if (at.closest('[role="tablist"]') && event.key.startsWith("Arrow")) return;
-    const found = KEYS.find(([keys]) => keys.includes(event.key));
+    const found = all.find(([keys]) => keys.includes(event.key));
     if (!found) return;
     const changes = found[2](app);
     if (changes) app.store.set(changes);

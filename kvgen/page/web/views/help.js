@@ -4,8 +4,8 @@ import { KEYS } from "../keys.js";
 
 const WORDS = { ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", Escape: "Esc" };
 
-export function mountHelp(root) {
-  const rows = KEYS.map(([keys, words]) =>
+export function mountHelp(root, app) {
+  const rows = (app.keys ?? KEYS).map(([keys, words]) =>
     element("tr", {}, element("td", {}, ...keys.map((key) => element("kbd", {}, WORDS[key] ?? key))), element("td", {}, words)),
   );
   fill(
