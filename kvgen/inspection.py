@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from kvgen.attention.record import record
 from kvgen.engine.places import check_numbers
+from kvgen.errors import UsageError
 from kvgen.recording import Recording
 from kvgen.sampling import Sampler
 from kvgen.source import Source
@@ -26,10 +27,13 @@ def run_and_record(
 ) -> Recording:
     """Prefill and decode, keeping layers and heads (None: all) and the residual stream (`states`).
 
-    See `Model.inspect`. Raises UsageError for a layer or head that the model lacks.
+    See `Model.inspect`. Raises UsageError for a layer or head that the model lacks, and for a probe
+    that the ids are too few for.
     """
     engine, params, config = source.engine, source.params, source.engine.config
     chosen = check_numbers(layers, range(config.n_layers), "layer")
+    if probe is not None and not 0 < 2 * probe <= len(ids):
+        raise UsageError(f"probe {probe}: the {len(ids)} ids end in so many random tokens, twice")
     run = record(
         engine,
         ids,

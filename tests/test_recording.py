@@ -182,6 +182,13 @@ def test_a_file_with_its_model_gives_any_lens_and_contributions(
         Recording.open(file, model=tiny_model("gpt2", backend="numpy"))
 
 
+def test_a_probe_needs_its_tokens_twice(model: Model) -> None:
+    assert model.inspect([1, *range(2, 5), *range(2, 5)], probe=3).facts["probe"] == 3
+    for probe in (0, 4):
+        with pytest.raises(UsageError, match=f"probe {probe}: the 7 ids end in so many random to"):
+            model.inspect(IDS, probe=probe)
+
+
 def test_texts_and_figures_show_what_is_named(seen: Recording, tmp_path: Path) -> None:
     seen.save(tmp_path / "all.txt", width=80)
     seen.save(tmp_path / "one.txt", layers=[1], heads=[2], show="cos")

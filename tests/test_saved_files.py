@@ -153,6 +153,15 @@ def test_a_broken_file_is_read_or_refused_in_one_line(
     assert N_FILES // 8 < refused < N_FILES // 2
 
 
+def test_a_probe_longer_than_the_text_is_refused(files: dict[str, bytes], tmp_path: Path) -> None:
+    """It would ask for as many rows."""
+    arrays = arrays_of(files)
+    meta = json.loads(str(arrays["meta"])) | {"probe": 10**9}
+    np.savez(tmp_path / "broken.npz", **arrays | {"meta": np.array(json.dumps(meta))})
+    with pytest.raises(KvgenError, match=r"is no recording of attention \(probe is 1000000000\)"):
+        Recording.open(tmp_path / "broken.npz")
+
+
 @pytest.mark.parametrize("name", ["lens_ids", "lens_ranks", "k", "token_offsets"])
 def test_an_array_of_another_size_is_named(
     name: str, files: dict[str, bytes], tmp_path: Path

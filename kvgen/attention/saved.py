@@ -146,11 +146,14 @@ def _from_arrays(arrays: dict[str, Array], meta: dict[str, Any]) -> SavedRecordi
     states = arrays.get("states")
     if states is not None:
         check_arrays(arrays, {"states": "f4 STC"}, T=T)
+    probe = typed(meta.get("probe"), int | None, "probe")
+    if probe is not None and not 0 < 2 * probe <= T:
+        raise ValueError(f"probe is {probe}")
     extras = extras_of(arrays, meta, n_tokens=T)
     recording = RecordedRun(
         trace=trace,
         sampled_last=typed(meta["sampled_last"], int | None, "sampled_last"),
-        diagnostics=diagnose(trace, probe=typed(meta.get("probe"), int | None, "probe")),
+        diagnostics=diagnose(trace, probe=probe),
         decode_rows=typed(
             meta["verify_decode_rows_max_abs"], float | int | None, "verify_decode_rows_max_abs"
         ),
