@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvgen.engine.tensors import FloatArray
+from kvgen.generate import require_finite
 
 Ids = npt.NDArray[np.int32]
 
@@ -74,7 +75,11 @@ class PredictionLog:
         self._next: list[FloatArray] = []
 
     def hear(self, first: int, logits: FloatArray) -> None:
-        """Take in the logits [T, V] of the positions from `first` on."""
+        """Take in the logits [T, V] of the positions from `first` on.
+
+        Raises NonFiniteError where they are not finite: then none is the likeliest.
+        """
+        require_finite(logits)
         if first == 0:
             self._parts, self._next = [], []
         self._parts.append(likeliest(logits, self._n_candidates))
