@@ -6,13 +6,19 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kvgen.errors import KvgenError
     from kvgen.loading import load as load
     from kvgen.model import Model
     from kvgen.recording import Recording
 
 __version__ = "0.1.0"
-__all__ = ["Model", "Recording", "__version__", "load"]
-_HOMES = {"load": "kvgen.loading", "Model": "kvgen.model", "Recording": "kvgen.recording"}
+__all__ = ["KvgenError", "Model", "Recording", "__version__", "load"]
+_HOMES = {
+    "KvgenError": "kvgen.errors",
+    "Model": "kvgen.model",
+    "Recording": "kvgen.recording",
+    "load": "kvgen.loading",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -512,7 +512,7 @@ def test_bench_fits_a_small_context_and_needs_no_tokenizer(
         (["--no-cache", "--prefill", "fast"], "--prefill fast rounds activations"),
         (["-l", "1"], "give both -l LAYER and -H HEAD"),
         (["-p", "5", "-l", "9", "-H", "0"], f"layer 9: this model has layers 0-{LAST_LAYER}"),
-        (["--out", "report.txt"], "the file's name must end in .json, .jsonl, .csv, .md"),
+        (["--out", "report.txt"], "the file's name must end in .html, .json, .jsonl, .csv, .md"),
         (["--plot", "curve.gif"], "the file's name must end in .png, .svg, .pdf"),
         (["--no-cache", "-p", "900", "-n", "100", "--limit", "1"], "more than --limit 1"),
         (["--compare", "no.json", "other.json"], "no.json: No such file"),
@@ -604,7 +604,7 @@ def test_maps_can_be_saved(tmp_path: Path) -> None:
         (["-l", "2", "--range", "0"], "0.0 is not in the range x>0"),
         (["--ablate-all", "-n", "3"], "--ablate-all compares runs of the prompt: leave out -n"),
         (["-l", "1", "-H", "1", "--explain", "3"], "query 3: this run has queries 0-2"),
-        (["-o", "maps.csv"], "must end in .npz, .safetensors, .json, .txt"),
+        (["-o", "maps.csv"], "must end in .npz, .safetensors, .html, .json"),
         (["-o", "no/folder/maps.npz"], "there is no folder no/folder"),
     ],
 )
