@@ -38,6 +38,12 @@ export function choice(label, options, value, onChange) {
   return element("label", { class: "choice" }, `${label} `, select);
 }
 
+/** The choice of how colours grow with numbers. */
+export function scaleChoice(store) {
+  const scales = [["sqrt", "√"], ["linear", "linear"], ["log", "log"]];
+  return choice("scale", scales, store.get().scale, (scale) => store.set({ scale }));
+}
+
 /** A canvas that is as sharp as the screen; `draw(context, width, height)` in CSS pixels. */
 export function paint(canvas, width, height, draw) {
   const ratio = window.devicePixelRatio || 1;

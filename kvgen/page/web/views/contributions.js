@@ -1,5 +1,5 @@
 // Direct logit attribution: what the embedding, each head and each MLP adds to a logit.
-import { choice, element, fill } from "../dom.js";
+import { element, fill, scaleChoice } from "../dom.js";
 import { greatestOf, greatestParts, sumsOf } from "../pure/contributions.js";
 import { cssColor, valueAt } from "../pure/ink.js";
 import { fixed, signed } from "../pure/numbers.js";
@@ -19,16 +19,7 @@ export function contributionsPart(app) {
   const where = element("p", { class: "hint" });
   const map = element("table", { class: "cells contributions" });
   const legend = element("div", {});
-  const scale = choice(
-    "scale",
-    [
-      ["sqrt", "√"],
-      ["linear", "linear"],
-      ["log", "log"],
-    ],
-    store.get().scale,
-    (name) => store.set({ scale: name }),
-  );
+  const scale = scaleChoice(store);
   const about = element("p", { class: "readout", "aria-live": "off" });
   const greatest = greatestParts(found, TOP);
   const lines = greatest.map(listed);

@@ -1,5 +1,5 @@
 // One head's map on a canvas: rows are queries, columns are keys, with a crosshair and exact numbers.
-import { choice, element, fill, paint, themeColor } from "../dom.js";
+import { choice, element, fill, paint, scaleChoice, themeColor } from "../dom.js";
 import { MEASURES } from "../pure/measures.js";
 import { cssColor, valueAt } from "../pure/ink.js";
 import { drawSquare } from "./heads.js";
@@ -172,7 +172,7 @@ export function mountMap(root, app) {
     fill(
       controls,
       choice("show", measures.map((name) => [name, MEASURES[name].title]), measures.includes(state.measure) ? state.measure : "weights", (measure) => store.set({ measure })),
-      choice("scale", [["sqrt", "√"], ["linear", "linear"], ["log", "log"]], state.scale, (scale) => store.set({ scale })),
+      scaleChoice(store),
       choice("first key", [["keep", "shown"], ["drop", "left out"]], state.sink, (sink) => store.set({ sink })),
     );
   }

@@ -1,5 +1,5 @@
 // What-ifs: the chosen head's map with one thing changed, computed here; and what Python measured.
-import { choice, element, fill, paint, themeColor } from "../dom.js";
+import { element, fill, paint, scaleChoice, themeColor } from "../dom.js";
 import { cssColor, valueAt } from "../pure/ink.js";
 import { fixed, signed } from "../pure/numbers.js";
 import { difference, EDITS, editedMap, keysToShow, mean, rowDistances, rowEntropies, rowOf } from "../pure/whatif.js";
@@ -39,16 +39,7 @@ export function mountWhatIf(root, app) {
   const beware = element("p", { class: "hint" });
   const canvases = TITLES.map(() => element("canvas", { role: "img", click: pin }));
   const legends = element("div", {});
-  const scale = choice(
-    "scale",
-    [
-      ["sqrt", "√"],
-      ["linear", "linear"],
-      ["log", "log"],
-    ],
-    store.get().scale,
-    (name) => store.set({ scale: name }),
-  );
+  const scale = scaleChoice(store);
   const facts = element("dl", { class: "before-after-facts" });
   const rowTitle = element("h3", {});
   const rowBox = element("div", {
