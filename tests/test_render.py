@@ -327,6 +327,16 @@ def test_several_runs_are_told_apart(width: int) -> None:
         assert shown.count(heading) == 1
 
 
+def test_a_change_to_logits_that_are_no_numbers_is_drawn() -> None:
+    report, canvas = make_report(9), Canvas(100, "ascii")
+    infinite = float("inf")
+    lost = replace(report.recomputed[0], max_abs_logit_change=infinite, next_rows_change=infinite)
+    spread = LaterToken(causal=(0.0,) * 9, unmasked=(infinite,) * 9)
+    report = replace(report, recomputed=(lost, *report.recomputed[1:]), later_token=spread)
+    text = "\n".join(lines_of(bench_view(report, CONTEXT, canvas, details=True), canvas))
+    assert "9 of 9 rows, by up to inf" in text and "0 in the last one" in text
+
+
 def test_a_rounded_prefill_is_named_with_what_it_is_rounded_to() -> None:
     report, canvas = make_report(50, ("bf16", "int8")), Canvas(200, "glyphs")
     assert "rounded" not in "".join(lines_of(bench_view(report, CONTEXT, canvas), canvas))

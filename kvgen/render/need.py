@@ -78,7 +78,7 @@ def need_words(report: BenchReport) -> NeedWords | None:
     positions = asked[0].positions
     at, last = asked[0].step + report.runs[0].workload.length, positions[-1]
     changes = [change for one in asked for change in one.max_abs_logit_change]
-    greatest = max((change for change in changes if math.isfinite(change)), default=1.0) or 1.0
+    greatest = _greatest(changes)
     sampled = "" if len(positions) == last + 1 else f", {len(positions)} of them"
     legend = [
         f"positions 0 to {last:,}{sampled}",
@@ -133,12 +133,14 @@ def recomputed_strips(recomputed: Sequence[Recomputed]) -> Strips:
         Strip(
             "logits",
             logits,
-            max(logits),
+            _greatest(logits),
             f"layers 0 to {len(first) - 1}; {_number(logits[-1])} in the last one",
         )
     ]
     if rows:
-        strips.append(Strip("next K, V", rows, max(rows), "the way on: K and V of the next layer"))
+        strips.append(
+            Strip("next K, V", rows, _greatest(rows), "the way on: K and V of the next layer")
+        )
     lesson = (
         "old rows of Q are computed again only to rebuild the K and V that a cache would have kept"
         if logits[-1] == 0
@@ -159,7 +161,7 @@ def later_token_picture(later: LaterToken, canvas: Canvas) -> list[Text]:
 def later_token_strips(later: LaterToken) -> Strips:
     """The strips of `later_token_picture`, by position."""
     causal, unmasked = np.array(later.causal), np.array(later.unmasked)
-    greatest = float(max(causal.max(), unmasked.max()))
+    greatest = _greatest([*later.causal, *later.unmasked])
     changed = int((unmasked > 0).sum())
     return Strips(
         "another last token: what it changes in rows of K and V before it, in any layer",
@@ -217,6 +219,11 @@ def _strip(
     for part in np.array_split(changes, columns):
         strip.append_text(draw_level(_height(float(part.max()), most), canvas))
     return strip
+
+
+def _greatest(changes: Sequence[float]) -> float:
+    """The greatest finite change; 1 where there is none, or all are 0."""
+    return max((change for change in changes if math.isfinite(change)), default=1.0) or 1.0
 
 
 def _height(change: float, most: float) -> float:
