@@ -13,7 +13,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -27,6 +27,10 @@ from tests.browser import require
 WEB = Path(kvgen.__file__).parent / "page" / "web"
 SOURCES = sorted(path for path in WEB.rglob("*") if path.is_file())
 TESTS = Path(__file__).parent / "page"
+PAGES: list[dict[str, Any]] = [
+    {"skeleton": "index.html", "styles": ("style.css",), "entry": "main.js"},
+    {"skeleton": "report.html", "styles": ("style.css", "report.css"), "entry": "report.js"},
+]
 SVG = "http://www.w3.org/2000/svg"  # the name of a language; nothing is loaded from there
 
 
@@ -78,9 +82,13 @@ def test_the_linter_is_pinned_and_its_lock_names_no_registry() -> None:
     assert not [name for name, package in packages.items() if "resolved" in package]
 
 
-def test_the_bundle_is_a_module_that_parses(node: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("files", PAGES)
+def test_the_bundle_is_a_module_that_parses(
+    files: dict[str, Any], node: str, tmp_path: Path
+) -> None:
     module = tmp_path / "page.mjs"
-    module.write_text(module_of(page(Content({}, {}), title="", summary="")), encoding="utf-8")
+    whole = page(Content({}, {}), title="", summary="", **files)
+    module.write_text(module_of(whole), encoding="utf-8")
     done = run(node, "--check", module)
     assert done.returncode == 0, done.stderr
 
@@ -121,12 +129,15 @@ def test_no_source_names_an_address(path: Path) -> None:
 
 
 def test_every_source_is_in_the_page() -> None:
-    modules = {name_of(path) for path in SOURCES if path.suffix == ".js"}
-    assert set(re.findall(r"^// ([\w/]+\.js)\nconst ", script(), re.M)) == modules
-    assert {name_of(path) for path in SOURCES} - modules == {"index.html", "style.css"}
-    whole = page(Content({}, {}), title="", summary="")
-    assert source("style.css") in whole
-    assert script() in whole
+    found = set()
+    for files in PAGES:
+        parts = [source(files["skeleton"]).split("<title>")[0], script(files["entry"])]
+        parts += map(source, files["styles"])
+        whole = page(Content({}, {}), title="", summary="", **files)
+        assert all(part in whole for part in parts)
+        found |= {files["skeleton"], *files["styles"]}
+        found |= set(re.findall(r"^// ([\w/]+\.js)\nconst ", script(files["entry"]), re.M))
+    assert found == {name_of(path) for path in SOURCES}
 
 
 def module_of(html: str) -> str:

@@ -81,7 +81,7 @@ def missing_parts(report: BenchReport) -> list[str]:
     if not report.runs[0].workload.n_gen:
         return ["no decode steps were run: ask for some with -n"]
     missing = []
-    if "off" not in arms:
+    if "off" not in arms and "on+q" in arms:
         missing.append("the arm without the cache was not run: add --no-cache")
     if len(report.runs) > 1:
         missing.append(

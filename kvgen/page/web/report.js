@@ -22,7 +22,7 @@ const KEYS = [
   [["h"], "position before, in the rows", (app) => app.moved(-1)],
   [["l"], "next position, in the rows", (app) => app.moved(1)],
   [["t"], "dark or light", (app) => ({ theme: app.store.get().theme === "dark" ? "light" : "dark" })],
-  [["?"], "this help", () => (document.getElementById("help").showModal(), null)],
+  [["?"], "this help", () => document.getElementById("help").showModal()],
 ];
 
 async function start() {
@@ -36,12 +36,12 @@ async function start() {
   /** A state in which everything exists. */
   function mended(state) {
     const run = state.run < runs.length ? state.run : 0;
-    const step = Math.min(state.step, Math.max(0, nSteps(run) - 1));
+    const step = Math.max(0, Math.min(state.step, nSteps(run) - 1));
     const layer = facts.words.need && facts.report.interventions.some((one) => one.layer === state.layer) ? state.layer : null;
     return { ...state, run, step, layer, position: positions.includes(state.position) ? state.position : null };
   }
 
-  const last = facts.maps ? stepsOf(facts.maps).at(-1) : 0;
+  const last = facts.maps ? stepsOf(facts.maps).at(-1) : nSteps(0) - 1;
   const theme = matchMedia("(prefers-color-scheme: light)").matches ? "light" : "dark";
   const first = { run: 0, step: last, layer: null, position: null, theme };
   const store = createStore(mended({ ...first, ...stateOf(location.hash, ADDRESS, WHOLE) }));
@@ -54,8 +54,7 @@ async function start() {
     lastStep: () => nSteps(store.get().run) - 1,
     moved(by) {
       if (!positions.length) return null;
-      const { position } = store.get();
-      const at = position === null ? (by > 0 ? 0 : positions.length - 1) : positions.indexOf(position) + by;
+      const at = positions.indexOf(store.get().position) + by; // without a position from before the first
       return { position: positions[Math.min(Math.max(at, 0), positions.length - 1)] };
     },
   };

@@ -123,7 +123,9 @@ export function mountMaps(root, app) {
         let most = 0;
         for (let j = Math.floor((cell * S) / cells); j < Math.floor(((cell + 1) * S) / cells); j++) most = Math.max(most, row[j]);
         context.fillStyle = cssColor(most, INK, theme);
-        for (const [top, height] of [[y, rowHeight], [below, ENLARGED]]) context.fillRect(LEFT + (cell * across) / cells, top, across / cells + 0.4, height);
+        const left = Math.floor(LEFT + (cell * across) / cells);
+        const right = Math.ceil(LEFT + ((cell + 1) * across) / cells);
+        for (const [top, height] of [[y, rowHeight], [below, ENLARGED]]) context.fillRect(left, top, right - left, height);
       }
       context.strokeStyle = themeColor("--accent");
       context.strokeRect(LEFT - 0.5, y - 1.5, across + 1, rowHeight + 2);
@@ -131,7 +133,8 @@ export function mountMaps(root, app) {
       axes(context, side, S);
     });
     if (!scoresOff) return;
-    paint(canvases.off, LEFT + side, TOP + side + 2 * ENLARGED, (context) => {
+    const beside = figures[0].offsetTop === figures[1].offsetTop; // then their captions stand side by side
+    paint(canvases.off, LEFT + side, TOP + side + (beside ? 2 * ENLARGED : 0), (context) => {
       const rows = Math.ceil(S / bin);
       const shown = square.slice();
       shown.fill(NaN, rows * n);

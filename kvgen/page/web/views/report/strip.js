@@ -5,6 +5,7 @@ import { partsOf } from "../../pure/report.js";
 const HEIGHT = 34;
 const LEAST_BAR = 3; // pixels that a number has at least
 const WIDEST_BAR = 26;
+const DOTS_APART = 5; // pixels; nearer ones would look like a line
 
 /** A line with a name, a strip and words: {root, words, canvas, draw(numbers, heightOf, options)}. */
 export function stripLine(name, words, { wide = false } = {}) {
@@ -29,6 +30,7 @@ export function drawStrip(canvas, width, numbers, heightOf, { color = "--on", ch
     const parts = partsOf(numbers.length, width / LEAST_BAR);
     const room = Math.min(width / parts.length, WIDEST_BAR);
     const gap = room > 5 ? 1 : 0;
+    const every = Math.ceil(DOTS_APART / room);
     context.fillStyle = themeColor("--line");
     context.fillRect(0, HEIGHT - 1, room * parts.length, 1);
     parts.forEach(([from, to], place) => {
@@ -40,9 +42,10 @@ export function drawStrip(canvas, width, numbers, heightOf, { color = "--on", ch
       }
       const greatest = Math.max(...numbers.slice(from, to));
       if (greatest === 0) {
+        if (place % every && !here) return;
         context.fillStyle = themeColor(here ? "--text" : "--quiet");
         context.beginPath();
-        context.arc(x + room / 2, HEIGHT - 7, Math.min(1.5, room / 3), 0, 2 * Math.PI);
+        context.arc(x + room / 2, HEIGHT - 7, 1.2, 0, 2 * Math.PI);
         context.fill();
         return;
       }

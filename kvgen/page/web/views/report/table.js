@@ -1,7 +1,7 @@
 // A table out of the rows that the terminal prints: {headings, rows, title}.
 import { element } from "../../dom.js";
 
-/** The table in a box that scrolls by itself. `keys` are columns of words; `onRow(place)` makes rows clickable. */
+/** The title, and the table in a box that scrolls by itself. `keys` are columns of words; `onRow(place)` makes rows clickable. */
 export function tableOf({ headings, rows, title }, { keys, label, onRow } = {}) {
   const names = Object.keys(headings);
   const body = rows.map((row, place) =>
@@ -14,6 +14,7 @@ export function tableOf({ headings, rows, title }, { keys, label, onRow } = {}) 
     ),
   );
   const heading = element("tr", {}, ...names.map((name) => element("th", { scope: "col", class: keys?.includes(name) ? "left" : null }, headings[name])));
-  const table = element("table", { class: onRow ? "numbers" : "numbers still" }, title ? element("caption", {}, title) : null, element("thead", {}, heading), element("tbody", {}, ...body));
-  return element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label ?? title }, table);
+  const table = element("table", { class: onRow ? "numbers" : "numbers still" }, element("thead", {}, heading), element("tbody", {}, ...body));
+  const box = element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label ?? title }, table);
+  return element("div", { class: "titled" }, title ? element("p", { class: "hint" }, title) : null, box);
 }
