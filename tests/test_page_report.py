@@ -21,6 +21,7 @@ from kvgen.bench.run import bench
 from kvgen.choices import ArmName
 from kvgen.cli import run as run_cli
 from kvgen.engine.calibration import Calibration
+from kvgen.engine.rope import length_dependent
 from kvgen.experiment import Experiment
 from kvgen.page.report_content import report_content
 from kvgen.render.bench_words import bench_words, missing_parts
@@ -49,7 +50,12 @@ def measured(
 ) -> Experiment:
     """A real run of a tiny model."""
     model = load(name, backend="numpy")
-    work = Workload(ids=tuple(tiny.make_ids(N_PROMPT, seed=4)), n_prompt=N_PROMPT, n_gen=N_GEN)
+    work = Workload(
+        ids=tuple(tiny.make_ids(N_PROMPT, seed=4)),
+        n_prompt=N_PROMPT,
+        n_gen=N_GEN,
+        ropes=length_dependent(model.config),
+    )
     plan = BenchPlan(workloads=(work,), arms=arms, repetitions=3, over_seconds=1e9)
     report = bench([model.engine], model.params, plan, calibrations=[SPEED])
     return Experiment(report, make_context(model=name))
@@ -175,6 +181,23 @@ def test_each_step_has_its_scores_and_the_sum_so_far(
             ]
             row = shown.locator("#maps canvas").first.get_attribute("aria-label")
             assert row == f"cache on, step {step + 1}: one row of {on[step]} scores"
+
+
+def test_rows_that_change_with_the_length_are_drawn_where_they_were_captured(
+    tiny_model: Loader, browser: Any, tmp_path: Path
+) -> None:
+    experiment = measured(tiny_model, "llama_dynamic")
+    assert experiment.report.runs[0].workload.ropes
+    captured = [maps.step for maps in experiment.report.maps]
+    with opened(browser, saved(experiment, tmp_path / "report.html")) as shown:
+        assert shown.locator("#step").get_attribute("max") == f"{len(captured) - 1}"
+        assert "captured at these 3 steps" in shown.locator("#maps .hint").inner_text()
+        shown.get_by_role("button", name="before").click()
+        title = f"step {captured[1] + 1} of {N_GEN}"
+        shown.wait_for_function(
+            "title => document.getElementById('step-title').textContent.startsWith(title)",
+            arg=title,
+        )
 
 
 def test_the_cached_row_and_the_triangle_grow_with_the_steps(

@@ -19,6 +19,7 @@ export function mountRows(root, app) {
   const others = again.map(({ title, strips: of, lesson, by }) => ({
     of,
     color: by === "layer" ? "--off" : "--need", // the first is a run of the uncached arm
+    columns: by === "layer" ? Math.max(...of.map((strip) => strip.changes.length)) : 1, // a bar for each layer
     lines: of.map((strip) => stripLine(strip.name, strip.words)),
     title: element("h3", {}, `${title} · by ${by}`),
     lesson: lesson ? element("p", { class: "note" }, lesson) : null,
@@ -95,8 +96,8 @@ export function mountRows(root, app) {
   }
 
   function drawOthers() {
-    for (const { of, lines, color } of others) {
-      lines.forEach((line, place) => line.draw(of[place].changes, (change) => changeHeight(change, of[place].most), { color, nothing: "not one bit" }));
+    for (const { of, lines, color, columns } of others) {
+      lines.forEach((line, place) => line.draw(of[place].changes, (change) => changeHeight(change, of[place].most), { color, columns, nothing: "not one bit" }));
     }
   }
 

@@ -24,11 +24,14 @@ export function stripLine(name, words, { wide = false } = {}) {
   };
 }
 
-/** Draw bars as high as the greatest of the numbers that share one; `chosen` is a place in the list, `nothing` what a strip of dots says. */
-export function drawStrip(canvas, width, numbers, heightOf, { color = "--on", chosen = null, nothing = null } = {}) {
+/**
+ * Draw bars as high as the greatest of the numbers that share one; `chosen` is a place in the list, `nothing` what a strip of
+ * dots says. There is room for `columns` bars at least, so that strips of several lengths stand in line.
+ */
+export function drawStrip(canvas, width, numbers, heightOf, { color = "--on", chosen = null, nothing = null, columns = 1 } = {}) {
   paint(canvas, width, HEIGHT, (context) => {
     const parts = partsOf(numbers.length, width / LEAST_BAR);
-    const room = Math.min(width / parts.length, WIDEST_BAR);
+    const room = Math.min(width / Math.max(parts.length, columns), WIDEST_BAR);
     const gap = room > 5 ? 1 : 0;
     const every = Math.ceil(DOTS_APART / room);
     context.fillStyle = themeColor("--line");
