@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from kvgen.cli.attention_numbers import NumberFlags, head_sums, similarities, we
 from kvgen.cli.attention_options import MapFlags, Selection
 from kvgen.cli.options import DisplayFlags
 from kvgen.cli.output import Destination, make_canvas, note, show, write_text
-from kvgen.cli.page_options import PageFlags
+from kvgen.cli.page_options import PageFlags, open_page
 from kvgen.cli.prompt import PromptFlags
 from kvgen.engine.places import check_number
 from kvgen.errors import UsageError
@@ -82,7 +81,7 @@ def deliver(seen: Recording, views: Views, output: Destination) -> None:
     else:
         write_file(output.path, content)
         if views.page.opens:
-            webbrowser.open(Path(output.path).resolve().as_uri())
+            open_page(output.path)
         _tell(seen, views, output.path)
 
 
