@@ -9,7 +9,7 @@ import click
 import pytest
 
 import kvgen
-from kvgen import choices, model
+from kvgen import choices, loading
 from kvgen.choices import LoadOptions, names
 from kvgen.cli.options import Several
 from kvgen.errors import UsageError
@@ -32,7 +32,7 @@ def test_a_command_takes_the_choices_that_load_takes(command: str, name: str) ->
         kind = kind._one
     assert isinstance(kind, click.Choice)
     assert tuple(kind.choices) == names(KINDS[name])
-    assert get_type_hints(model.load)[name] == KINDS[name]
+    assert get_type_hints(loading.load)[name] == KINDS[name]
 
 
 def test_load_keeps_its_signature() -> None:
