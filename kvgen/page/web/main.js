@@ -17,12 +17,13 @@ function readDocument() {
   return new Recording(facts, (name) => document.getElementById(name).textContent);
 }
 
-/** The first layer and head to show: those that an address names, else the one of the most telling name. */
+/** The layer and head to show first: of the most telling kind that there is, the clearest one. */
 function firstState(recording) {
   const { labels } = recording.facts.diagnostics;
-  const named = ["induction", "previous", "duplicate"].flatMap((kind) =>
-    labels.flatMap((heads, row) => heads.map((label, column) => ({ label, row, column })).filter((one) => one.label.startsWith(kind))),
-  )[0] ?? { row: 0, column: 0 };
+  const heads = labels.flatMap((row, layer) => row.map((label, column) => ({ row: layer, column, label })));
+  const score = ({ label }) => Number(label.split(" ")[1]);
+  const kinds = ["induction", "previous", "duplicate"].map((kind) => heads.filter(({ label }) => label.startsWith(kind)));
+  const [named = heads[0]] = (kinds.find((found) => found.length) ?? []).sort((one, other) => score(other) - score(one));
   return {
     layer: recording.layers[named.row],
     head: recording.heads[named.column],

@@ -2,6 +2,9 @@
 import { arraysOf, bytesOfBase64, inflate, vectorsOf, weightOfByte } from "./pure/decode.js";
 import { measuredRow } from "./pure/measures.js";
 
+// The ways to write a layer from which this page can compute maps; of any other it shows the weights.
+const COMPUTED = new Set(["exact", "full"]);
+
 /**
  * `facts` is the JSON of kvgen/page/content.py; `blockOf(name)` gives a block's text. Layers and heads
  * go by their rows in `facts.layers` and `facts.heads`.
@@ -20,7 +23,7 @@ export class Recording {
   /** What a layer does to its scores: {scale, softcap, window}; null where it is not understood. */
   rule(row) {
     const { scale, softcap, window, tier } = this.facts.layers[row];
-    return tier === "maps" ? null : { scale, softcap, window };
+    return COMPUTED.has(tier) ? { scale, softcap, window } : null;
   }
 
   /** The key/value head that a query head reads. */
@@ -34,7 +37,7 @@ export class Recording {
       const layer = this.facts.layers[row];
       const bytes = await inflate(bytesOfBase64(this._blockOf(`layer-${layer.number}`)));
       const arrays = arraysOf(bytes, layer.arrays);
-      if (layer.tier !== "maps") {
+      if (COMPUTED.has(layer.tier)) {
         for (const name of ["q", "k", "v"]) {
           arrays[name] = { numbers: vectorsOf(arrays, name), shape: arrays[name].shape };
         }
@@ -67,7 +70,7 @@ export class Recording {
 
   /** The measures that a layer's numbers are enough for. */
   measures(row) {
-    if (this.facts.layers[row].tier === "maps") return ["weights"];
+    if (!COMPUTED.has(this.facts.layers[row].tier)) return ["weights"];
     const all = ["weights", "scores", "scaled", "norm", "share", "cos"];
     return this._arrays.get(row)?.valueNorms ? all : all.filter((name) => name !== "norm");
   }
