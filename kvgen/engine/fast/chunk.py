@@ -117,10 +117,10 @@ def all_logits(worker, hidden, shape, weights, request, own):
         some = Range(row, min(row + ROWS, rows.end))
         widen_rows(matrix, some, own.panel)
         tile_across(Rows(own.panel, 0, matrix.n), hidden, product, matrix.n)
-        for r in range(some.end - some.begin):
-            shift = weights.head_bias[row + r]
-            for t in range(T):
-                logits[t * vocab_size + row + r] = own.product[r * pitch + t] + shift
+        for t in range(T):  # a token's logits of these rows lie side by side
+            for r in range(some.end - some.begin):
+                number = own.product[r * pitch + t] + weights.head_bias[row + r]
+                logits[t * vocab_size + row + r] = number
         row = some.end
     for t in range(T):
         cap_logits(
