@@ -122,7 +122,10 @@ def test_compared_reports_are_printed_as_json(tmp_path: Path) -> None:
         (["--json", "-o", "md"], "--json and -o md name two formats: give one of them"),
         (["-o", "a.json", "--out", "b.csv"], "-o and --out name two files: leave out --out"),
         (["-o", "a.svg", "--plot", "b.svg"], "-o and --plot name two files: leave out --plot"),
-        (["-o", "a.gif"], "a.gif: the file's name must end in .html, .json, .jsonl, .csv, .md, .png"),
+        (
+            ["-o", "a.gif"],
+            "a.gif: the file's name must end in .html, .json, .jsonl, .csv, .md, .png",
+        ),
     ],
 )
 def test_outputs_that_contradict_each_other_are_refused(arguments: list[str], message: str) -> None:

@@ -105,24 +105,8 @@ def patch(
     different lengths, where both predict the same token and none is named, and where the difference
     is the same in both runs; `token_text` gives the name of a token in its words.
     """
+    _check(engine, ids, source_ids, site=site, heads=heads)
     config = engine.config
-    check_lengths(config, len(ids), 0)
-    if site not in names(PatchSite):
-        raise UsageError(f"{site!r} is not a site: choose {', '.join(names(PatchSite))}")
-    if engine.prefill == "fast":
-        raise UsageError(
-            "patching compares exact runs, and --prefill fast rounds activations: leave out "
-            "--prefill fast"
-        )
-    if len(ids) != len(source_ids):
-        raise UsageError(
-            f"patching needs prompts of the same number of tokens: {len(ids)} and "
-            f"{len(source_ids)}; a word more or less in one of them may help"
-        )
-    if list(ids) == list(source_ids):
-        raise UsageError("patching needs two different prompts: these have the same tokens")
-    if heads is not None and site != "head":
-        raise UsageError(f"the site {site} has no single heads to choose: leave heads out")
     layers = check_numbers(layers, range(config.n_layers), "layer") or range(config.n_layers)
     positions = check_numbers(positions, range(len(ids)), "position") or range(len(ids))
     heads = check_numbers(heads, range(config.n_heads), "head") or range(config.n_heads)
@@ -130,20 +114,8 @@ def patch(
     ends = [int(run.logits.argmax()) for run in (base, source)]
     token = ends[1] if token is None else token
     against = ends[0] if against is None else against
-    if token == against:
-        predicted = ends == [token, token]
-        same = "both prompts predict" if predicted else "--token and --against are"
-        raise UsageError(
-            f"{same} the same token, {token_text(token)}: name two tokens, with --token and "
-            "--against"
-        )
     ways = [float(run.logits[token] - run.logits[against]) for run in (base, source)]
-    if ways[0] == ways[1]:
-        raise UsageError(
-            f"the other prompt does not change the logits of {token_text(token)} and "
-            f"{token_text(against)}: no patch can have an effect on them, so name other tokens or "
-            "another prompt"
-        )
+    _check_tokens(token, against, ends, ways, token_text)
     if site == "residual":
         columns = tuple(positions)
     else:
@@ -178,6 +150,60 @@ def patch(
         next_ids=next_ids,
         interrupted=interrupted,
     )
+
+
+def _check(
+    engine: Engine,
+    ids: Sequence[int],
+    source_ids: Sequence[int],
+    *,
+    site: PatchSite,
+    heads: Sequence[int] | None,
+) -> None:
+    """Raise UsageError for what cannot be patched, before anything runs."""
+    check_lengths(engine.config, len(ids), 0)
+    if site not in names(PatchSite):
+        raise UsageError(f"{site!r} is not a site: choose {', '.join(names(PatchSite))}")
+    if engine.prefill == "fast":
+        raise UsageError(
+            "patching compares exact runs, and --prefill fast rounds activations: leave out "
+            "--prefill fast"
+        )
+    if len(ids) != len(source_ids):
+        raise UsageError(
+            f"patching needs prompts of the same number of tokens: {len(ids)} and "
+            f"{len(source_ids)}; a word more or less in one of them may help"
+        )
+    if list(ids) == list(source_ids):
+        raise UsageError("patching needs two different prompts: these have the same tokens")
+    if heads is not None and site != "head":
+        raise UsageError(f"the site {site} has no single heads to choose: leave heads out")
+
+
+def _check_tokens(
+    token: int,
+    against: int,
+    ends: Sequence[int],
+    ways: Sequence[float],
+    token_text: Callable[[int], str],
+) -> None:
+    """Raise UsageError for two tokens whose difference no patch can move.
+
+    `ends` are the predictions and `ways` the differences of the prompt and the source.
+    """
+    if token == against:
+        predicted = list(ends) == [token, token]
+        same = "both prompts predict" if predicted else "--token and --against are"
+        raise UsageError(
+            f"{same} the same token, {token_text(token)}: name two tokens, with --token and "
+            "--against"
+        )
+    if ways[0] == ways[1]:
+        raise UsageError(
+            f"the other prompt does not change the logits of {token_text(token)} and "
+            f"{token_text(against)}: no patch can have an effect on them, so name other tokens or "
+            "another prompt"
+        )
 
 
 def _run(engine: Engine, ids: Sequence[int]) -> _Run:
