@@ -67,6 +67,9 @@ Examples:
   kvgen inspect-attention "The cat sat on the mat" --similarity
   kvgen inspect-attention "The cat sat on the mat" -n 8 -o att.html --open
   kvgen inspect-attention "Once upon a time" -n 8 -o attention.npz
+  kvgen inspect-attention "The cat sat on the mat" --lens
+  kvgen inspect-attention "The cat sat on the mat" --contributions
+  kvgen inspect-attention "The girl said that" --patch "The boy said that"
   kvgen inspect-attention "The cat sat on the mat" --what-if ablate=2.3
   kvgen inspect-attention attention.npz -l 2 -H 3
   kvgen inspect-attention "The cat sat" --compare "The dog sat"
@@ -96,7 +99,6 @@ Examples:
 @map_options
 @number_options
 @inside_options
-@page_options
 @click.option(
     "-o",
     "--output",
@@ -113,6 +115,7 @@ Examples:
     "predictions, and with --lens and --contributions theirs; with --patch site, layers, columns, "
     "and for each of these patched, effects and next_ids.",
 )
+@page_options
 @edit_options
 @click.option(
     "--probe",
@@ -135,7 +138,8 @@ def inspect_attention(**flags: Any) -> None:
 
     Without -l: all layers and heads at a glance. With -l: a layer's heads. With -l and -H:
     one head's map. With --explain: one query with the numbers of every stage of the formula, in
-    the head that is named, or the one that writes most for it.
+    the head that is named, or the one that writes most for it. --lens, --contributions and --patch
+    show how the answer forms; -o FILE.html writes all of it as a page to explore.
     """
     request = Request(**flags)
     saved = saved_file(request.prompt_flags)
