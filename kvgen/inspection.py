@@ -31,13 +31,14 @@ def run_and_record(
     that the ids are too few for.
     """
     engine, params, config = source.engine, source.params, source.engine.config
-    chosen = check_numbers(layers, range(config.n_layers), "layer")
+    n_layers = config.n_layers
+    chosen = check_numbers(layers, range(n_layers), "layer")
     if probe is not None and not 0 < 2 * probe <= len(ids):
         raise UsageError(f"probe {probe}: the {len(ids)} ids end in so many random tokens, twice")
     run = record(
         engine,
         ids,
-        layers=range(config.n_layers) if chosen is None else chosen,
+        layers=range(n_layers) if chosen is None else chosen,
         heads=check_numbers(heads, range(config.n_heads), "head"),
         sampler=sampler,
         max_new_tokens=max_new_tokens,
@@ -52,10 +53,10 @@ def run_and_record(
         "dtype": engine.dtype,
         "cache_dtype": engine.cache_dtype,
         "backend": engine.backend,
-        "n_layers": engine.config.n_layers,
-        "n_kv_heads": engine.config.n_kv_heads,
-        "rotary": bool(engine.config.rope),
-        "rope_dims": [0 if rope is None else rope.dim for rope in engine.config.rope],
+        "n_layers": n_layers,
+        "n_kv_heads": config.n_kv_heads,
+        "rotary": bool(config.rope),
+        "rope_dims": [0 if rope is None else rope.dim for rope in config.rope or [None] * n_layers],
         "sampling": sampler.options.describe(),
         "seed": sampler.seed if sampler.options.temperature > 0 else None,
         "probe": probe,

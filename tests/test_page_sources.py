@@ -66,10 +66,11 @@ def test_the_modules_pass_their_own_tests(node: str) -> None:
     }
 
 
-def test_the_linter_finds_nothing(node: str) -> None:
+@pytest.mark.parametrize("look", [("lint", "--error-on-warnings"), ("format",)])
+def test_the_linter_and_the_formatter_find_nothing(look: tuple[str, ...], node: str) -> None:
     biome = TESTS / "node_modules" / "@biomejs" / "biome" / "bin" / "biome"
     require(biome.exists(), "the linter, which `npm ci` in tests/page installs,")
-    done = run(node, biome, "lint", "--error-on-warnings", "--config-path=.", WEB, ".")
+    done = run(node, biome, *look, "--config-path=.", WEB, ".")
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -34,21 +34,39 @@ function pairs(queries, window) {
 const upTo = (n) => [...Array(n).keys()];
 
 test("the prefill computes and keeps k and v of the whole prompt", () => {
-  assert.equal(states(5, (position) => keyState(position, 0, 3)), "new new new future future");
+  assert.equal(
+    states(5, (position) => keyState(position, 0, 3)),
+    "new new new future future",
+  );
 });
 
 test("a decode step reads the earlier k and v and appends its own", () => {
-  assert.equal(states(6, (position) => keyState(position, 2, 3)), "read read read read new future");
+  assert.equal(
+    states(6, (position) => keyState(position, 2, 3)),
+    "read read read read new future",
+  );
 });
 
 test("k and v outside the window are kept and not read", () => {
-  assert.equal(states(6, (position) => keyState(position, 3, 3, 2)), "outside outside outside outside read new");
-  assert.equal(states(3, (position) => keyState(position, 0, 3, 2)), "new new new");
+  assert.equal(
+    states(6, (position) => keyState(position, 3, 3, 2)),
+    "outside outside outside outside read new",
+  );
+  assert.equal(
+    states(3, (position) => keyState(position, 0, 3, 2)),
+    "new new new",
+  );
 });
 
 test("only the step's own q is live, and every older q is gone", () => {
-  assert.equal(states(5, (position) => queryState(position, 0, 3)), "live live live future future");
-  assert.equal(states(5, (position) => queryState(position, 1, 3)), "gone gone gone live future");
+  assert.equal(
+    states(5, (position) => queryState(position, 0, 3)),
+    "live live live future future",
+  );
+  assert.equal(
+    states(5, (position) => queryState(position, 1, 3)),
+    "gone gone gone live future",
+  );
   assert.equal(queryAt(1, 3), 3);
 });
 
@@ -61,7 +79,10 @@ test("no q is read by a step that did not compute it", () => {
 });
 
 test("states are counted", () => {
-  assert.deepEqual(countStates(6, (position) => keyState(position, 2, 3)), { read: 4, new: 1, future: 1 });
+  assert.deepEqual(
+    countStates(6, (position) => keyState(position, 2, 3)),
+    { read: 4, new: 1, future: 1 },
+  );
 });
 
 test("positions share cells only where there is no room", () => {
@@ -74,11 +95,22 @@ test("positions share cells only where there is no room", () => {
 });
 
 test("cells hold every position once, in order, and fit into the room", () => {
-  for (const [length, nPrompt] of [[1, 1], [24, 17], [300, 300], [300, 292], [1000, 200], [1000, 999], [513, 1]]) {
+  for (const [length, nPrompt] of [
+    [1, 1],
+    [24, 17],
+    [300, 300],
+    [300, 292],
+    [1000, 200],
+    [1000, 999],
+    [513, 1],
+  ]) {
     for (const room of [2, 8, 20, 34, 128]) {
       const { cells } = cellsOf(length, nPrompt, room);
       assert.ok(cells.length <= room, `${length} ${nPrompt} ${room}: ${cells.length}`);
-      assert.deepEqual(cells.flatMap(({ first, last }) => upTo(last - first + 1).map((i) => first + i)), upTo(length));
+      assert.deepEqual(
+        cells.flatMap(({ first, last }) => upTo(last - first + 1).map((i) => first + i)),
+        upTo(length),
+      );
       assert.ok(cells.every(({ first, last }) => last < nPrompt || first >= nPrompt));
     }
   }
@@ -93,7 +125,12 @@ test("a cell of several positions is named by what happens now", () => {
 });
 
 test("bytes are 2 x layers x kv heads x head size x bytes of a number", () => {
-  const layer = { arrays: [{ name: "q", shape: [9, 5, 64] }, { name: "k", shape: [3, 5, 64] }] };
+  const layer = {
+    arrays: [
+      { name: "q", shape: [9, 5, 64] },
+      { name: "k", shape: [3, 5, 64] },
+    ],
+  };
   const facts = { run: { cache_dtype: "f32" }, layers: Array(30).fill(layer), heads: upTo(9), groupSize: 3, headDim: 64 };
   const shape = shapeOf(facts);
   assert.equal(bytesOfPosition(shape), 46080);
@@ -127,8 +164,19 @@ test("the prefill is the same work with the cache and without it", () => {
 test("sums begin with decode step 1", () => {
   for (const window of [null, 4]) {
     const { cached, uncached } = sumsOfSteps(3, 5, window);
-    assert.deepEqual(cached, [1, 2, 3].map((n) => pairs(upTo(n).map((step) => 5 + step), window)));
-    assert.deepEqual(uncached, [1, 2, 3].map((n) => upTo(n).reduce((sum, step) => sum + pairs(upTo(6 + step), window), 0)));
+    assert.deepEqual(
+      cached,
+      [1, 2, 3].map((n) =>
+        pairs(
+          upTo(n).map((step) => 5 + step),
+          window,
+        ),
+      ),
+    );
+    assert.deepEqual(
+      uncached,
+      [1, 2, 3].map((n) => upTo(n).reduce((sum, step) => sum + pairs(upTo(6 + step), window), 0)),
+    );
   }
   assert.deepEqual(sumsOfSteps(0, 5), { cached: [], uncached: [] });
 });
@@ -142,7 +190,13 @@ test("measured effects are of the layer, or the greatest of all layers", () => {
   assert.equal(effectsOf(undefined, 0), null);
   assert.equal(effectsOf([], 0), null);
   assert.equal(effectsOf(measured, 1).k.get(0), 0.75);
-  assert.deepEqual([...effectsOf(measured, 5).k], [[0, 0.75], [2, 0.25]]);
+  assert.deepEqual(
+    [...effectsOf(measured, 5).k],
+    [
+      [0, 0.75],
+      [2, 0.25],
+    ],
+  );
   const { k, v, q } = effectsOf(measured, 0);
   assert.equal(cellEffect({ first: 0, last: 2 }, k), 0.5);
   assert.equal(cellEffect({ first: 0, last: 0 }, q), 0);

@@ -87,7 +87,18 @@ test("an axis says milliseconds or seconds", () => {
 });
 
 test("numbers are written as Python's .2g", () => {
-  const expected = { 0: "0", 0.5: "0.5", 1: "1", 10: "10", 99.5: "1e+02", 123: "1.2e+02", 0.00012345: "0.00012", 0.000012345: "1.2e-05", 23.4: "23", 0.0999: "0.1" };
+  const expected = {
+    0: "0",
+    0.5: "0.5",
+    1: "1",
+    10: "10",
+    99.5: "1e+02",
+    123: "1.2e+02",
+    0.00012345: "0.00012",
+    0.000012345: "1.2e-05",
+    23.4: "23",
+    0.0999: "0.1",
+  };
   for (const [number, text] of Object.entries(expected)) assert.equal(general(Number(number)), text);
 });
 
@@ -116,7 +127,10 @@ test("interventions are those of one engine, layer by layer", () => {
     with_other_key: [],
     q_live: row === "q" ? 0.25 : undefined,
   });
-  const found = needsOf([one("numba", 0, "k", [1, 2]), one("numpy", 0, "k", [9, 9]), one("numba", 1, "k", [3, 0]), one("numba", 0, "q", [0, 0])], "numba");
+  const found = needsOf(
+    [one("numba", 0, "k", [1, 2]), one("numpy", 0, "k", [9, 9]), one("numba", 1, "k", [3, 0]), one("numba", 0, "q", [0, 0])],
+    "numba",
+  );
   assert.deepEqual(greatestOf(found.k.map((each) => each.changes)), [3, 2]);
   assert.deepEqual(
     found.q.map((each) => each.own),

@@ -40,7 +40,11 @@ export function choice(label, options, value, onChange) {
 
 /** The choice of how colours grow with numbers. */
 export function scaleChoice(store) {
-  const scales = [["sqrt", "√"], ["linear", "linear"], ["log", "log"]];
+  const scales = [
+    ["sqrt", "√"],
+    ["linear", "linear"],
+    ["log", "log"],
+  ];
   return choice("scale", scales, store.get().scale, (scale) => store.set({ scale }));
 }
 

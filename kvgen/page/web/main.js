@@ -62,7 +62,11 @@ function mended(state, recording) {
     measure: within(state.measure, ["weights", "scores", "scaled", "norm", "share", "cos"], "weights"),
     scale: within(state.scale, ["sqrt", "linear", "log"], "sqrt"),
     sink: within(state.sink, ["keep", "drop"], "keep"),
-    metric: within(state.metric, recording.facts.diagnostics.metrics.map((one) => one.name), "sink-later"),
+    metric: within(
+      state.metric,
+      recording.facts.diagnostics.metrics.map((one) => one.name),
+      "sink-later",
+    ),
     step: Math.min(Math.max(state.step ?? 0, 0), recording.length - recording.facts.nPrompt),
   };
 }
@@ -79,7 +83,15 @@ function start() {
       document.getElementById("live").textContent = words;
     },
   };
-  const parts = { header: mountHeader, heads: mountHeads, stage: mountStage, explained: mountExplained, ribbon: mountRibbon, steps: mountSteps, help: mountHelp };
+  const parts = {
+    header: mountHeader,
+    heads: mountHeads,
+    stage: mountStage,
+    explained: mountExplained,
+    ribbon: mountRibbon,
+    steps: mountSteps,
+    help: mountHelp,
+  };
   const views = Object.entries(parts).map(([id, mount]) => mount(document.getElementById(id), app));
 
   let frame = 0;
@@ -114,7 +126,10 @@ function start() {
 }
 
 function fail(error) {
-  const needs = typeof DecompressionStream === "undefined" ? "This browser cannot unpack the page: Chrome 80, Firefox 113 or Safari 16.4 can." : String(error);
+  const needs =
+    typeof DecompressionStream === "undefined"
+      ? "This browser cannot unpack the page: Chrome 80, Firefox 113 or Safari 16.4 can."
+      : String(error);
   document.getElementById("main").textContent = needs;
 }
 

@@ -58,7 +58,16 @@ async function start() {
       return { position: positions[Math.min(Math.max(at, 0), positions.length - 1)] };
     },
   };
-  const parts = { header: mountTop, answer: mountAnswer, curves: mountCurves, maps: mountMaps, rows: mountRows, ledger: mountLedger, rates: mountRates, help: mountHelp };
+  const parts = {
+    header: mountTop,
+    answer: mountAnswer,
+    curves: mountCurves,
+    maps: mountMaps,
+    rows: mountRows,
+    ledger: mountLedger,
+    rates: mountRates,
+    help: mountHelp,
+  };
   const views = Object.entries(parts).map(([id, mount]) => mount(document.getElementById(id), app));
 
   let frame = 0;
@@ -93,7 +102,10 @@ async function start() {
 }
 
 function fail(error) {
-  const needs = typeof DecompressionStream === "undefined" ? "This browser cannot unpack the page: Chrome 80, Firefox 113 or Safari 16.4 can." : String(error);
+  const needs =
+    typeof DecompressionStream === "undefined"
+      ? "This browser cannot unpack the page: Chrome 80, Firefox 113 or Safari 16.4 can."
+      : String(error);
   document.getElementById("main").textContent = needs;
 }
 

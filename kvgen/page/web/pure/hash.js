@@ -1,6 +1,18 @@
 // The state of the page in its address, so that a link leads to a finding: #l=5&h=1&q=12.
 
-const KEYS = { l: "layer", h: "head", q: "query", k: "key", t: "tab", m: "measure", c: "scale", s: "sink", d: "metric", n: "step", e: "edit" };
+const KEYS = {
+  l: "layer",
+  h: "head",
+  q: "query",
+  k: "key",
+  t: "tab",
+  m: "measure",
+  c: "scale",
+  s: "sink",
+  d: "metric",
+  n: "step",
+  e: "edit",
+};
 const NUMBERS = new Set(["layer", "head", "query", "key", "step"]);
 
 /** The hash of a state, without what is null. */

@@ -161,7 +161,7 @@ export function mountArcs(root, app) {
                     {
                       type: "button",
                       title: "pin this token",
-                     
+
                       click: () => pin(place, bin),
                     },
                     element("span", { class: "number" }, number(place, bin)),

@@ -23,7 +23,13 @@ export function mountExplained(root, app) {
 
   function table(row, state) {
     const order = [...row.shares.keys()];
-    const shown = order.length <= MOST ? order : order.sort((a, b) => Math.abs(row.shares[b]) - Math.abs(row.shares[a]) || a - b).slice(0, KEPT).sort((a, b) => a - b);
+    const shown =
+      order.length <= MOST
+        ? order
+        : order
+            .sort((a, b) => Math.abs(row.shares[b]) - Math.abs(row.shares[a]) || a - b)
+            .slice(0, KEPT)
+            .sort((a, b) => a - b);
     const others = row.shares.length - shown.length;
     const sum = (numbers, places) => places.reduce((total, j) => total + numbers[j], 0);
     const rest = [...row.shares.keys()].filter((j) => !shown.includes(j));
@@ -33,15 +39,47 @@ export function mountExplained(root, app) {
         { class: j === state.key ? "key" : "", click: () => store.set({ key: j }) },
         element("td", {}, j),
         element("th", { scope: "row" }, tokens[j]),
-        ...[fixed(row.products[j], 2), signed(row.cosines[j], 3), fixed(row.scaled[j], 3), fixed(row.weights[j], 4), fixed(row.valueLengths[j], 2), signed(row.shares[j], 3)].map((cell) => element("td", {}, cell)),
+        ...[
+          fixed(row.products[j], 2),
+          signed(row.cosines[j], 3),
+          fixed(row.scaled[j], 3),
+          fixed(row.weights[j], 4),
+          fixed(row.valueLengths[j], 2),
+          signed(row.shares[j], 3),
+        ].map((cell) => element("td", {}, cell)),
       );
     const foot = [];
-    if (others) foot.push(element("tr", {}, element("td"), element("th", { scope: "row" }, `${others} others`), ...["", "", "", fixed(sum(row.weights, rest), 4), "", signed(sum(row.shares, rest), 3)].map((cell) => element("td", {}, cell))));
-    foot.push(element("tr", {}, element("td"), element("th", { scope: "row" }, "sum"), ...["", "", "", fixed(sum(row.weights, [...row.weights.keys()]), 4), "", signed(sum(row.shares, [...row.shares.keys()]), 3)].map((cell) => element("td", {}, cell))));
+    if (others)
+      foot.push(
+        element(
+          "tr",
+          {},
+          element("td"),
+          element("th", { scope: "row" }, `${others} others`),
+          ...["", "", "", fixed(sum(row.weights, rest), 4), "", signed(sum(row.shares, rest), 3)].map((cell) => element("td", {}, cell)),
+        ),
+      );
+    foot.push(
+      element(
+        "tr",
+        {},
+        element("td"),
+        element("th", { scope: "row" }, "sum"),
+        ...["", "", "", fixed(sum(row.weights, [...row.weights.keys()]), 4), "", signed(sum(row.shares, [...row.shares.keys()]), 3)].map(
+          (cell) => element("td", {}, cell),
+        ),
+      ),
+    );
     const heads = ["j", "key", "q·k", "cos", "scaled", "weight", "|v|", "share"];
     fill(
       region,
-      element("table", { class: "numbers", id: "explained-table" }, element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", { scope: "col" }, head)))), element("tbody", {}, ...shown.map(line)), element("tfoot", {}, ...foot)),
+      element(
+        "table",
+        { class: "numbers", id: "explained-table" },
+        element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", { scope: "col" }, head)))),
+        element("tbody", {}, ...shown.map(line)),
+        element("tfoot", {}, ...foot),
+      ),
     );
     return region;
   }
@@ -51,12 +89,24 @@ export function mountExplained(root, app) {
     const heading = element("h2", {}, "Query ", element("b", {}, `${query} ${tokens[query]}`));
     const head = recording.head(app.row(), app.column());
     if (!head) {
-      fill(root, heading, ...predicted(query), element("p", { class: "hint" }, `Layer ${state.layer} was written as maps only (8 bits a weight): its q, k and v are not in this file. Record fewer layers for exact numbers.`));
+      fill(
+        root,
+        heading,
+        ...predicted(query),
+        element(
+          "p",
+          { class: "hint" },
+          `Layer ${state.layer} was written as maps only (8 bits a weight): its q, k and v are not in this file. Record fewer layers for exact numbers.`,
+        ),
+      );
       return;
     }
     const rule = recording.rule(app.row());
     const row = explainRow(head, query, rule);
-    const origin = query < nPrompt ? `prefill: k and v of 0..${query} are computed and kept` : `decode: k and v of 0..${query - 1} come from the cache, those of ${query} are new`;
+    const origin =
+      query < nPrompt
+        ? `prefill: k and v of 0..${query} are computed and kept`
+        : `decode: k and v of 0..${query - 1} come from the cache, those of ${query} are new`;
     const focused = document.activeElement === region;
     fill(
       root,
@@ -64,7 +114,11 @@ export function mountExplained(root, app) {
       element("p", { class: "formula" }, `o = Σ softmax(q·k × ${rule.scale.toPrecision(4)}) v over j ≤ ${query}`),
       ...predicted(query),
       table(row, state),
-      element("p", { class: "hint" }, `|q| ${fixed(row.queryLength, 2)} · entropy ${fixed(row.entropy, 2)} nats · ${origin} · q is used once and not kept`),
+      element(
+        "p",
+        { class: "hint" },
+        `|q| ${fixed(row.queryLength, 2)} · entropy ${fixed(row.entropy, 2)} nats · ${origin} · q is used once and not kept`,
+      ),
     );
     if (focused) region.focus();
     if (state.key !== null && state.key <= query) {

@@ -12,13 +12,29 @@ export function mountHeader(root, app) {
   ];
   const exact = facts.verified;
   const verified = `verified: |recomputed − kernel| ≤ ${exact.recomputed.toExponential(1)}`;
-  const theme = element("button", { type: "button", title: "dark or light (t)", click: () => app.store.set({ theme: app.store.get().theme === "dark" ? "light" : "dark" }) }, "◐ theme");
-  const help = element("button", { type: "button", title: "keyboard (?)", click: () => document.getElementById("help").showModal() }, "? keys");
+  const theme = element(
+    "button",
+    {
+      type: "button",
+      title: "dark or light (t)",
+      click: () => app.store.set({ theme: app.store.get().theme === "dark" ? "light" : "dark" }),
+    },
+    "◐ theme",
+  );
+  const help = element(
+    "button",
+    { type: "button", title: "keyboard (?)", click: () => document.getElementById("help").showModal() },
+    "? keys",
+  );
   fill(
     root,
     element("h1", {}, "Attention", element("span", { class: "model" }, ` · ${model ?? "a model"}`)),
     element("p", { class: "facts" }, words.filter(Boolean).join(" · ")),
-    element("p", { class: "verified", title: "weights times values, recomputed from q, k and v, against what the inference kernel wrote" }, verified),
+    element(
+      "p",
+      { class: "verified", title: "weights times values, recomputed from q, k and v, against what the inference kernel wrote" },
+      verified,
+    ),
     element("div", { class: "buttons" }, theme, help),
   );
   return () => {};

@@ -13,8 +13,21 @@ export function mountHeads(root, app) {
   const thumbs = element("div", { class: "thumbs", role: "group", "aria-label": "Heads of the layer" });
   const meaning = element("p", { class: "hint" });
   const legend = element("p", { class: "legend", "aria-hidden": "true" });
-  const metric = choice("colour", metrics.map((one) => [one.name, one.title]), store.get().metric, (name) => store.set({ metric: name }));
-  fill(root, element("div", { class: "bar" }, element("h2", {}, "Heads"), metric), table, legend, meaning, element("h3", { id: "layer-title" }), thumbs);
+  const metric = choice(
+    "colour",
+    metrics.map((one) => [one.name, one.title]),
+    store.get().metric,
+    (name) => store.set({ metric: name }),
+  );
+  fill(
+    root,
+    element("div", { class: "bar" }, element("h2", {}, "Heads"), metric),
+    table,
+    legend,
+    meaning,
+    element("h3", { id: "layer-title" }),
+    thumbs,
+  );
 
   const part = (name, value) => (name.startsWith("distance") ? value / Math.max(1, longest) : value);
 
@@ -22,7 +35,12 @@ export function mountHeads(root, app) {
     const { values, meaning: words, name } = metrics.find((one) => one.name === state.metric);
     meaning.textContent = words;
     const ink = { scale: "linear", most: 1, signed: false };
-    const heading = element("tr", {}, element("th", { scope: "col" }, "layer"), ...recording.heads.map((head) => element("th", { scope: "col" }, head)));
+    const heading = element(
+      "tr",
+      {},
+      element("th", { scope: "col" }, "layer"),
+      ...recording.heads.map((head) => element("th", { scope: "col" }, head)),
+    );
     const rows = recording.layers.map((layer, row) =>
       element(
         "tr",
@@ -43,7 +61,12 @@ export function mountHeads(root, app) {
         }),
       ),
     );
-    fill(table, element("caption", { class: "visually-hidden" }, `${name} of each head`), element("thead", {}, heading), element("tbody", {}, ...rows));
+    fill(
+      table,
+      element("caption", { class: "visually-hidden" }, `${name} of each head`),
+      element("thead", {}, heading),
+      element("tbody", {}, ...rows),
+    );
     const stops = [0, 0.25, 0.5, 0.75, 1].map((value) => cssColor(value, ink, state.theme));
     const ramp = element("span", { class: "ramp" });
     ramp.style.background = `linear-gradient(90deg, ${stops.join(", ")})`;
@@ -58,7 +81,9 @@ export function mountHeads(root, app) {
       ...recording.heads.map((head, column) => {
         const canvas = element("canvas", { "aria-hidden": "true" });
         const { numbers, n } = recording.map(row, column, "weights");
-        paint(canvas, THUMB, THUMB, (context) => drawSquare(context, numbers, n, THUMB, { scale: "sqrt", most: 1, signed: false }, state.theme));
+        paint(canvas, THUMB, THUMB, (context) =>
+          drawSquare(context, numbers, n, THUMB, { scale: "sqrt", most: 1, signed: false }, state.theme),
+        );
         const label = labels[row][column];
         return element(
           "button",

@@ -50,7 +50,9 @@ export function mountMap(root, app) {
     const names = recording.measures(app.row());
     const about = names.includes("scores") ? "" : "≈ ";
     const words = names.map((name) => {
-      const value = recording.row(app.row(), app.column(), at.query, name)[Math.floor(at.key / (recording.head(app.row(), app.column()) ? 1 : geometry.bin))];
+      const value = recording.row(app.row(), app.column(), at.query, name)[
+        Math.floor(at.key / (recording.head(app.row(), app.column()) ? 1 : geometry.bin))
+      ];
       return `${MEASURES[name].title} ${about}${Number.isNaN(value) ? "–" : value.toFixed(name === "weights" ? 4 : 3)}`;
     });
     readout.textContent = `query ${at.query} ${tokens[at.query]} · key ${at.key} ${tokens[at.key]} · ${words.join(" · ")}`;
@@ -102,7 +104,10 @@ export function mountMap(root, app) {
     copy.height = canvas.height;
     copy.getContext("2d").drawImage(canvas, 0, 0);
     geometry.copy = copy;
-    canvas.setAttribute("aria-label", `${MEASURES[measure].title} of head ${state.layer}.${state.head}: rows are queries, columns are keys; the numbers of the pinned query are in the table`);
+    canvas.setAttribute(
+      "aria-label",
+      `${MEASURES[measure].title} of head ${state.layer}.${state.head}: rows are queries, columns are keys; the numbers of the pinned query are in the table`,
+    );
     drawLegend(shown, ink, bin);
   }
 
@@ -171,9 +176,22 @@ export function mountMap(root, app) {
     const measures = recording.measures(app.row());
     fill(
       controls,
-      choice("show", measures.map((name) => [name, MEASURES[name].title]), measures.includes(state.measure) ? state.measure : "weights", (measure) => store.set({ measure })),
+      choice(
+        "show",
+        measures.map((name) => [name, MEASURES[name].title]),
+        measures.includes(state.measure) ? state.measure : "weights",
+        (measure) => store.set({ measure }),
+      ),
       scaleChoice(store),
-      choice("first key", [["keep", "shown"], ["drop", "left out"]], state.sink, (sink) => store.set({ sink })),
+      choice(
+        "first key",
+        [
+          ["keep", "shown"],
+          ["drop", "left out"],
+        ],
+        state.sink,
+        (sink) => store.set({ sink }),
+      ),
     );
   }
 

@@ -7,7 +7,13 @@ const INK = { scale: "sqrt", most: 1, signed: false };
 export function mountRibbon(root, app) {
   const { recording, store } = app;
   const { tokens, nPrompt } = recording.facts;
-  const find = element("input", { id: "find", type: "search", placeholder: "find a token (/)", "aria-label": "find a token", input: () => store.set({ find: find.value }) });
+  const find = element("input", {
+    id: "find",
+    type: "search",
+    placeholder: "find a token (/)",
+    "aria-label": "find a token",
+    input: () => store.set({ find: find.value }),
+  });
   find.addEventListener("keydown", (event) => {
     if (event.key !== "Enter") return;
     const at = nextMatch(tokens, find.value, store.get().query);
@@ -31,7 +37,16 @@ export function mountRibbon(root, app) {
       button.style.background = read ? `rgb(${color.join(" ")})` : "";
       button.style.color = read ? inkOn(color) : "";
       button.title = `${place} ${tokens[place]} · weight ${(weight || 0).toFixed(3)}`;
-      button.className = ["token", place === state.query && "pinned", place === state.key && "key", place > state.query && "unseen", place >= nPrompt && "decoded", wanted && tokens[place].toLowerCase().includes(wanted) && "found"].filter(Boolean).join(" ");
+      button.className = [
+        "token",
+        place === state.query && "pinned",
+        place === state.key && "key",
+        place > state.query && "unseen",
+        place >= nPrompt && "decoded",
+        wanted && tokens[place].toLowerCase().includes(wanted) && "found",
+      ]
+        .filter(Boolean)
+        .join(" ");
       button.setAttribute("aria-pressed", String(place === state.query));
     });
   };

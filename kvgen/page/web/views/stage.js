@@ -37,8 +37,14 @@ export function mountStage(root, app) {
       words,
     ),
   );
-  const panels = TABS.map(([name]) => element("div", { role: "tabpanel", id: `panel-${name}`, "aria-labelledby": `tab-${name}`, tabindex: 0 }));
-  fill(root, element("div", { class: "bar" }, title, element("div", { role: "tablist", "aria-label": "views of the head" }, ...buttons)), ...panels);
+  const panels = TABS.map(([name]) =>
+    element("div", { role: "tabpanel", id: `panel-${name}`, "aria-labelledby": `tab-${name}`, tabindex: 0 }),
+  );
+  fill(
+    root,
+    element("div", { class: "bar" }, title, element("div", { role: "tablist", "aria-label": "views of the head" }, ...buttons)),
+    ...panels,
+  );
   const views = TABS.map(([, , mount], place) => mount(panels[place], app));
 
   return (state, before) => {

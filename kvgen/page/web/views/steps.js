@@ -16,7 +16,14 @@ const DECODE = {
   gone: "thrown away, never read again",
   future: "not there yet",
 };
-const LEGEND = [["k", "read"], ["k", "outside"], ["k", "new"], ["q", "live"], ["q", "gone"], ["q", "future"]];
+const LEGEND = [
+  ["k", "read"],
+  ["k", "outside"],
+  ["k", "new"],
+  ["q", "live"],
+  ["q", "gone"],
+  ["q", "future"],
+];
 
 /** Controls of the step, the strip of cells, its legend, the numbers and the chart. */
 export function mountSteps(root, app) {

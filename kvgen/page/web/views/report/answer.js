@@ -3,8 +3,20 @@ import { element, fill } from "../../dom.js";
 
 export function mountTop(root, app) {
   const { model } = app.facts.report;
-  const theme = element("button", { type: "button", title: "dark or light (t)", click: () => app.store.set({ theme: app.store.get().theme === "dark" ? "light" : "dark" }) }, "◐ theme");
-  const help = element("button", { type: "button", title: "keyboard (?)", click: () => document.getElementById("help").showModal() }, "? keys");
+  const theme = element(
+    "button",
+    {
+      type: "button",
+      title: "dark or light (t)",
+      click: () => app.store.set({ theme: app.store.get().theme === "dark" ? "light" : "dark" }),
+    },
+    "◐ theme",
+  );
+  const help = element(
+    "button",
+    { type: "button", title: "keyboard (?)", click: () => document.getElementById("help").showModal() },
+    "? keys",
+  );
   fill(
     root,
     element("h1", {}, "KV cache", element("span", { class: "model" }, ` · ${model}`)),
@@ -19,7 +31,12 @@ export function mountAnswer(root, app) {
   const { words, passed } = app.facts;
   const checks = [...words.verdicts, ...words.counts].map((line) => {
     const wrong = /NOT|DIFFERENT/.test(line);
-    return element("li", { class: wrong ? "wrong" : "right" }, element("span", { class: "mark", "aria-hidden": "true" }, wrong ? "✗" : "✓"), line);
+    return element(
+      "li",
+      { class: wrong ? "wrong" : "right" },
+      element("span", { class: "mark", "aria-hidden": "true" }, wrong ? "✗" : "✓"),
+      line,
+    );
   });
   fill(
     root,
@@ -27,7 +44,9 @@ export function mountAnswer(root, app) {
     checks.length ? element("ul", { class: "checks" }, ...checks) : null,
     passed ? null : element("p", { class: "wrong" }, "✗ not everything is as expected"),
     element("div", { class: "setting" }, ...words.setting.map((line) => element("p", {}, line))),
-    words.missing.length ? element("ul", { class: "missing", "aria-label": "Not in this report" }, ...words.missing.map((line) => element("li", {}, line))) : null,
+    words.missing.length
+      ? element("ul", { class: "missing", "aria-label": "Not in this report" }, ...words.missing.map((line) => element("li", {}, line)))
+      : null,
   );
   return () => {};
 }

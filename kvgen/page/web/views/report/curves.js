@@ -29,8 +29,18 @@ export function mountCurves(root, app) {
   root.hidden = !runs.some((curves) => curves.length);
   if (root.hidden) return () => {};
   const names = facts.words.runs.map((run, place) => [String(place), run.name || `run ${place + 1}`]);
-  const pick = names.length > 1 ? choice("run", names, "0", (name) => store.set({ run: Number(name), step: Math.min(store.get().step, app.lastStep()) })) : null;
-  const figure = element("div", { class: "figure", id: "chart", tabindex: 0, role: "slider", "aria-label": "decode step", "aria-valuemin": 1 });
+  const pick =
+    names.length > 1
+      ? choice("run", names, "0", (name) => store.set({ run: Number(name), step: Math.min(store.get().step, app.lastStep()) }))
+      : null;
+  const figure = element("div", {
+    class: "figure",
+    id: "chart",
+    tabindex: 0,
+    role: "slider",
+    "aria-label": "decode step",
+    "aria-valuemin": 1,
+  });
   const legend = element("div", { class: "legend" });
   const readout = element("p", { class: "readout", id: "times" });
   const table = element("details", { id: "times-table" }, element("summary", {}, "All steps as a table"));
@@ -114,19 +124,29 @@ export function mountCurves(root, app) {
       svg.append(drawn("text", { x: MARGIN.left - 8, y: y(tick) + 4, "text-anchor": "end" }, milliseconds(tick)));
     }
     for (const tick of wholeTicks(positions[0], positions.at(-1), Math.floor(inner.width / 70))) {
-      svg.append(drawn("line", { class: "tick", x1: place(tick), x2: place(tick), y1: HEIGHT - MARGIN.bottom, y2: HEIGHT - MARGIN.bottom + 5 }));
+      svg.append(
+        drawn("line", { class: "tick", x1: place(tick), x2: place(tick), y1: HEIGHT - MARGIN.bottom, y2: HEIGHT - MARGIN.bottom + 5 }),
+      );
       svg.append(drawn("text", { x: place(tick), y: HEIGHT - MARGIN.bottom + 18, "text-anchor": "middle" }, tick.toLocaleString("en")));
     }
-    svg.append(drawn("line", { class: "tick", x1: MARGIN.left, x2: width - MARGIN.right, y1: HEIGHT - MARGIN.bottom, y2: HEIGHT - MARGIN.bottom }));
+    svg.append(
+      drawn("line", { class: "tick", x1: MARGIN.left, x2: width - MARGIN.right, y1: HEIGHT - MARGIN.bottom, y2: HEIGHT - MARGIN.bottom }),
+    );
     svg.append(drawn("text", { x: MARGIN.left + inner.width / 2, y: HEIGHT - 4, "text-anchor": "middle" }, "position of the token"));
     const every = Math.ceil(positions.length / MOST_MARKS);
     for (const curve of curves) {
       const group = drawn("g", { class: classOf(curve.name) });
       if (curve.passes > 1) {
-        const back = curve.least.map((value, step) => `L${x(step).toFixed(1)} ${y(value).toFixed(1)}`).reverse().join("");
+        const back = curve.least
+          .map((value, step) => `L${x(step).toFixed(1)} ${y(value).toFixed(1)}`)
+          .reverse()
+          .join("");
         group.append(drawn("path", { class: "spread", d: `${line(curve.most)}${back}Z` }));
       }
-      group.append(drawn("path", { class: "predicted", d: line(curve.predicted) }), drawn("path", { class: "median", d: line(curve.median) }));
+      group.append(
+        drawn("path", { class: "predicted", d: line(curve.predicted) }),
+        drawn("path", { class: "median", d: line(curve.median) }),
+      );
       curve.median.forEach((value, step) => {
         if (step % every === 0) group.append(markAt(curve.name, x(step), y(value)));
       });
@@ -139,8 +159,15 @@ export function mountCurves(root, app) {
 
   function drawCursor(state) {
     const cursor = figure.querySelector("#cursor");
-    const lines = [[state.step, "pinned"], [hovered, "hovered"]].filter(([step]) => step !== null && step < geometry.count);
-    cursor.replaceChildren(...lines.map(([step, kind]) => drawn("line", { class: kind, x1: geometry.x(step), x2: geometry.x(step), y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom })));
+    const lines = [
+      [state.step, "pinned"],
+      [hovered, "hovered"],
+    ].filter(([step]) => step !== null && step < geometry.count);
+    cursor.replaceChildren(
+      ...lines.map(([step, kind]) =>
+        drawn("line", { class: kind, x1: geometry.x(step), x2: geometry.x(step), y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom }),
+      ),
+    );
   }
 
   function drawLegend(curves) {

@@ -20,7 +20,14 @@ export function mountMaps(root, app) {
   const { bin, length, scoresOn, scoresOff } = maps;
   const steps = stepsOf(maps);
   const n = Math.ceil((length + steps.at(-1) + 1) / bin);
-  const slider = element("input", { type: "range", id: "step", min: 0, max: steps.length - 1, "aria-label": "decode step", input: () => store.set({ step: steps[Number(slider.value)] }) });
+  const slider = element("input", {
+    type: "range",
+    id: "step",
+    min: 0,
+    max: steps.length - 1,
+    "aria-label": "decode step",
+    input: () => store.set({ step: steps[Number(slider.value)] }),
+  });
   const go = (by) => () => store.set({ step: steps[Math.min(Math.max(placeOf(store.get().step) + by, 0), steps.length - 1)] });
   const before = element("button", { type: "button", title: "step before ([)", click: go(-1) }, "◀ before");
   const next = element("button", { type: "button", title: "next step (])", click: go(1) }, "next ▶");
@@ -36,9 +43,19 @@ export function mountMaps(root, app) {
   const note = element("p", { class: "hint" });
   fill(
     root,
-    element("div", { class: "bar" }, element("h2", {}, "Scores that each arm computes"), element("span", { class: "choice" }, `layer ${maps.layer} head ${maps.head}`)),
+    element(
+      "div",
+      { class: "bar" },
+      element("h2", {}, "Scores that each arm computes"),
+      element("span", { class: "choice" }, `layer ${maps.layer} head ${maps.head}`),
+    ),
     element("div", { class: "stepper" }, ends, before, slider, next, last, title),
-    element("div", { class: scoresOff ? "arms" : "arms single" }, ...figures, element("div", { class: "counts" }, element("div", { class: "scroll" }, counts), legend, note)),
+    element(
+      "div",
+      { class: scoresOff ? "arms" : "arms single" },
+      ...figures,
+      element("div", { class: "counts" }, element("div", { class: "scroll" }, counts), legend, note),
+    ),
   );
   let square = null;
   let held = null;
@@ -125,7 +142,11 @@ export function mountMaps(root, app) {
         context.fillStyle = cssColor(most, INK, theme);
         const left = Math.floor(LEFT + (cell * across) / cells);
         const right = Math.ceil(LEFT + ((cell + 1) * across) / cells);
-        for (const [top, height] of [[y, rowHeight], [below, ENLARGED]]) context.fillRect(left, top, right - left, height);
+        for (const [top, height] of [
+          [y, rowHeight],
+          [below, ENLARGED],
+        ])
+          context.fillRect(left, top, right - left, height);
       }
       context.strokeStyle = themeColor("--accent");
       context.strokeRect(LEFT - 0.5, y - 1.5, across + 1, rowHeight + 2);
@@ -164,12 +185,29 @@ export function mountMaps(root, app) {
     fill(
       counts,
       element("caption", {}, "scores q · k of this head"),
-      element("thead", {}, element("tr", {}, element("th", { scope: "col" }, ""), ...arms.map((arm) => element("th", { scope: "col" }, `cache ${arm}`)), scoresOff ? element("th", { scope: "col" }, "times") : null)),
+      element(
+        "thead",
+        {},
+        element(
+          "tr",
+          {},
+          element("th", { scope: "col" }, ""),
+          ...arms.map((arm) => element("th", { scope: "col" }, `cache ${arm}`)),
+          scoresOff ? element("th", { scope: "col" }, "times") : null,
+        ),
+      ),
       element(
         "tbody",
         {},
         ...rows.map(([name, of]) =>
-          element("tr", {}, element("th", { scope: "row" }, name), element("td", {}, grouped(of(scoresOn))), scoresOff ? element("td", {}, grouped(of(scoresOff))) : null, scoresOff ? element("td", {}, times(of)) : null),
+          element(
+            "tr",
+            {},
+            element("th", { scope: "row" }, name),
+            element("td", {}, grouped(of(scoresOn))),
+            scoresOff ? element("td", {}, grouped(of(scoresOff))) : null,
+            scoresOff ? element("td", {}, times(of)) : null,
+          ),
         ),
       ),
     );
@@ -186,7 +224,10 @@ export function mountMaps(root, app) {
     none.style.background = "var(--field)";
     fill(legend, element("span", {}, "weight"), ...parts, element("span", {}, none, " not computed at this step"));
     const notes = ["Counted by the timed engine at every step."];
-    if (steps.length > maps.steps.length) notes.push(`Weights were captured at steps ${maps.steps.map((step) => step + 1).join(", ")}; other steps show the rows of the last one: a row stays the same while the text grows.`);
+    if (steps.length > maps.steps.length)
+      notes.push(
+        `Weights were captured at steps ${maps.steps.map((step) => step + 1).join(", ")}; other steps show the rows of the last one: a row stays the same while the text grows.`,
+      );
     else if (scoresOn.length > steps.length) notes.push(`Weights were captured at these ${steps.length} steps.`);
     if (bin > 1) notes.push(`A cell is the greatest of ${bin} × ${bin} neighbours.`);
     note.textContent = notes.join(" ");

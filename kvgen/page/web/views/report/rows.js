@@ -13,9 +13,23 @@ export function mountRows(root, app) {
   const layers = found.k.map((one) => one.layer);
   const kinds = ["k", "v", "q"];
   const strips = Object.fromEntries(kinds.map((kind) => [kind, stripLine(kind.toUpperCase(), need.of_kinds[kind])]));
-  const box = element("div", { class: "strips", id: "need", tabindex: 0, role: "slider", "aria-label": "position whose rows were changed", "aria-valuemin": positions[0], "aria-valuemax": positions.at(-1) }, ...kinds.map((kind) => strips[kind].root));
+  const box = element(
+    "div",
+    {
+      class: "strips",
+      id: "need",
+      tabindex: 0,
+      role: "slider",
+      "aria-label": "position whose rows were changed",
+      "aria-valuemin": positions[0],
+      "aria-valuemax": positions.at(-1),
+    },
+    ...kinds.map((kind) => strips[kind].root),
+  );
   const readout = element("p", { class: "readout" });
-  const pick = choice("layer", [["", "any layer"], ...layers.map((layer) => [String(layer), `layer ${layer}`])], "", (name) => store.set({ layer: name === "" ? null : Number(name) }));
+  const pick = choice("layer", [["", "any layer"], ...layers.map((layer) => [String(layer), `layer ${layer}`])], "", (name) =>
+    store.set({ layer: name === "" ? null : Number(name) }),
+  );
   const others = again.map(({ title, strips: of, lesson, by }) => ({
     of,
     color: by === "layer" ? "--off" : "--need", // the first is a run of the uncached arm
@@ -31,7 +45,11 @@ export function mountRows(root, app) {
     box,
     element("p", { class: "legend" }, need.legend.join(" · ")),
     readout,
-    ...others.flatMap(({ title, lines, lesson }) => [title, element("div", { class: "strips" }, ...lines.map((line) => line.root)), lesson]),
+    ...others.flatMap(({ title, lines, lesson }) => [
+      title,
+      element("div", { class: "strips" }, ...lines.map((line) => line.root)),
+      lesson,
+    ]),
   );
   let hovered = null;
 
@@ -70,7 +88,16 @@ export function mountRows(root, app) {
     if (place !== null) store.set({ position: positions[place] });
   });
   box.addEventListener("keydown", (event) => {
-    const by = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageUp: 10, PageDown: -10, Home: -positions.length, End: positions.length }[event.key];
+    const by = {
+      ArrowLeft: -1,
+      ArrowDown: -1,
+      ArrowRight: 1,
+      ArrowUp: 1,
+      PageUp: 10,
+      PageDown: -10,
+      Home: -positions.length,
+      End: positions.length,
+    }[event.key];
     if (!by) return;
     store.set(app.moved(by));
     event.preventDefault();
@@ -81,7 +108,11 @@ export function mountRows(root, app) {
     const chosen = positions.indexOf(state.position);
     for (const kind of kinds) {
       const changes = changesOf(kind, state.layer);
-      strips[kind].draw(changes, (change) => changeHeight(change, need.greatest), { color: "--need", chosen: chosen < 0 ? null : chosen, nothing: "not one bit" });
+      strips[kind].draw(changes, (change) => changeHeight(change, need.greatest), {
+        color: "--need",
+        chosen: chosen < 0 ? null : chosen,
+        nothing: "not one bit",
+      });
       strips[kind].words(state.layer === null ? need.of_kinds[kind] : wordsOfLayer(kind, state.layer, changes));
     }
   }
@@ -97,7 +128,9 @@ export function mountRows(root, app) {
 
   function drawOthers() {
     for (const { of, lines, color, columns } of others) {
-      lines.forEach((line, place) => line.draw(of[place].changes, (change) => changeHeight(change, of[place].most), { color, columns, nothing: "not one bit" }));
+      lines.forEach((line, place) =>
+        line.draw(of[place].changes, (change) => changeHeight(change, of[place].most), { color, columns, nothing: "not one bit" }),
+      );
     }
   }
 

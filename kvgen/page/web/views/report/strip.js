@@ -12,7 +12,13 @@ export function stripLine(name, words, { wide = false } = {}) {
   const canvas = element("canvas", { class: "strip", role: "img", "aria-label": `${name}: ${words}` });
   const said = element("p", { class: "words" }, words);
   const box = element("div", { class: "strip-box" }, canvas);
-  const root = element("div", { class: wide ? "strip-line wide" : "strip-line" }, element("span", { class: "strip-name" }, name), box, said);
+  const root = element(
+    "div",
+    { class: wide ? "strip-line wide" : "strip-line" },
+    element("span", { class: "strip-name" }, name),
+    box,
+    said,
+  );
   return {
     root,
     canvas,

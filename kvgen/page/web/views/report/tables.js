@@ -34,7 +34,13 @@ export function mountRates(root, app) {
     root,
     element("h2", {}, columns ? "Prediction beside measurement" : "Rates"),
     tableOf(rates, { keys, label: "Tokens per second" }),
-    element("p", { class: "hint terms" }, Object.entries(terms).map(([name, meaning]) => `${name}: ${meaning}`).join(" · ")),
+    element(
+      "p",
+      { class: "hint terms" },
+      Object.entries(terms)
+        .map(([name, meaning]) => `${name}: ${meaning}`)
+        .join(" · "),
+    ),
     ...computed.map((line) => element("p", { class: "note" }, line)),
   );
   return () => {};
