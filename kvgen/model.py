@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -146,9 +146,14 @@ class Model:
         )  # fmt: skip
 
     def sampler(self, options: SamplingOptions, *, seed: int | None = None) -> Sampler:
-        """A sampler that keeps to the ids that the tokenizer knows."""
+        """A sampler that keeps to the ids that the tokenizer knows.
+
+        Raises UsageError for a logit bias of an id outside the vocabulary.
+        """
+        as_ids(self.config, list(options.logit_bias))
         n_tokens = self.tokenizer.n_tokens if self.tokenizer is not None else None
-        return Sampler(options, n_tokens=n_tokens, seed=seed)
+        stops = self.stop_ids if options.ignore_eos else ()
+        return Sampler(options, n_tokens=n_tokens, seed=seed, stop_ids=stops)
 
     def logits(self, ids: Sequence[int], *, cache: bool = True) -> FloatArray:
         """Every position's logits, float32 [T, V].
@@ -181,7 +186,7 @@ class Model:
         stop: str | Sequence[str] = (),
         cache: bool = True,
         session: Session | None = None,
-        **options: float,
+        **options: Any,
     ) -> Iterator[Piece]:
         """Continue a text or token ids, one record per token.
 
@@ -256,7 +261,7 @@ class Model:
         sampler: Sampler | None = None,
         probe: int | None = None,
         on_progress: Callable[[int], None] | None = None,
-        **options: float,
+        **options: Any,
     ) -> Recording:
         """Run a text or token ids, and keep what there is to look at: see `Recording`.
 

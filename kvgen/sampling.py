@@ -1,79 +1,42 @@
-"""From logits to a token: filters, each logits -> logits, and the Sampler that chains them.
+"""From logits to a token: the options of sampling, and the Sampler that chains the filters.
 
-A filter sets what it takes out to -inf. The chain is llama.cpp's: the repetition penalty, top-k,
-top-p, min-p, and the temperature last, so that it does not change what the filters keep.
+The filters are in `kvgen.filters`. The chain, in the order of llama.cpp:
+
+1. logit bias; `ignore_eos` is a bias of -inf for the ids that end a text
+2. penalties: repetition, then frequency and presence, of the last `repeat_last_n` tokens
+3. top-k
+4. top-p
+5. min-p
+6. temperature, last, so that it does not change what the filters keep
+
+At temperature 0 the token with the largest logit after 1 and 2 is taken.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import index
 
 import numpy as np
-import numpy.typing as npt
 
 from kvgen.engine.tensors import FloatArray
 from kvgen.errors import UsageError
+from kvgen.filters import (
+    REMOVED,
+    add_bias,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    penalize_occurrence,
+    penalize_repetition,
+)
 
-_REMOVED = np.float32(-np.inf)
-
-
-def penalize_repetition(logits: FloatArray, history: Sequence[int], penalty: float) -> FloatArray:
-    """Make tokens that were there before less likely (CTRL, arXiv:1909.05858).
-
-    Their logits are divided by the penalty where they are above 0, else multiplied with it, once
-    however often a token has occurred.
-
-    >>> penalize_repetition(np.float32([1, 2, -2]), [1, 2, 2], 2.0).tolist()
-    [1.0, 1.0, -4.0]
-    """
-    ids = np.unique(np.asarray(history, np.int64))
-    ids = ids[ids < len(logits)]
-    before, factor = logits[ids], np.float32(penalty)
-    penalized = logits.copy()
-    penalized[ids] = np.where(before < 0, before * factor, before / factor)
-    return penalized
-
-
-def keep_top_k(logits: FloatArray, k: int) -> FloatArray:
-    """Keep the k largest logits (arXiv:1805.04833); of equal ones, those with the lower id.
-
-    >>> keep_top_k(np.float32([1, 3, 2]), 2).tolist()
-    [-inf, 3.0, 2.0]
-    """
-    return _only(logits, _largest(logits, k))
-
-
-def keep_top_p(logits: FloatArray, p: float) -> FloatArray:
-    """Keep the smallest set of tokens whose probabilities reach p (nucleus, arXiv:1904.09751).
-
-    >>> np.isfinite(keep_top_p(np.log(np.float32([0.5, 0.3, 0.2])), 0.6)).tolist()
-    [True, True, False]
-    """
-    mass = probabilities(logits)
-    # Those below this fraction have less than 1 - p together: the set is full without them.
-    order = _in_order(logits, np.flatnonzero(mass >= (1 - p) / len(logits)))
-    before = np.cumsum(mass[order]) - mass[order]
-    return _only(logits, order[: max(1, int(np.count_nonzero(before < p)))])
-
-
-def keep_min_p(logits: FloatArray, p: float) -> FloatArray:
-    """Keep tokens at least p times as probable as the most probable one (arXiv:2407.01082).
-
-    >>> np.isfinite(keep_min_p(np.log(np.float32([0.5, 0.3, 0.2])), 0.5)).tolist()
-    [True, True, False]
-    """
-    if p == 0:
-        return logits
-    return np.where(logits >= logits.max() + np.float32(np.log(p)), logits, _REMOVED)
-
-
-def probabilities(logits: FloatArray) -> npt.NDArray[np.float64]:
-    """Softmax, summed in float64, so that cumulative sums are exact enough to sample from."""
-    exponentials = np.exp(logits - logits.max()).astype(np.float64)
-    result: npt.NDArray[np.float64] = exponentials / exponentials.sum()
-    return result
+_LARGEST_ADDEND = 1e6  # of a bias or penalty: sums stay finite in float32
+_NUMBERS = (
+    "temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty",
+)  # fmt: skip
 
 
 def log_probability(logits: FloatArray, token: int) -> float:
@@ -86,22 +49,30 @@ def log_probability(logits: FloatArray, token: int) -> float:
 class SamplingOptions:
     """How to choose a token; the defaults are greedy and filter nothing.
 
-    Raises UsageError for values outside their range.
+    The penalties look at the tokens so far, the prompt's included. A bias of -inf or False bans a
+    token. Raises UsageError for values outside their range.
     """
 
     temperature: float = 0.0  # 0: the most probable token
     top_k: int = 0  # 0 or -1: all
     top_p: float = 1.0
     min_p: float = 0.0
-    repetition_penalty: float = 1.0  # of tokens that were there before, the prompt's included
+    repetition_penalty: float = 1.0  # a divisor
+    frequency_penalty: float = 0.0  # subtracted for each time
+    presence_penalty: float = 0.0  # subtracted once
+    repeat_last_n: int = -1  # how many last tokens the penalties look at; -1: all
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    ignore_eos: bool = False  # never choose an id that ends a text
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+        for name in _NUMBERS:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or value > 1e300:
-                raise UsageError(f"{name.replace('_', '-')} is {value!r}; it must be a number")
-        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int):
-            raise UsageError(f"top-k is {self.top_k!r}; it must be a whole number")
+                raise UsageError(f"{_option(name)} is {value!r}; it must be a number")
+        for name in ("top_k", "repeat_last_n"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise UsageError(f"{_option(name)} is {value!r}; it must be a whole number")
         if not 0 <= self.temperature < float("inf"):
             raise UsageError(f"temperature is {self.temperature}; it must be 0 or more")
         if self.top_k < -1:
@@ -114,45 +85,93 @@ class SamplingOptions:
             raise UsageError(
                 f"repetition-penalty is {self.repetition_penalty}; it must be above 0 and finite"
             )
+        for name in ("frequency_penalty", "presence_penalty"):
+            if not abs(getattr(self, name)) <= _LARGEST_ADDEND:
+                raise UsageError(
+                    f"{_option(name)} is {getattr(self, name)}; it must lie between -1e6 and 1e6"
+                )
+        if self.repeat_last_n < -1:
+            raise UsageError(
+                f"repeat-last-n is {self.repeat_last_n}; it must be 0 or more, or -1 for all"
+            )
+        if not isinstance(self.ignore_eos, bool):
+            raise UsageError(f"ignore-eos is {self.ignore_eos!r}; it must be True or False")
+        object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
 
     def describe(self) -> str:
         """The chain in the order in which it is applied."""
-        penalty = self.repetition_penalty
-        penalized = f"repetition penalty {penalty:g}" if penalty != 1 else ""
-        if self.temperature == 0:
-            return f"{penalized} > greedy" if penalized else "greedy"
-        chain = [
-            penalized,
+        changes = [
+            " ".join(["logit bias", *(f"{id_}={add:g}" for id_, add in self.logit_bias.items())])
+            if self.logit_bias
+            else "",
+            "ids that end a text banned" if self.ignore_eos else "",
+            self._describe_penalties(),
+        ]
+        filters = [
             f"top-k {self.top_k}" if self.top_k > 0 else "",
             f"top-p {self.top_p:g}" if self.top_p < 1 else "",
             f"min-p {self.min_p:g}" if self.min_p else "",
             f"temperature {self.temperature:g}",
         ]
+        chain = [*changes, *(["greedy"] if self.temperature == 0 else filters)]
         return " > ".join(link for link in chain if link)
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether a penalty changes any logit."""
+        penalties = (self.repetition_penalty - 1, self.frequency_penalty, self.presence_penalty)
+        return self.repeat_last_n != 0 and any(penalties)
+
+    def _describe_penalties(self) -> str:
+        if not self.penalizes:
+            return ""
+        factor = self.repetition_penalty
+        penalties = [
+            f"repetition penalty {factor:g}" if factor != 1 else "",
+            f"frequency penalty {self.frequency_penalty:g}" if self.frequency_penalty else "",
+            f"presence penalty {self.presence_penalty:g}" if self.presence_penalty else "",
+        ]
+        text = " > ".join(penalty for penalty in penalties if penalty)
+        return text if self.repeat_last_n == -1 else f"{text} (last {self.repeat_last_n} tokens)"
 
 
 class Sampler:
     """Chooses tokens; the same seed gives the same choices.
 
     Ids from `n_tokens` on are never chosen: embeddings may have more rows than the tokenizer ids.
+    Nor are `stop_ids`, which end a text, where the options say `ignore_eos`.
     """
 
     def __init__(
-        self, options: SamplingOptions, *, n_tokens: int | None = None, seed: int | None = None
+        self,
+        options: SamplingOptions,
+        *,
+        n_tokens: int | None = None,
+        seed: int | None = None,
+        stop_ids: Collection[int] = (),
     ) -> None:
         if seed is not None and (not isinstance(seed, int) or seed < 0):
             raise UsageError(f"seed is {seed!r}; it must be a whole number, 0 or more")
         self.options = options
         self.seed = secrets.randbits(32) if seed is None else seed
         self._n_tokens = n_tokens
+        banned = stop_ids if options.ignore_eos else ()
+        self._bias = {**options.logit_bias, **dict.fromkeys(banned, -np.inf)}
         self._random = np.random.Generator(np.random.PCG64(self.seed))
 
     def __call__(self, logits: FloatArray, history: Sequence[int]) -> int:
-        """The next token's id, from logits [V] and all ids so far, the prompt's included."""
+        """The next token's id, from logits [V] and all ids so far, the prompt's included.
+
+        Raises UsageError where the options ban every token.
+        """
         options = self.options
         logits = logits[: self._n_tokens]
-        if options.repetition_penalty != 1:
-            logits = penalize_repetition(logits, history, options.repetition_penalty)
+        if self._bias:
+            logits = add_bias(logits, self._bias)
+            if logits.max() == REMOVED:
+                raise UsageError("logit-bias and ignore-eos ban every token: leave one to choose")
+        if options.penalizes:
+            logits = self._penalized(logits, history)
         if options.temperature == 0:
             return int(np.argmax(logits))
         if 0 < options.top_k < len(logits):
@@ -160,7 +179,7 @@ class Sampler:
         if options.top_p < 1:
             logits = keep_top_p(logits, options.top_p)
         logits = keep_min_p(logits, options.min_p)
-        kept = np.flatnonzero(logits > _REMOVED)
+        kept = np.flatnonzero(logits > REMOVED)
         # Shifted first: a tiny temperature must not turn the largest logit into infinity.
         with np.errstate(over="ignore"):  # and a tiny one sends all others to -inf
             scaled = (logits[kept] - logits.max()).astype(np.float64) / options.temperature
@@ -168,29 +187,44 @@ class Sampler:
         point = self._random.random() * cumulative[-1]
         return int(kept[np.searchsorted(cumulative, point, side="right")])
 
-
-def _largest(logits: FloatArray, count: int) -> npt.NDArray[np.intp]:
-    """The ids of the `count` largest logits, largest first; of equal ones the lower id first."""
-    if count < len(logits):  # sorting all of a large vocabulary takes as long as the model
-        bound = np.partition(logits, -count)[-count]
-        candidates = np.flatnonzero(logits >= bound)
-    else:
-        candidates = np.arange(len(logits))
-    return _in_order(logits, candidates)[:count]
-
-
-def _in_order(logits: FloatArray, ids: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    """Ids by their logits, largest first; of equal ones the lower id first.
-
-    One number for both is sorted, which takes a tenth of a stable sort's time: the bits of a float
-    order like a whole number once those below zero are turned around.
-    """
-    bits = (np.float32(0) - logits[ids]).view(np.int32)
-    keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64) << 32 | ids
-    return np.sort(keys) & 0xFFFFFFFF
+    def _penalized(self, logits: FloatArray, history: Sequence[int]) -> FloatArray:
+        options = self.options
+        if options.repeat_last_n > 0:
+            history = history[-options.repeat_last_n :]
+        if options.repetition_penalty != 1:
+            logits = penalize_repetition(logits, history, options.repetition_penalty)
+        if options.frequency_penalty or options.presence_penalty:
+            logits = penalize_occurrence(
+                logits,
+                history,
+                presence=options.presence_penalty,
+                frequency=options.frequency_penalty,
+            )
+        return logits
 
 
-def _only(logits: FloatArray, kept: npt.NDArray[np.intp]) -> FloatArray:
-    filtered = np.full_like(logits, _REMOVED)
-    filtered[kept] = logits[kept]
-    return filtered
+def _option(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _checked_bias(bias: object) -> dict[int, float]:
+    """The bias as a dict of numbers, False as -inf. Raises UsageError for anything else."""
+    if not isinstance(bias, Mapping):
+        raise UsageError(f"logit-bias is {bias!r}; it must map token ids to numbers")
+    checked: dict[int, float] = {}
+    for token, addend in bias.items():
+        addend = -np.inf if addend is False else addend
+        try:
+            id_ = index(token)
+        except TypeError:
+            id_ = -1
+        if id_ < 0 or isinstance(token, bool):
+            raise UsageError(f"logit-bias is of {token!r}; a token id is a whole number, 0 or more")
+        number = isinstance(addend, (int, float)) and not isinstance(addend, bool)
+        if not number or not (addend == -np.inf or abs(addend) <= _LARGEST_ADDEND):
+            raise UsageError(
+                f"logit-bias of {id_} is {addend!r}; it must lie between -1e6 and 1e6, or be -inf "
+                "or false, which bans the token"
+            )
+        checked[id_] = float(addend)
+    return checked

@@ -63,7 +63,8 @@ MAY_IMPORT = {
     "checkpoint.bind": {*_SHARED, "checkpoint.families", "checkpoint.folder"},
     "checkpoint.hub": {"checkpoint.families", "checkpoint.files", "checkpoint.folder"},
     "text": {"checkpoint.files"},
-    "sampling": {"engine.tensors"},
+    "filters": {"engine.tensors"},
+    "sampling": {"engine.tensors", "filters"},
     "recommendation": {
         "checkpoint.families", "checkpoint.files", "engine.config", "sampling", "text",
     },

@@ -176,6 +176,41 @@ def test_verbose_names_model_keys_and_chain() -> None:
     assert "sampling: top-k 40 > top-p 0.9 > temperature 0.7" in text
 
 
+def test_verbose_names_bias_and_penalties() -> None:
+    run = inside(
+        "generate", PROMPT, "-n", "3", "-v", "--greedy", "--logit-bias", "7=false",
+        "--logit-bias", "9=1.5", "--presence-penalty", "0.5", "--repeat-last-n", "64",
+        "--ignore-eos",
+    )  # fmt: skip
+    assert (
+        "sampling: logit bias 7=-inf 9=1.5 > ids that end a text banned > presence penalty 0.5 "
+        "(last 64 tokens) > greedy\n"
+    ) in run.stderr.decode()
+
+
+def test_ignore_eos_goes_on_to_the_last_token() -> None:
+    end = min(kvgen_package.load().stop_ids)
+    base = ["generate", PROMPT, "-n", "5", "--greedy", "--json", "--logit-bias", f"{end}=1000"]
+    ended, gone_on = (json.loads(inside(*base, *more).stdout) for more in ([], ["--ignore-eos"]))
+    assert (ended["ids"], ended["finish_reason"]) == ([end], "stop")
+    assert (len(gone_on["ids"]), gone_on["finish_reason"]) == (5, "length")
+    assert end not in gone_on["ids"]
+
+
+def test_inspect_attention_takes_bias_and_penalties_but_not_ignore_eos() -> None:
+    base = ["inspect-attention", "The cat", "-n", "2", "--json", "-q", "--backend", "numpy"]
+    shown = json.loads(inside(*base, "--logit-bias", "300=1000", "--frequency-penalty", "2").stdout)
+    assert "logit bias 300=1000 > frequency penalty 2 > greedy" in json.dumps(shown)
+    assert_fails(inside(*base, "--ignore-eos"), 2, "No such option '--ignore-eos'")
+
+
+def test_a_window_without_a_penalty_is_pointed_out() -> None:
+    base = ["generate", PROMPT, "-n", "2", "--repeat-last-n", "9"]
+    note = "--repeat-last-n changes nothing without a penalty"
+    assert note in inside(*base).stderr.decode()
+    assert note not in inside(*base, "--presence-penalty", "1").stderr.decode()
+
+
 def test_idle_filters_are_pointed_out() -> None:
     text = inside("generate", PROMPT, "-n", "2", "--greedy", "--top-p", ".5").stderr.decode()
     assert "--top-p changes nothing at temperature 0: the best token is taken" in text
@@ -187,6 +222,16 @@ def test_idle_filters_are_pointed_out() -> None:
         ([PROMPT, "--top-p", "2"], "'--top-p': 2.0 is not in the range"),
         ([PROMPT, "--temperature", "-1"], "'--temperature'"),
         ([PROMPT, "--temperature", "nan"], "temperature is nan"),
+        ([PROMPT, "--frequency-penalty", "inf"], "frequency-penalty is inf; it must"),
+        ([PROMPT, "--presence-penalty", "1e7"], "presence-penalty is 10000000.0; it must lie betw"),
+        ([PROMPT, "--repeat-last-n", "-2"], "'--repeat-last-n': -2 is not in the range"),
+        ([PROMPT, "--logit-bias", "7"], "'7' is not ID=B, such as 262=1.5, 262=-inf or 262=false"),
+        ([PROMPT, "--logit-bias", "cat=1"], "'cat=1' is not ID=B"),
+        ([PROMPT, "--logit-bias", "7=true"], "'7=true' is not ID=B"),
+        ([PROMPT, "--logit-bias", "7=nan"], "logit-bias of 7 is nan; it must lie between"),
+        ([PROMPT, "--logit-bias", "-7=1"], "logit-bias is of -7; a token id is a whole number"),
+        ([PROMPT, "--logit-bias", "9999999=1"], "token id 9999999 is outside the vocabulary"),
+        ([PROMPT, "--logit-bias", "7=1", "--logit-bias", "7=2"], "token id 7 is given twice"),
         ([PROMPT, "--greedy", "--temp", "1"], "contradict each other"),
         ([PROMPT, "-n", "-1"], "'-n'"),
         ([PROMPT, "-n", "many"], "'many' is not a valid integer"),

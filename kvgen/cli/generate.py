@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -55,6 +56,11 @@ Examples:
     "many as fit the context]",
 )
 @sampling_options(default="what the checkpoint recommends, else greedy")
+@click.option(
+    "--ignore-eos",
+    is_flag=True,
+    help="Never choose a token that ends the text: go on to -n tokens.",
+)
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text. Repeatable.")
 @click.option(
     "--cache/--no-cache",
@@ -77,6 +83,7 @@ def generate(
     model_flags: ModelFlags,
     max_new_tokens: int | None,
     sampling_flags: SamplingFlags,
+    ignore_eos: bool,
     stop: tuple[str, ...],
     use_cache: bool,
     watch: str | None,
@@ -96,6 +103,8 @@ def generate(
     text = read_prompt(prompt_flags)
     model = load_model(model_flags, quiet=quiet, verbose=verbose)
     sampling = choose_sampling(model.recommendation.sampling, sampling_flags, quiet=quiet)
+    if ignore_eos:
+        sampling = replace(sampling, ignore_eos=True)
     sampler = model.sampler(sampling, seed=sampling_flags.seed)
     if verbose:
         note(f"sampling: {sampling.describe()}")
