@@ -69,7 +69,7 @@ def keep_top_k(logits: FloatArray, k: int) -> FloatArray:
     >>> keep_top_k(np.float32([1, 3, 2]), 2).tolist()
     [-inf, 3.0, 2.0]
     """
-    return _only(logits, _largest(logits, k))
+    return _only(logits, largest(logits, k))
 
 
 def keep_top_p(logits: FloatArray, p: float) -> FloatArray:
@@ -103,7 +103,7 @@ def probabilities(logits: FloatArray) -> npt.NDArray[np.float64]:
     return result
 
 
-def _largest(logits: FloatArray, count: int) -> npt.NDArray[np.intp]:
+def largest(logits: FloatArray, count: int) -> npt.NDArray[np.intp]:
     """The ids of the `count` largest logits, largest first; of equal ones the lower id first."""
     if count < len(logits):  # sorting all of a large vocabulary takes as long as the model
         bound = np.partition(logits, -count)[-count]

@@ -18,7 +18,7 @@ import numpy as np
 from kvgen.engine.config import ModelConfig
 from kvgen.engine.tensors import FloatArray
 from kvgen.errors import NonFiniteError, UsageError
-from kvgen.sampling import log_probability
+from kvgen.sampling import likeliest_tokens, log_probability
 from kvgen.session import Session
 
 MOST_NEW_TOKENS = 128  # of a run whose length nobody says
@@ -32,6 +32,7 @@ class Step:
     logprob: float  # natural logarithm, before any sampling filter
     seconds: float  # the forward passes and the choice of the token
     positions: int  # positions run through the model for it, those run again included
+    top: tuple[tuple[int, float], ...] = ()  # the likeliest ids, each with its log-probability
 
 
 class ChooseToken(Protocol):
@@ -80,13 +81,14 @@ def generate(
     max_new_tokens: int,
     stop_ids: Collection[int] = (),
     reuse_cache: bool = True,
+    n_likeliest: int = 0,
 ) -> Iterator[Step]:
     """Continue the prompt token by token; a stop id is yielded and ends the run.
 
     The first step is the prefill, each later one a decode step; with `max_new_tokens` = 0 the
-    prefill runs and nothing is yielded. The session is rewound first and left holding every
-    position that was fed. Raises UsageError where the run would exceed the context and
-    NonFiniteError where the model yields NaN or infinity.
+    prefill runs and nothing is yielded. `Step.top` holds the `n_likeliest` tokens. The session is
+    rewound first and left holding every position that was fed. Raises UsageError where the run
+    would exceed the context and NonFiniteError where the model yields NaN or infinity.
     """
     check_lengths(session.engine.config, len(prompt_ids), max_new_tokens)
     session.rewind()
@@ -103,7 +105,8 @@ def generate(
         token = sampler(logits, ids)
         ids.append(token)
         seconds = time.perf_counter() - began
-        yield Step(token, log_probability(logits, token), seconds, session.positions_run)
+        top = likeliest_tokens(logits, n_likeliest) if n_likeliest else ()
+        yield Step(token, log_probability(logits, token), seconds, session.positions_run, top)
         if token in stop_ids:
             return
         fed = ids[-1:] if reuse_cache else ids

@@ -24,7 +24,7 @@ from kvgen.generate import (
 )
 from kvgen.piece import Piece, pieces_of
 from kvgen.recommendation import read_recommendation, stop_ids
-from kvgen.sampling import Sampler, SamplingOptions
+from kvgen.sampling import Sampler, SamplingOptions, check_logprobs
 from kvgen.session import Session
 from kvgen.source import Source
 from kvgen.text.chat import Message, find_template, has_template, render
@@ -185,6 +185,7 @@ class Model:
         sampler: Sampler | None = None,
         stop: str | Sequence[str] = (),
         cache: bool = True,
+        logprobs: int = 0,
         session: Session | None = None,
         **options: Any,
     ) -> Iterator[Piece]:
@@ -194,8 +195,8 @@ class Model:
         them and `sampling` it follows generation_config.json where that asks for sampling, else it
         is greedy. The run ends at a stop id of the checkpoint, before the first `stop` text, or
         after `max_new_tokens` (None: 128, or as many as fit the context). A ready `sampler` takes
-        the place of all of these and `seed`. A `session` that is given can be looked at between the
-        records.
+        the place of these and `seed`. With `logprobs` a record's `top` holds that many likeliest
+        tokens: (id, log-probability). A given `session` can be looked at between the records.
         """
         ids = self._ids_of(prompt)
         sampler = sampler or self.sampler(self.recommendation.chosen(sampling, options), seed=seed)
@@ -209,6 +210,7 @@ class Model:
             max_new_tokens=max_new_tokens,
             stop_ids=self.stop_ids,
             reuse_cache=cache,
+            n_likeliest=check_logprobs(logprobs),
         )
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         stream = None if self.tokenizer is None else self.tokenizer.stream(ids, stops=stops)

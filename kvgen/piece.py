@@ -26,6 +26,7 @@ class Piece:
     seconds: float
     positions: int  # positions run through the model for it, those run again included
     finish_reason: FinishReason | None
+    top: tuple[tuple[int, float], ...] = ()  # as in Step
 
 
 def pieces_of(
@@ -44,6 +45,6 @@ def pieces_of(
             reason = "length"
         if reason is not None and stream is not None:
             text += stream.finish()
-        yield Piece(step.token, text, step.logprob, step.seconds, step.positions, reason)
+        yield Piece(step.token, text, step.logprob, step.seconds, step.positions, reason, step.top)
         if reason is not None:
             return

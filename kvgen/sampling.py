@@ -29,6 +29,7 @@ from kvgen.filters import (
     keep_min_p,
     keep_top_k,
     keep_top_p,
+    largest,
     penalize_occurrence,
     penalize_repetition,
 )
@@ -42,7 +43,37 @@ _NUMBERS = (
 def log_probability(logits: FloatArray, token: int) -> float:
     """Natural logarithm of the token's probability before any filter."""
     shifted = logits - logits.max()
-    return float(shifted[token] - np.log(np.exp(shifted).sum(dtype=np.float64)))
+    return float(shifted[token] - _log_total(shifted))
+
+
+def likeliest_tokens(logits: FloatArray, count: int) -> tuple[tuple[int, float], ...]:
+    """The ids of the `count` likeliest tokens, each with its log-probability before any filter.
+
+    The likeliest comes first, of equal ones the lower id; all of them where there are fewer.
+
+    >>> [token for token, _ in likeliest_tokens(np.log(np.float32([0.2, 0.5, 0.3])), 2)]
+    [1, 2]
+    """
+    if count == 0:
+        return ()
+    shifted = logits - logits.max()
+    log_total = _log_total(shifted)
+    return tuple(
+        (token, float(shifted[token] - log_total)) for token in largest(logits, count).tolist()
+    )
+
+
+def check_logprobs(count: int) -> int:
+    """The number of likeliest tokens to name. Raises UsageError unless it is 0 or more."""
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise UsageError(f"logprobs is {count!r}; it must be a whole number, 0 or more")
+    return count
+
+
+def _log_total(shifted: FloatArray) -> np.float64:
+    """The logarithm of the sum of exponentials, of logits whose greatest is 0."""
+    total: np.float64 = np.log(np.exp(shifted).sum(dtype=np.float64))
+    return total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

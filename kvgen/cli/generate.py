@@ -18,6 +18,13 @@ from kvgen.cli.output import Prose, note, write_text
 from kvgen.cli.progress import counting
 from kvgen.cli.prompt import PromptFlags, encode_prompt, prompt_options, read_prompt
 from kvgen.cli.sampling_options import SamplingFlags, choose_sampling, sampling_options
+from kvgen.cli.token_output import (
+    ProbabilityProse,
+    TokenFlags,
+    logprob_entries,
+    token_options,
+    write_json_line,
+)
 from kvgen.cli.watch import Watch
 from kvgen.errors import TerminatedError, UsageError
 
@@ -42,6 +49,8 @@ Examples:
   kvgen generate -f story.txt --greedy --no-cache
   echo "The cat" | kvgen generate --stop . -q
   kvgen generate "The cat" --json | jq .timings
+  kvgen generate "The cat" --show-probs
+  kvgen generate "The cat" --json --logprobs 5 | jq .logprobs
 """,
 )
 @prompt_options
@@ -75,6 +84,7 @@ Examples:
     help="On a terminal: show one head's attention weights under the text while it is generated.",
 )
 @click.option("--echo", is_flag=True, help="Print the prompt before the new text.")
+@token_options()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 @click.option("-q", "--quiet", is_flag=True, help="No timings, notes or progress.")
 @click.option("-v", "--verbose", is_flag=True, help="Print more about the model and the sampling.")
@@ -88,6 +98,7 @@ def generate(
     use_cache: bool,
     watch: str | None,
     echo: bool,
+    token_flags: TokenFlags,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -100,6 +111,7 @@ def generate(
     from kvgen.generate import check_lengths, positions_fed, usual_new_tokens
     from kvgen.session import Session
 
+    token_flags.check(as_json=as_json, watch=watch)
     text = read_prompt(prompt_flags)
     model = load_model(model_flags, quiet=quiet, verbose=verbose)
     sampling = choose_sampling(model.recommendation.sampling, sampling_flags, quiet=quiet)
@@ -109,7 +121,8 @@ def generate(
     if verbose:
         note(f"sampling: {sampling.describe()}")
     prompt = encode_prompt(model, text, prompt_flags, quiet=quiet)
-    run = _Run(model, prompt.ids, use_cache=use_cache)
+    as_text = not (as_json or token_flags.as_jsonl)
+    run = _Run(model, prompt.ids, token_flags, use_cache=use_cache)
     if max_new_tokens is None:
         max_new_tokens = usual_new_tokens(model.config, len(prompt.ids))
     check_lengths(model.config, len(prompt.ids), max_new_tokens)
@@ -121,7 +134,7 @@ def generate(
             )
         watched = Watch(model, watch, n_positions=n_positions)
     session = Session(model.engine, n_positions) if watched is None else watched.session
-    if echo and not as_json:
+    if echo and as_text:
         run.prose.write(prompt.text)
     began = time.perf_counter()
     try:
@@ -132,6 +145,7 @@ def generate(
                 sampler=sampler,
                 stop=stop,
                 cache=use_cache,
+                logprobs=token_flags.logprobs or 0,
                 session=session,
             )
             first = next(pieces, None)
@@ -143,30 +157,43 @@ def generate(
         for piece in pieces:
             run.pieces.append(piece)
             if not as_json:
-                run.prose.write(piece.text)
+                run.show(piece)
         run.finish_reason = run.pieces[-1].finish_reason if run.pieces else "length"
     except (KeyboardInterrupt, TerminatedError) as stopped:
         run.finish_reason = "interrupted"
-        _report(run, sampler, as_json=as_json, quiet=quiet, verbose=verbose)
+        _report(run, sampler, as_text=as_text, quiet=quiet, verbose=verbose)
         raise click.exceptions.Exit(
             stopped.exit_code if isinstance(stopped, TerminatedError) else 130
         ) from None
     finally:
         run.prose.end()
-    _report(run, sampler, as_json=as_json, quiet=quiet, verbose=verbose)
+    _report(run, sampler, as_text=as_text, quiet=quiet, verbose=verbose)
 
 
 class _Run:
     """One generation: its pieces so far, and how it ended."""
 
-    def __init__(self, model: Model, prompt_ids: list[int], *, use_cache: bool) -> None:
+    def __init__(
+        self, model: Model, prompt_ids: list[int], flags: TokenFlags, *, use_cache: bool
+    ) -> None:
         self.model = model
         self.prompt_ids = prompt_ids
+        self.flags = flags
         self.use_cache = use_cache
-        self.prose = Prose()
+        self.prose = ProbabilityProse() if flags.show_probs else Prose()
         self.pieces: list[Piece] = []
         self.finish_reason: str | None = None
         self.empty_seconds = 0.0  # of the prefill where -n is 0
+
+    def show(self, piece: Piece) -> None:
+        """Print a new token as text, or as a line of JSON."""
+        if self.flags.as_jsonl:
+            with_top = self.flags.logprobs is not None
+            write_json_line(self.model, piece, with_top=with_top)
+        elif isinstance(self.prose, ProbabilityProse):
+            self.prose.write_piece(piece)
+        else:
+            self.prose.write(piece.text)
 
 
 def _collect(run: _Run, pieces: Iterator[Piece]) -> None:
@@ -178,7 +205,7 @@ def _collect(run: _Run, pieces: Iterator[Piece]) -> None:
         run.prose.write("".join(piece.text for piece in run.pieces))
 
 
-def _report(run: _Run, sampler: Sampler, *, as_json: bool, quiet: bool, verbose: bool) -> None:
+def _report(run: _Run, sampler: Sampler, *, as_text: bool, quiet: bool, verbose: bool) -> None:
     """The end of a run: the JSON object, or the timing block on stderr."""
     from kvgen.engine.calibration import known_calibration
     from kvgen.engine.machine import peak_rss_bytes
@@ -212,7 +239,7 @@ def _report(run: _Run, sampler: Sampler, *, as_json: bool, quiet: bool, verbose:
         if verbose and run.use_cache and len(pieces) > 1 and not changes
         else None,
     )
-    if as_json:
+    if not as_text:
         write_text(json.dumps(_as_json(run, sampler, timings)) + "\n")
         return
     run.prose.end()
@@ -220,6 +247,8 @@ def _report(run: _Run, sampler: Sampler, *, as_json: bool, quiet: bool, verbose:
         write_text("\n")
     if quiet:
         return
+    if isinstance(run.prose, ProbabilityProse):
+        run.prose.explain()
     for line in timing_block(timings).splitlines():
         note(line)
     slowed = fewer_threads(model.engine.passes_by_threads, model.engine.threads)
@@ -234,9 +263,11 @@ def _report(run: _Run, sampler: Sampler, *, as_json: bool, quiet: bool, verbose:
 def _as_json(run: _Run, sampler: Sampler, timings: RunTimings) -> dict[str, Any]:
     import kvgen
 
+    asked = run.flags.logprobs is not None
     return {
         "text": "".join(piece.text for piece in run.pieces),
         "ids": [piece.token for piece in run.pieces],
+        **({"logprobs": logprob_entries(run.model, run.pieces)} if asked else {}),
         "prompt_ids": run.prompt_ids,
         "finish_reason": run.finish_reason,
         "seed": sampler.seed,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from kvgen.render.canvas import Canvas
-    from kvgen.render.words import WordWrap
+    from kvgen.render.words import Paint, PaintedWrap, WordWrap
 
 _PIPE_WIDTH, _NARROWEST = 100, 60
 _LONGEST_NOTE = 2000  # characters; the keys of a large config.json go into it
@@ -78,6 +78,31 @@ class Prose:
             write_text(text)
         else:
             _write_encodable(self._wrap.feed(visible(text), _columns()))
+
+    def end(self) -> None:
+        """No more pieces come, or none for now."""
+        if self._wrap is not None:
+            _write_encodable(self._wrap.end(_columns()))
+
+
+class PaintedProse:
+    """As `Prose`, but for pieces in colours: every line is visible text, on a pipe too."""
+
+    def __init__(self) -> None:
+        self._wrap: PaintedWrap | None = None
+        if sys.stdout is not None and sys.stdout.isatty():
+            from kvgen.render.words import PaintedWrap
+
+            self._wrap = PaintedWrap()
+
+    def write(self, text: str, paint: Paint | None = None) -> None:
+        """The next piece; without a paint in no colour."""
+        text = visible(text)
+        if self._wrap is not None:
+            _write_encodable(self._wrap.feed(text, _columns(), paint))
+        else:
+            lines = text.split("\n")
+            write_text("\n".join(paint(line) if paint and line else line for line in lines))
 
     def end(self) -> None:
         """No more pieces come, or none for now."""

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
+from itertools import groupby
+
 from rich.cells import cell_len
 
 _TAB = 8
+
+Paint = Callable[[str], str]  # text without line ends to the same text in colour
 
 
 class WordWrap:
@@ -67,3 +73,40 @@ class WordWrap:
             self._column %= width
         self._gap = self._word = ""
         return done
+
+
+class PaintedWrap:
+    """A WordWrap whose pieces have colours; a word of several pieces keeps those of each."""
+
+    def __init__(self) -> None:
+        self._wrap = WordWrap()
+        self._waiting: deque[tuple[str, Paint | None]] = deque()  # characters not yet written
+
+    def feed(self, text: str, width: int, paint: Paint | None = None) -> str:
+        """The part of the text so far that can be written now, on lines of `width` columns."""
+        self._waiting.extend((character, paint) for character in text)
+        return self._colored(self._wrap.feed(text, width))
+
+    def end(self, width: int) -> str:
+        """The rest of the text, where no more comes."""
+        return self._colored(self._wrap.end(width))
+
+    def _colored(self, lines: str) -> str:
+        """Characters that come out of the wrap, each painted as it went in."""
+        done = [self._next(character) for character in lines]
+        return "".join(
+            "".join(character for character, _ in run) if paint is None
+            else paint("".join(character for character, _ in run))
+            for paint, run in groupby(done, key=lambda each: each[1])
+        )  # fmt: skip
+
+    def _next(self, character: str) -> tuple[str, Paint | None]:
+        """A character of the lines, and its paint; a line end may stand in the place of spaces."""
+        waiting = self._waiting
+        if character != "\n":
+            return waiting.popleft()
+        while waiting and waiting[0][0] in " \t":
+            waiting.popleft()
+        if waiting and waiting[0][0] == "\n":
+            waiting.popleft()
+        return "\n", None
