@@ -73,6 +73,9 @@ MAY_IMPORT = {
     },
     "generate": {"engine.config", "engine.tensors", "sampling", "session"},
     "piece": {"generate", "text"},
+    "scoring": {
+        "engine.config", "engine.contract", "engine.tensors", "generate", "session",
+    },
     "page": {"attention", "bench", "engine.tensors", "engine.trace"},
     "recording_file": {"attention", "page", "render"},
     "source": {"engine.contract", "engine.params"},
@@ -107,7 +110,7 @@ MAY_IMPORT = {
     },
     "render": {
         "attention", "bench", "engine.calibration", "engine.config", "engine.edits",
-        "engine.machine", "engine.tensors", "engine.trace", "facts",
+        "engine.machine", "engine.tensors", "engine.trace", "facts", "scoring",
     },
     "cli": set(),  # the top: it may import everything
 }  # fmt: skip

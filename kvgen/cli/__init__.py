@@ -32,6 +32,7 @@ _LONGEST_LINE = 400  # characters of a message: longer ones lose their middle
         "generate": "kvgen.cli.generate",
         "bench": "kvgen.cli.bench",
         "inspect-attention": "kvgen.cli.inspect_attention",
+        "score": "kvgen.cli.score",
         "verify": "kvgen.cli.verify",
         "info": "kvgen.cli.info",
     },
@@ -46,6 +47,7 @@ Examples:
   kvgen generate "Once upon a time"
   kvgen bench --no-cache
   kvgen inspect-attention "The cat sat on the mat"
+  kvgen score story.txt --compare-dtypes f32,int8
   kvgen info HuggingFaceTB/SmolLM2-135M
 """,
 )
