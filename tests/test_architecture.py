@@ -248,7 +248,7 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 
 @pytest.mark.parametrize(
     "arguments", [["--help"], *([name, "--help"] for name in ("generate", "bench", "info")),
-                  ["inspect-attention", "--help"]]
+                  ["inspect-attention", "--help"], ["score", "--help"]]
 )  # fmt: skip
 def test_help_imports_no_engine(arguments: list[str]) -> None:
     script = (

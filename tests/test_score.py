@@ -212,6 +212,19 @@ def test_the_table_of_types_at_80_columns_and_in_parts_where_it_does_not_fit() -
     assert len(re.findall("dtype +cache", narrow)) == 2 and max(map(len, narrow.splitlines())) <= 50
 
 
+def test_a_hostile_name_of_a_model_is_written_out() -> None:
+    score = Score(log_probabilities=np.array([-2.0]), mean_kl=0.0, same_choice=1.0)
+    what = ScoredText(
+        model="x\x1b]0;owned\x07[red]", engine="numpy", n_tokens=2, n_bytes=4, sizes=Sizes(8, 4)
+    )
+    for view in (
+        score_view(what, scored(score)),
+        compared_view(what, [scored(score), scored(score, "bf16")], reference=0),
+    ):
+        text = drawn(view, 80)
+        assert "\x1b" not in text and text.startswith("x\\x1b]0;owned\\x07[red]: ")
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 

@@ -28,10 +28,10 @@ _REFERENCE = "f32"  # of --compare-dtypes, where it is among them
 @click.command(
     short_help="Measure how well a model predicts a text.",
     epilog="""\b
-The text runs in windows, and each token is scored once: with at least
-window - stride tokens before it, but for the first window. The first
-token is not scored; usually it is the start token. Bits per byte divide
-by all bytes of the text (UTF-8).
+The text runs in windows, and each token is scored once: behind the first
+window with at least window - stride + 1 tokens before it. The first token
+(the start token, where the tokenizer adds one) is not scored. Bits per
+byte are the bits of all scored tokens over the bytes of the text (UTF-8).
 
 \b
 Examples:
