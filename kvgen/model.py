@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kvgen.checkpoint.families import find
 from kvgen.checkpoint.folder import Checkpoint
@@ -128,6 +129,10 @@ class Model:
             return f"<{token}>".encode()
         return self.tokenizer.token_bytes(token)
 
+    def token_text(self, token: int) -> str:
+        r"""A token as text; bytes that are no characters are written out as \xe6."""
+        return self.token_bytes(token).decode("utf-8", "backslashreplace")
+
     def token_id(self, token: int | str | None) -> int | None:
         """An id that there is, or that of a text of one token; None for None.
 
@@ -236,19 +241,19 @@ class Model:
         from kvgen.attention.patch import patch
 
         return patch(
-            self.engine,
-            self.params,
-            self._ids_of(prompt),
-            self._ids_of(source),
-            site=site,
-            layers=layers,
-            heads=heads,
-            positions=positions,
-            token=self.token_id(token),
-            against=self.token_id(against),
-            on_patch=on_patch,
-            token_text=lambda token: repr(self.token_bytes(token).decode(errors="replace")),
-        )
+            self.engine, self.params, self._ids_of(prompt), self._ids_of(source),
+            site=site, layers=layers, heads=heads, positions=positions,
+            token=self.token_id(token), against=self.token_id(against),
+            on_patch=on_patch, token_text=lambda token: repr(self.token_text(token)),
+        )  # fmt: skip
+
+    def score(
+        self, text: str | Sequence[int], *, window: int | None = None, stride: int | None = None
+    ) -> npt.NDArray[np.float64]:
+        """The log-probability of each token but the first: see `kvgen.scoring`."""
+        from kvgen.scoring import score
+
+        return score(self.engine, self._ids_of(text), window=window, stride=stride)
 
     def inspect(
         self,
@@ -281,17 +286,10 @@ class Model:
             chosen = self.recommendation.chosen(sampling, options, temperature=0.0)
             sampler = self.sampler(chosen, seed=seed)
         return run_and_record(
-            self.source,
-            ids,
-            layers=layers,
-            heads=heads,
-            states=states,
-            sampler=sampler,
-            max_new_tokens=max_new_tokens,
-            stop_ids=self.stop_ids,
-            probe=probe,
-            on_progress=on_progress,
-        )
+            self.source, ids, layers=layers, heads=heads, states=states,
+            sampler=sampler, max_new_tokens=max_new_tokens, stop_ids=self.stop_ids,
+            probe=probe, on_progress=on_progress,
+        )  # fmt: skip
 
     def bench(
         self,

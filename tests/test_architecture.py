@@ -90,7 +90,7 @@ MAY_IMPORT = {
     "model": {
         *_SHARED, "attention", "checkpoint.families", "checkpoint.folder", "engine.contract",
         "experiment", "generate", "inspection", "piece", "recommendation", "recording", "sampling",
-        "session", "source", "text",
+        "scoring", "session", "source", "text",
     },
     "loading": {
         "checkpoint.bind", "checkpoint.families", "checkpoint.folder", "checkpoint.hub",

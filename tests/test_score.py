@@ -59,7 +59,7 @@ def test_a_token_is_scored_by_the_first_window_that_reaches_it(
     name: str, backend: str, window: int, stride: int, tiny_model: Loader
 ) -> None:
     model = tiny_model(name, backend=backend)
-    got = score(model.engine, IDS, window=window, stride=stride)
+    got = model.score(IDS, window=window, stride=stride)
     assert got.shape == (49,) and got.dtype == np.float64
     np.testing.assert_allclose(got, by_hand(model, IDS, window, stride), atol=ROUNDING)
 

@@ -153,10 +153,6 @@ def _engine(model: Model) -> str:
     return engine.backend + ("" if engine.prefill == "exact" else f", {engine.prefill} prefill")
 
 
-def _token_text(model: Model, token: int) -> str:
-    return model.token_bytes(token).decode(errors="replace")
-
-
 def _as_json(
     model: Model,
     ids: list[int],
@@ -186,7 +182,7 @@ def _as_json(
         keys = [one.dtype for one in scored]
         named = [{"logprobs": dict(zip(keys, each, strict=True))} for each in by_token]
     content["tokens"] = [
-        {"position": position, "id": token, "text": _token_text(model, token)} | values
+        {"position": position, "id": token, "text": model.token_text(token)} | values
         for position, (token, values) in enumerate(zip(ids[1:], named, strict=True), 1)
     ]
     return content
@@ -216,7 +212,7 @@ def _as_csv(model: Model, ids: list[int], scored: list[ScoredModel], *, several:
     writer.writerow(["position", "id", "text", *columns])
     numbers = zip(*(one.score.log_probabilities.tolist() for one in scored), strict=True)
     for position, (token, values) in enumerate(zip(ids[1:], numbers, strict=True), 1):
-        text = json.dumps(_token_text(model, token), ensure_ascii=False)
+        text = json.dumps(model.token_text(token), ensure_ascii=False)
         writer.writerow([position, token, text, *values])
     return rows.getvalue()
 

@@ -78,7 +78,7 @@ def logprob_entries(model: Model, pieces: Sequence[Piece]) -> list[dict[str, Any
     return [
         {
             "id": piece.token,
-            "token": _token_text(model, piece.token),
+            "token": model.token_text(piece.token),
             "logprob": piece.logprob,
             "top": _top(model, piece),
         }
@@ -95,12 +95,7 @@ def write_json_line(model: Model, piece: Piece, *, with_top: bool) -> None:
 
 
 def _top(model: Model, piece: Piece) -> list[list[Any]]:
-    return [[token, _token_text(model, token), logprob] for token, logprob in piece.top]
-
-
-def _token_text(model: Model, token: int) -> str:
-    r"""A token as text; bytes that are no characters are written out as \xe6."""
-    return model.token_bytes(token).decode("utf-8", "backslashreplace")
+    return [[token, model.token_text(token), logprob] for token, logprob in piece.top]
 
 
 class ProbabilityProse:
