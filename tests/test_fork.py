@@ -99,12 +99,15 @@ def test_processes_of_multiprocessing_forked_by_pool_threads_do_the_same(model: 
     expected = generated(model)
     context = multiprocessing.get_context("fork")
 
-    def in_a_process(_: int) -> int | None:
+    def in_a_process(_: int) -> int:
         process = context.Process(target=_exit_by, args=(model, expected))
         process.start()
         process.join(SECONDS)
         process.kill()
-        process.join()
+        # Starting a process waits for the others too: the thread that does may just have got the
+        # exit code of this one, and is about to note it.
+        while process.exitcode is None:
+            time.sleep(0.01)
         return process.exitcode
 
     with another_thread(lambda: generated(model)), ThreadPoolExecutor(3) as pool:
