@@ -10,11 +10,12 @@ from pathlib import Path
 from kvgen.errors import KvgenError
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, sync: bool = False) -> None:
     """Write beside the file, then move into its place; an interruption leaves the old content.
 
     A link is kept and its target replaced, and an existing file keeps its rights. A device, a pipe,
-    or a file in a folder that takes no new ones is written as it is. Raises OSError.
+    or a file in a folder that takes no new ones is written as it is. With `sync` the new content is
+    on the disk before it takes the place of the old. Raises OSError.
     """
     target = path.resolve()
     if target.exists() and not (target.is_file() and os.access(target.parent, os.W_OK)):
@@ -25,6 +26,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         try:
             part.write(content)
             part.flush()
+            if sync:
+                os.fsync(part.fileno())
             Path(part.name).chmod(rights)
             Path(part.name).replace(target)
         except BaseException:
@@ -32,10 +35,10 @@ def write_atomically(path: Path, content: bytes) -> None:
             raise
 
 
-def write_file(path: str | Path, content: bytes) -> None:
+def write_file(path: str | Path, content: bytes, *, sync: bool = False) -> None:
     """The same for a result. Raises KvgenError, which says why it cannot be written."""
     try:
-        write_atomically(Path(path), content)
+        write_atomically(Path(path), content, sync=sync)
     except OSError as error:
         raise KvgenError(f"{path}: cannot be written: {error.strerror}") from None
 

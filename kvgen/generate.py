@@ -87,13 +87,17 @@ def generate(
 
     The first step is the prefill, each later one a decode step; with `max_new_tokens` = 0 the
     prefill runs and nothing is yielded. `Step.top` holds the `n_likeliest` tokens. The session is
-    rewound first and left holding every position that was fed. Raises UsageError where the run
-    would exceed the context and NonFiniteError where the model yields NaN or infinity.
+    rewound first (`Session.rewind_to_prompt`), and left holding every position that was fed.
+    Raises UsageError where the run would exceed the context and NonFiniteError where the model
+    yields NaN or infinity.
     """
     check_lengths(session.engine.config, len(prompt_ids), max_new_tokens)
-    session.rewind()
     ids = list(prompt_ids)
-    fed = ids
+    if reuse_cache:
+        session.rewind_to_prompt(ids)
+    else:
+        session.rewind()
+    fed = ids[session.cache.length :]
     for step in range(max(max_new_tokens, 1)):
         began = time.perf_counter()
         if step and not reuse_cache:

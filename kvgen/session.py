@@ -18,10 +18,21 @@ def rows_at_once(config: ModelConfig) -> int:
     return max(1, _LOGITS_AT_ONCE // config.vocab_size)
 
 
+def shared_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids both begin with.
+
+    >>> shared_prefix([5, 6, 7], [5, 6, 8, 9])
+    2
+    """
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
 class Session:
     """Owns what belongs to one sequence: the KV cache with its ids, and what is captured of Q.
 
-    `capture`, `on_progress` and `on_logits` may be set at any time and hold from the next feed on.
+    `capture`, `on_progress` and `on_logits` may be set at any time and hold from the next feed on;
+    `reuses_prefix` holds from the next generation on.
     """
 
     def __init__(
@@ -45,6 +56,7 @@ class Session:
         self.capture = capture
         self.on_progress = on_progress
         self.on_logits = on_logits
+        self.reuses_prefix = False  # whether a generation keeps positions that begin its prompt
         self.positions_run = 0  # by the last feed: those that ran again are counted too
         self._read_before = self.cache.rows_read.counts.copy()
 
@@ -122,6 +134,14 @@ class Session:
     def rewind(self, length: int = 0) -> None:
         """Forget every position from `length` on."""
         self.cache.truncate(length)
+
+    def rewind_to_prompt(self, ids: Sequence[int]) -> None:
+        """Forget every position that does not begin `ids`; all of them unless `reuses_prefix`.
+
+        The last id is never kept: it has to run to give logits.
+        """
+        kept = shared_prefix(self.ids, ids[:-1]) if self.reuses_prefix else 0
+        self.rewind(kept)
 
     def recording(self, *, n_prompt: int | None = None) -> AttentionTrace:
         """The captured Q with the cache's K and V, over all positions so far.

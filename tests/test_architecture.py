@@ -59,6 +59,7 @@ MAY_IMPORT = {
     "checkpoint.files": set(),
     "checkpoint.header": set(),
     "checkpoint.folder": {"checkpoint.files", "checkpoint.header", "engine.tensors"},
+    "checkpoint.identity": {"checkpoint.files", "checkpoint.folder", "checkpoint.header"},
     "checkpoint.families": {"engine.config"},
     "checkpoint.bind": {*_SHARED, "checkpoint.families", "checkpoint.folder"},
     "checkpoint.hub": {"checkpoint.families", "checkpoint.files", "checkpoint.folder"},
@@ -96,6 +97,10 @@ MAY_IMPORT = {
         "checkpoint.bind", "checkpoint.families", "checkpoint.folder", "checkpoint.hub",
         "engine.huge_pages", "engine.open", "model",
     },
+    "prompt_cache": {
+        "checkpoint.files", "checkpoint.identity", "engine.cache", "engine.rope",
+        "engine.tensors", "model", "session",
+    },
     "facts": {
         *_SHARED, "checkpoint.bind", "checkpoint.families", "checkpoint.folder", "recommendation",
         "text",
@@ -120,7 +125,7 @@ TOP = {"__init__", "__main__", "cli"}
 HOMES = {
     "numba": {"engine.fast"},
     "llvmlite": {"engine.fast"},
-    "safetensors": {"attention"},
+    "safetensors": {"attention", "prompt_cache"},
     "huggingface_hub": {"checkpoint.hub"},
     "jinja2": {"text"},
     "tokenizers": {"text"},

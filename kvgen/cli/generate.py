@@ -17,6 +17,11 @@ from kvgen.cli.options import ModelFlags, load_model, model_options
 from kvgen.cli.output import Prose, note, write_text
 from kvgen.cli.progress import counting
 from kvgen.cli.prompt import PromptFlags, encode_prompt, prompt_options, read_prompt
+from kvgen.cli.prompt_cache_option import (
+    check_prompt_cache,
+    open_prompt_cache,
+    prompt_cache_option,
+)
 from kvgen.cli.sampling_options import SamplingFlags, choose_sampling, sampling_options
 from kvgen.cli.token_output import (
     ProbabilityProse,
@@ -51,6 +56,7 @@ Examples:
   kvgen generate "The cat" --json | jq .timings
   kvgen generate "The cat" --show-probs
   kvgen generate "The cat" --json --logprobs 5 | jq .logprobs
+  kvgen generate -f story.txt --prompt-cache story.safetensors
 """,
 )
 @prompt_options
@@ -78,6 +84,7 @@ Examples:
     default=True,
     help="--no-cache: without the KV cache, every step runs all positions again.",
 )
+@prompt_cache_option
 @click.option(
     "--watch",
     metavar="LAYER.HEAD",
@@ -96,6 +103,7 @@ def generate(
     ignore_eos: bool,
     stop: tuple[str, ...],
     use_cache: bool,
+    prompt_cache: str | None,
     watch: str | None,
     echo: bool,
     token_flags: TokenFlags,
@@ -112,6 +120,7 @@ def generate(
     from kvgen.session import Session
 
     token_flags.check(as_json=as_json, watch=watch)
+    check_prompt_cache(prompt_cache, use_cache=use_cache)
     text = read_prompt(prompt_flags)
     model = load_model(model_flags, quiet=quiet, verbose=verbose)
     sampling = choose_sampling(model.recommendation.sampling, sampling_flags, quiet=quiet)
@@ -134,11 +143,13 @@ def generate(
             )
         watched = Watch(model, watch, n_positions=n_positions)
     session = Session(model.engine, n_positions) if watched is None else watched.session
+    kept = open_prompt_cache(prompt_cache, model, session, prompt.ids)
+    n_to_run = len(prompt.ids) - len(session.ids)
     if echo and as_text:
         run.prose.write(prompt.text)
     began = time.perf_counter()
     try:
-        with counting("prefill", len(prompt.ids), quiet=quiet) as session.on_progress:
+        with counting("prefill", n_to_run, quiet=quiet) as session.on_progress:
             pieces = model.generate(
                 prompt.ids,
                 max_new_tokens=max_new_tokens,
@@ -149,6 +160,8 @@ def generate(
                 session=session,
             )
             first = next(pieces, None)
+        if kept is not None:  # where RoPE changed, positions of the file have run again
+            run.reused = len(prompt.ids) - session.positions_run
         session.on_progress = None
         run.empty_seconds = time.perf_counter() - began
         pieces = itertools.chain([] if first is None else [first], pieces)
@@ -168,6 +181,8 @@ def generate(
     finally:
         run.prose.end()
     _report(run, sampler, as_text=as_text, quiet=quiet, verbose=verbose)
+    if kept is not None:
+        kept.update()
 
 
 class _Run:
@@ -183,6 +198,7 @@ class _Run:
         self.prose = ProbabilityProse() if flags.show_probs else Prose()
         self.pieces: list[Piece] = []
         self.finish_reason: str | None = None
+        self.reused: int | None = None  # positions of the prompt out of the prompt cache
         self.empty_seconds = 0.0  # of the prefill where -n is 0
 
     def show(self, piece: Piece) -> None:
@@ -223,7 +239,8 @@ def _report(run: _Run, sampler: Sampler, *, as_text: bool, quiet: bool, verbose:
     timings = RunTimings(
         load_seconds=model.load_seconds,
         compile_seconds=model.engine.compile_seconds,
-        prefill_tokens=len(run.prompt_ids),
+        prefill_tokens=len(run.prompt_ids) - (run.reused or 0),
+        reused=run.reused,
         prefill_seconds=pieces[0].seconds if pieces else run.empty_seconds,
         decode_seconds=tuple(piece.seconds for piece in pieces[1:]),
         cache_on=run.use_cache,
@@ -277,6 +294,7 @@ def _as_json(run: _Run, sampler: Sampler, timings: RunTimings) -> dict[str, Any]
         "threads": run.model.engine.threads,
         "prefill": run.model.engine.prefill,
         "cache": run.use_cache,
+        **({"prompt_cache": reuse} if (reuse := timings.reuse()) else {}),
         "timings": {
             "load_seconds": timings.load_seconds,
             "compile_seconds": timings.compile_seconds,
@@ -285,7 +303,7 @@ def _as_json(run: _Run, sampler: Sampler, timings: RunTimings) -> dict[str, Any]
             "decode_steps": len(timings.decode_seconds),
             "decode_seconds": sum(timings.decode_seconds),
             "first_token_seconds": timings.prefill_seconds,
-            "positions_run": sum(piece.positions for piece in run.pieces) or len(run.prompt_ids),
+            "positions_run": sum(piece.positions for piece in run.pieces) or timings.prefill_tokens,
             "positions_run_again": sum(again for _, again in timings.changes),
         },
         "peak_rss_bytes": timings.peak_rss_bytes,

@@ -5,7 +5,7 @@ On demand it keeps the queries as well, which no inference engine needs: to show
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -162,16 +162,50 @@ class KeyValueCache:
 
     def keys(self, layer: int) -> FloatArray:
         """The keys of a layer [S, G, D]: a view of float32 rows, else a copy."""
-        blocks = self.k[layer]  # [G, blocks, D, block]
-        rows = blocks.transpose(1, 3, 0, 2).reshape(-1, blocks.shape[0], blocks.shape[2])
-        k: FloatArray = rows[: self.length].astype(np.float32, copy=False)
+        k: FloatArray = self.rows("k", layer).astype(np.float32, copy=False)
         return k
 
     def values(self, layer: int) -> FloatArray:
         """The values of a layer [S, G, D]: a view where they are kept as float32, else a copy."""
-        rows = self.v[layer, :, : self.length, : self.k.shape[3]].swapaxes(0, 1)
-        v: FloatArray = rows.astype(np.float32, copy=False)
+        v: FloatArray = self.rows("v", layer).astype(np.float32, copy=False)
         return v
+
+    def rows(self, kind: Literal["k", "v"], layer: int) -> Array:
+        """All kept rows of a layer [S, G, D] in the type of the cache: a view where it can be."""
+        if kind == "v":
+            return self.v[layer, :, : self.length, : self.k.shape[3]].swapaxes(0, 1)
+        blocks = self.k[layer]  # [G, blocks, D, block]
+        rows = blocks.transpose(1, 3, 0, 2).reshape(-1, blocks.shape[0], blocks.shape[2])
+        kept: Array = rows[: self.length]
+        return kept
+
+    @property
+    def frequencies_from(self) -> int:
+        """The shortest length whose rotary frequencies the kept keys have.
+
+        See `kvgen.engine.rope.same_frequencies_from`.
+        """
+        return self._frequencies_from
+
+    def restore(
+        self, ids: Sequence[int], layers: Iterable[tuple[Array, Array]], *, frequencies_from: int
+    ) -> None:
+        """Hold these positions instead: for each layer K and V as `rows` gave them, [S, G, D].
+
+        Raises UsageError where the cache keeps queries, which nobody has.
+        """
+        if self.keeps_queries:
+            raise UsageError("a cache that keeps queries cannot take in keys and values alone")
+        assert len(ids) <= self.capacity
+        self.clear()
+        position, block = np.arange(len(ids)), self.k.shape[4]
+        for layer, (k, v) in enumerate(layers):
+            self.k[layer][:, position // block, :, position % block] = k
+            self.v[layer, :, : len(ids), : self.k.shape[3]] = v.swapaxes(0, 1)
+        if frequencies_from != self._frequencies_from:
+            self.rope = rope_tables(self._config, self._capacity, frequencies_from)
+            self._frequencies_from = frequencies_from
+        self._ids = list(ids)
 
     def row(self, kind: Literal["k", "v", "q"], layer: int, position: int) -> Array:
         """One kept row [G, D], of Q [H, D]: a view, to be looked at or changed."""

@@ -21,7 +21,7 @@ class RunTimings:
 
     load_seconds: float
     compile_seconds: float
-    prefill_tokens: int
+    prefill_tokens: int  # run for the prompt: without those reused
     prefill_seconds: float
     decode_seconds: tuple[float, ...]  # one per decode step
     cache_on: bool
@@ -34,6 +34,14 @@ class RunTimings:
     bandwidth: float | None = None  # bytes per second that the machine reads; None: not measured
     # Cached steps that changed the rotary frequencies: the position fed, and positions run again.
     changes: tuple[tuple[int, int], ...] = ()
+    reused: int | None = None  # positions of the prompt out of a prompt cache; None: without one
+
+    def reuse(self) -> dict[str, int]:
+        """Positions of the prompt: submitted, processed, reused; empty without a prompt cache."""
+        if self.reused is None:
+            return {}
+        submitted = self.prefill_tokens + self.reused
+        return {"submitted": submitted, "processed": self.prefill_tokens, "reused": self.reused}
 
 
 def timing_block(run: RunTimings) -> str:
@@ -42,6 +50,9 @@ def timing_block(run: RunTimings) -> str:
     lines = [f"load    {_duration(run.load_seconds)}"]
     if run.compile_seconds:
         lines[0] += f" · kernels {_duration(run.compile_seconds)}"
+    if reuse := run.reuse():
+        counts = " · ".join(f"{name} {count}" for name, count in reuse.items())
+        lines.append(f"prompt  {counts} positions")
     lines.append(
         f"prefill {run.prefill_tokens:>4} tokens  {_duration(run.prefill_seconds):>8}  "
         f"{_rate(run.prefill_tokens, run.prefill_seconds):>8} tok/s"
