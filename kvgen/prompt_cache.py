@@ -49,8 +49,10 @@ def load(path: str | Path, model: Model, session: Session, prompt_ids: Sequence[
 
     All but the prompt's last position may come from the file; a generation with this session then
     runs the others only (`Session.reuses_prefix`), and the prompt's RoPE decides whether those from
-    the file have to run again. The result is what a run of the whole prompt gives, to rounding; to
-    the bit where both runs have `prefill="stepwise"`, one backend and one number of threads.
+    the file have to run again. The result is what a run of the whole prompt gives: to the bit where
+    both runs have `prefill="stepwise"`, one backend and one number of threads; else to the rounding
+    of float32 sums and of the cache's type, and with `prefill="fast"` to that of this prefill,
+    which does not round a single position.
 
     Returns the number of positions in the file. Raises FileNotFoundError where there is none,
     UsageError where the file belongs to another model, type or version, CheckpointError where it is
@@ -82,7 +84,7 @@ def load(path: str | Path, model: Model, session: Session, prompt_ids: Sequence[
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
     except _BROKEN as error:
         raise CheckpointError(
-            f"{path}: is not a whole prompt cache ({error}): delete it, or name another file"
+            f"{path}: is not a whole prompt cache ({error}): name another file"
         ) from None
 
 
@@ -132,7 +134,7 @@ def _check_origin(path: Path, metadata: dict[str, str], model: Model) -> None:
     if metadata["version"] != str(VERSION):
         raise UsageError(
             f"{path}: has version {metadata['version']} of the format, and this is kvgen "
-            f"{kvgen.__version__} for version {VERSION}: delete it, or name another file"
+            f"{kvgen.__version__} for version {VERSION}: name another file"
         )
     ours = _origin(model)
     if metadata["model"] != ours["model"]:

@@ -144,6 +144,8 @@ def generate(
         watched = Watch(model, watch, n_positions=n_positions)
     session = Session(model.engine, n_positions) if watched is None else watched.session
     kept = open_prompt_cache(prompt_cache, model, session, prompt.ids)
+    if kept is not None:
+        run.reused = len(session.ids)
     n_to_run = len(prompt.ids) - len(session.ids)
     if echo and as_text:
         run.prose.write(prompt.text)
