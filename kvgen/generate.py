@@ -13,11 +13,9 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from kvgen.engine.config import ModelConfig
 from kvgen.engine.tensors import FloatArray
-from kvgen.errors import NonFiniteError, UsageError
+from kvgen.errors import UsageError
 from kvgen.sampling import likeliest_tokens, log_probability
 from kvgen.session import Session
 
@@ -103,7 +101,7 @@ def generate(
         if step and not reuse_cache:
             session.rewind()
         logits = session.feed(fed)
-        require_finite(logits)
+        session.require_finite(logits)
         if step == max_new_tokens:  # none was asked for
             return
         token = sampler(logits, ids)
@@ -114,12 +112,3 @@ def generate(
         if token in stop_ids:
             return
         fed = ids[-1:] if reuse_cache else ids
-
-
-def require_finite(logits: FloatArray) -> None:
-    """Raise NonFiniteError where logits hold NaN or infinity."""
-    if not np.isfinite(logits).all():
-        raise NonFiniteError(
-            "the model's logits are not finite (NaN or infinity): "
-            "its weights are damaged, or their stored type is too narrow (try --dtype f32)"
-        )

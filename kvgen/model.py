@@ -16,13 +16,7 @@ from kvgen.engine.contract import Engine, as_ids
 from kvgen.engine.params import Params
 from kvgen.engine.tensors import FloatArray
 from kvgen.errors import CheckpointError
-from kvgen.generate import (
-    check_lengths,
-    generate,
-    positions_fed,
-    require_finite,
-    usual_new_tokens,
-)
+from kvgen.generate import check_lengths, generate, positions_fed, usual_new_tokens
 from kvgen.piece import Piece, pieces_of
 from kvgen.recommendation import read_recommendation, stop_ids
 from kvgen.sampling import Sampler, SamplingOptions, check_logprobs
@@ -177,7 +171,7 @@ class Model:
         logits = np.concatenate(
             [session.feed(part, all_logits=True, rope_length=len(ids)) for part in parts]
         )
-        require_finite(logits)
+        session.require_finite(logits)
         return logits
 
     def generate(

@@ -22,7 +22,6 @@ from kvgen.engine.config import ModelConfig
 from kvgen.engine.contract import Engine, as_ids
 from kvgen.engine.tensors import FloatArray
 from kvgen.errors import UsageError
-from kvgen.generate import require_finite
 from kvgen.session import Session, rows_at_once
 
 Doubles = npt.NDArray[np.float64]
@@ -177,7 +176,7 @@ def _logits(
         for token in range(first, end + 1, n_at_once):
             part = ids[token - 1 : min(token - 1 + n_at_once, end)]
             logits = session.feed(part, all_logits=True, rope_length=length)
-            require_finite(logits)
+            session.require_finite(logits)
             yield token, logits
 
 

@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from kvgen.engine.cache import RowsRead
 from kvgen.engine.config import ModelConfig
 from kvgen.engine.contract import Engine, KVCache
+from kvgen.engine.finite import require_finite
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import AttentionTrace, Capture, LayerTrace, Recorder, Start
+from kvgen.errors import NonFiniteError
 
 _LOGITS_AT_ONCE = 2**24  # 64 MiB of them
 
@@ -127,9 +129,20 @@ class Session:
             first = self.cache.length
             part = ids[begin : begin + n_at_once]
             logits = self._forward(part, True, max(length, rope_length or 0), chunk)
-            on_logits(first, logits)
+            try:
+                on_logits(first, logits)
+            except NonFiniteError:  # who hears of logits does not know where they come from
+                self.require_finite(logits)
+                raise
         last: FloatArray = logits[-1]
         return last
+
+    def require_finite(self, logits: FloatArray) -> None:
+        """Raise NonFiniteError where logits of the last feed hold NaN or infinity.
+
+        The sequence then runs once more, to say where in the model they first appear.
+        """
+        require_finite(logits, self.engine, self.ids)
 
     def rewind(self, length: int = 0) -> None:
         """Forget every position from `length` on."""

@@ -51,6 +51,7 @@ MAY_IMPORT = {
     "engine.contract": {
         "engine.cache", "engine.calibration", "engine.config", "engine.tensors", "engine.trace",
     },
+    "engine.finite": {"engine.contract", "engine.tensors", "engine.trace"},
     "engine.reference": {*_ENGINES, "engine.edits", "engine.formula"},
     "engine.fast": _ENGINES,
     "engine.open": {
@@ -70,7 +71,8 @@ MAY_IMPORT = {
         "checkpoint.families", "checkpoint.files", "engine.config", "sampling", "text",
     },
     "session": {
-        "engine.cache", "engine.config", "engine.contract", "engine.tensors", "engine.trace",
+        "engine.cache", "engine.config", "engine.contract", "engine.finite", "engine.tensors",
+        "engine.trace",
     },
     "generate": {"engine.config", "engine.tensors", "sampling", "session"},
     "piece": {"generate", "text"},
@@ -106,12 +108,13 @@ MAY_IMPORT = {
         "text",
     },
     "attention": {
-        "engine.config", "engine.contract", "engine.edits", "engine.formula", "engine.machine",
-        "engine.params", "engine.places", "engine.reference", "engine.tensors", "engine.trace",
-        "generate", "session",
+        "engine.config", "engine.contract", "engine.edits", "engine.finite", "engine.formula",
+        "engine.machine", "engine.params", "engine.places", "engine.reference", "engine.tensors",
+        "engine.trace", "generate", "session",
     },
     "bench": {
-        *_ENGINES, "attention", "engine.edits", "engine.reference", "generate", "session",
+        *_ENGINES, "attention", "engine.edits", "engine.finite", "engine.reference", "generate",
+        "session",
     },
     "render": {
         "attention", "bench", "engine.calibration", "engine.config", "engine.edits",

@@ -19,13 +19,14 @@ import numpy as np
 from kvgen.attention.predictions import Ids
 from kvgen.choices import PatchSite, names
 from kvgen.engine.contract import Engine
+from kvgen.engine.finite import require_finite
 from kvgen.engine.params import Params
 from kvgen.engine.places import check_numbers
 from kvgen.engine.reference.block import widened_block
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import Capture, Start
 from kvgen.errors import UsageError
-from kvgen.generate import check_lengths, require_finite
+from kvgen.generate import check_lengths
 from kvgen.session import Session
 
 
@@ -211,7 +212,7 @@ def _run(engine: Engine, ids: Sequence[int]) -> _Run:
     capture = Capture(engine.config, layers, len(ids), states=True)
     session = Session(engine, len(ids), capture=capture)
     logits = session.feed(ids)
-    require_finite(logits)
+    session.require_finite(logits)
     session.capture = None
     assert capture.states is not None
     return _Run(ids, session, capture.z, capture.states, logits)

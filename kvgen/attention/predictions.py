@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kvgen.engine.finite import require_finite
 from kvgen.engine.tensors import FloatArray
-from kvgen.generate import require_finite
 
 Ids = npt.NDArray[np.int32]
 

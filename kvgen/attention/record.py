@@ -17,7 +17,7 @@ from kvgen.engine.machine import usable_cores
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import AttentionTrace, Capture
 from kvgen.errors import UsageError
-from kvgen.generate import ChooseToken, generate, positions_fed, require_finite
+from kvgen.generate import ChooseToken, generate, positions_fed
 from kvgen.session import Session
 
 
@@ -75,7 +75,7 @@ def record(
     if trace.length > len(prompt_ids):
         again = Capture(engine.config, layers, capacity, heads=heads)
         at_once = Session(engine, capacity, capture=again)
-        require_finite(at_once.feed(session.ids))
+        at_once.require_finite(at_once.feed(session.ids))
         decode_rows = decode_error(trace, at_once.recording())
     diagnostics = diagnose(trace, probe=probe)
     return RecordedRun(

@@ -8,10 +8,10 @@ import numpy as np
 
 from kvgen.attention.record import RecordedRun
 from kvgen.engine.contract import Engine
+from kvgen.engine.finite import require_finite
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import Start
 from kvgen.errors import UsageError
-from kvgen.generate import require_finite
 from kvgen.session import Session, rows_at_once
 
 

@@ -21,7 +21,6 @@ from kvgen.engine.calibration import Calibration, median_calibration
 from kvgen.engine.contract import Engine
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import Capture
-from kvgen.generate import require_finite
 from kvgen.session import Session
 
 PREFILL = -1  # the step before the first decode step
@@ -251,7 +250,7 @@ class Contender:
             session.rewind()
         logits = session.feed(self.ids[start:end], rope_length=end)
         seconds = time.perf_counter() - began
-        require_finite(logits)
+        session.require_finite(logits)
         if count:
             self.totals[arm].append(session.rows_read)
         self._tell(session.positions_run, end)  # outside the clock

@@ -22,7 +22,6 @@ from kvgen.engine.cache import Held, KeyValueCache
 from kvgen.engine.contract import Engine
 from kvgen.engine.edits import Edit
 from kvgen.engine.tensors import FloatArray
-from kvgen.generate import require_finite
 from kvgen.session import Session
 
 RowKind = Literal["k", "v", "q"]
@@ -113,7 +112,7 @@ def change_kept_rows(
     session, cache = _keeping_queries(engine, len(ids))
     session.feed(ids[:before], rope_length=len(ids))
     expected = session.feed(ids[before:])
-    require_finite(expected)
+    session.require_finite(expected)
 
     def with_rows(layer: int, position: int, rows: dict[RowKind, FloatArray]) -> FloatArray:
         """The step's logits with these rows of one position replaced."""

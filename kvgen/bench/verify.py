@@ -11,9 +11,9 @@ import numpy as np
 from kvgen.bench.cost import cost_of
 from kvgen.bench.rounding import measure_rounding
 from kvgen.engine.contract import Engine
+from kvgen.engine.finite import require_finite
 from kvgen.engine.rope import length_dependent, positions_run_again
 from kvgen.engine.tensors import FloatArray
-from kvgen.generate import require_finite
 from kvgen.session import Session
 
 # Where a prompt is cut in two: single tokens, and both sides of blocks and chunks.
@@ -48,7 +48,7 @@ def verify(engine: Engine, reference: Engine, ids: Sequence[int]) -> Iterator[Ch
     Raises NonFiniteError where the logits hold NaN or infinity.
     """
     whole = _whole(engine, ids)
-    require_finite(whole)
+    require_finite(whole, engine, ids)
     rounding, largest = measure_rounding(engine, ids), float(np.abs(whole).max())
     own = engine.cache_dtype
     allowed = rounding.allowed(largest, own, other_dtype=own)
