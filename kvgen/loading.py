@@ -17,6 +17,7 @@ from kvgen.choices import (
     PrefillName,
 )  # fmt: skip
 from kvgen.engine.huge_pages import in_memory, pays
+from kvgen.engine.memory import require_memory
 from kvgen.engine.open import open_engine
 from kvgen.errors import UsageError
 from kvgen.model import Model
@@ -72,6 +73,8 @@ def load_folder(folder: Path, options: LoadOptions) -> Model:
     dtype = None if options.dtype == "auto" else options.dtype
     params = bind(checkpoint, find(checkpoint.config), dtype=dtype)
     if not options.mmap and options.backend != "numpy":
+        if options.mmap is False:
+            require_memory("leave out --no-mmap or take a smaller model", weights=params.nbytes)
         params = in_memory(params) if options.mmap is False or pays(params) else params
     notes: list[str] = []
     engine = open_engine(

@@ -8,7 +8,8 @@ from kvgen.engine.cache import RowsRead
 from kvgen.engine.config import ModelConfig
 from kvgen.engine.contract import Engine, KVCache
 from kvgen.engine.finite import require_finite
-from kvgen.engine.tensors import FloatArray
+from kvgen.engine.memory import require_memory
+from kvgen.engine.tensors import CACHE_ITEM_BYTES, FloatArray
 from kvgen.engine.trace import AttentionTrace, Capture, LayerTrace, Recorder, Start
 from kvgen.errors import NonFiniteError
 
@@ -54,6 +55,14 @@ class Session:
         position of a part, and the part's logits [T, V].
         """
         self.engine = engine
+        if cache is None:
+            require_memory(
+                "ask for fewer tokens or take a smaller model",
+                KV_cache=CACHE_ITEM_BYTES[engine.cache_dtype]
+                * engine.config.kv_floats_per_token
+                * capacity,
+                recorded_activations=capture.nbytes if isinstance(capture, Capture) else 0,
+            )
         self.cache = engine.new_cache(capacity) if cache is None else cache
         self.capture = capture
         self.on_progress = on_progress

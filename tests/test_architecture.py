@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "engine.config": set(),
     "engine.cgroups": set(),
     "engine.machine": {"engine.cgroups"},
+    "engine.memory": {"engine.cgroups"},
     "engine.params": {"engine.config", "engine.tensors"},
     "engine.rope": {"engine.config", "engine.tensors"},
     "engine.formula": {"engine.tensors"},
@@ -52,7 +53,7 @@ MAY_IMPORT = {
         "engine.cache", "engine.calibration", "engine.config", "engine.tensors", "engine.trace",
     },
     "engine.finite": {"engine.contract", "engine.tensors", "engine.trace"},
-    "engine.reference": {*_ENGINES, "engine.edits", "engine.formula"},
+    "engine.reference": {*_ENGINES, "engine.edits", "engine.formula", "engine.memory"},
     "engine.fast": _ENGINES,
     "engine.open": {
         *_SHARED, "engine.contract", "engine.fast", "engine.machine", "engine.reference",
@@ -62,7 +63,10 @@ MAY_IMPORT = {
     "checkpoint.folder": {"checkpoint.files", "checkpoint.header", "engine.tensors"},
     "checkpoint.identity": {"checkpoint.files", "checkpoint.folder", "checkpoint.header"},
     "checkpoint.families": {"engine.config"},
-    "checkpoint.bind": {*_SHARED, "checkpoint.families", "checkpoint.folder"},
+    "checkpoint.widths": {"checkpoint.folder", "engine.memory", "engine.tensors"},
+    "checkpoint.bind": {
+        *_SHARED, "checkpoint.families", "checkpoint.folder", "checkpoint.widths",
+    },
     "checkpoint.hub": {"checkpoint.families", "checkpoint.files", "checkpoint.folder"},
     "text": {"checkpoint.files"},
     "filters": {"engine.tensors"},
@@ -71,8 +75,8 @@ MAY_IMPORT = {
         "checkpoint.families", "checkpoint.files", "engine.config", "sampling", "text",
     },
     "session": {
-        "engine.cache", "engine.config", "engine.contract", "engine.finite", "engine.tensors",
-        "engine.trace",
+        "engine.cache", "engine.config", "engine.contract", "engine.finite", "engine.memory",
+        "engine.tensors", "engine.trace",
     },
     "generate": {"engine.config", "engine.tensors", "sampling", "session"},
     "piece": {"generate", "text"},
@@ -97,7 +101,7 @@ MAY_IMPORT = {
     },
     "loading": {
         "checkpoint.bind", "checkpoint.families", "checkpoint.folder", "checkpoint.hub",
-        "engine.huge_pages", "engine.open", "model",
+        "engine.huge_pages", "engine.memory", "engine.open", "model",
     },
     "prompt_cache": {
         "checkpoint.files", "checkpoint.identity", "engine.cache", "engine.rope",

@@ -11,6 +11,7 @@ import numpy as np
 
 from kvgen.checkpoint.families import Family, Source, read_config
 from kvgen.checkpoint.folder import Checkpoint, StoredTensor
+from kvgen.checkpoint.widths import WIDTHS, require_memory_for
 from kvgen.choices import DTypeName
 from kvgen.engine.config import ModelConfig
 from kvgen.engine.params import LayerParams, Linear, Norm, Params
@@ -35,7 +36,6 @@ _WRAPPERS = {
     "_checkpoint_wrapped_module": "activation checkpoints: save the module that they wrap",
     "base_model.model": "adapters (PEFT): call merge_and_unload() and save the result",
 }
-_WIDTHS: dict[str, DTypeName] = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 
 
 def bind(checkpoint: Checkpoint, family: Family, *, dtype: DTypeName | None = None) -> Params:
@@ -48,6 +48,7 @@ def bind(checkpoint: Checkpoint, family: Family, *, dtype: DTypeName | None = No
     """
     config, sources, tied, notes, ignored_keys = read_config(family, checkpoint.config)
     binder = _Binder(checkpoint, config, sources, dtype, family=family, tied=tied)
+    binder.require_memory()
     embed = binder.linear("embed").weight
     with ThreadPoolExecutor() as pool:  # another width is made in parallel
         layers = tuple(pool.map(binder.layer, range(config.n_layers)))
@@ -131,8 +132,17 @@ class _Binder:
             )
         self._twins = self._shared(checkpoint, family, tied)
         kinds = {tensor.kind for tensor in self._tensors.values() if len(tensor.shape) > 1}
-        stored_width = _WIDTHS.get(kinds.pop(), "f32") if len(kinds) == 1 else "f32"
+        stored_width = WIDTHS.get(kinds.pop(), "f32") if len(kinds) == 1 else "f32"
         self.dtype: DTypeName = dtype or stored_width
+
+    def require_memory(self) -> None:
+        """Raise KvgenError where the weights cannot be in memory in the width that is wanted."""
+        slots = ("embed", "head", "q", "k", "v", "o", "gate", "up", "down")
+        sources = [self._sources[slot].name + ".weight" for slot in slots if slot in self._sources]
+        layers = range(self._config.n_layers)
+        names = {self._stored_name(name.format(layer=i)) for name in sources for i in layers}
+        known = (self._tensors[name] for name in names if name in self._tensors)
+        require_memory_for(known, self.dtype)
 
     @property
     def n_parameters(self) -> int:

@@ -1,4 +1,4 @@
-"""How much CPU time Linux control groups let this process use."""
+"""How much CPU time and memory Linux control groups let this process use."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
     """
     limits = [
         limit
-        for mount in _mounts(root)
+        for mount in _mounts(root, "cpu")
         for group in mount.groups()
         for limit in (_limit_v2(group), _limit_v1(group))
         if limit is not None
@@ -43,8 +43,39 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
     return min(limits, default=None)
 
 
-def _mounts(root: Path) -> Iterator[_Mount]:
-    """The mounted hierarchies that can limit CPU time (proc_pid_mountinfo(5))."""
+def memory_left(root: Path = Path("/")) -> int | None:
+    """Bytes that this process may still take; None where there is no limit.
+
+    The least of its own group and all groups around it, where pages of files count as free: the
+    system takes them back. What cannot be read is no limit.
+    """
+    left = [
+        each
+        for mount in _mounts(root, "memory")
+        for group in mount.groups()
+        for each in (
+            _left(group, "memory.max", "memory.current", ""),
+            _left(group, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+        )
+        if each is not None
+    ]
+    return min(left, default=None)
+
+
+def _left(group: Path, limit: str, usage: str, prefix: str) -> int | None:
+    """A group's limit, less what is used and is no page of a file; `max` is no limit."""
+    try:
+        left = int(_read(group / limit)) - int(_read(group / usage))
+        pairs = (line.split() for line in _read(group / "memory.stat").splitlines())
+        sizes = {name: int(size) for name, size in pairs}
+    except ValueError:
+        return None
+    kinds = ("active_file", "inactive_file", "slab_reclaimable")
+    return max(0, left + sum(sizes.get(prefix + kind, 0) for kind in kinds))
+
+
+def _mounts(root: Path, wanted: str) -> Iterator[_Mount]:
+    """The mounted hierarchies that can limit what a controller does (proc_pid_mountinfo(5))."""
     own: dict[str, PurePosixPath] = {}  # by controller, "" for version 2
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
@@ -54,9 +85,9 @@ def _mounts(root: Path) -> Iterator[_Mount]:
     for line in _read(root / "proc/self/mountinfo").splitlines():
         mount, _, kind = line.partition(" - ")
         fields, (filesystem, *options) = mount.split(" "), kind.split(" ")
-        of_cpu = filesystem == "cgroup" and "cpu" in options[-1].split(",")
-        controller = "" if filesystem == "cgroup2" else "cpu"
-        if (of_cpu or filesystem == "cgroup2") and controller in own and len(fields) > 4:
+        of_it = filesystem == "cgroup" and wanted in options[-1].split(",")
+        controller = "" if filesystem == "cgroup2" else wanted
+        if (of_it or filesystem == "cgroup2") and controller in own and len(fields) > 4:
             shown, place = (_unescaped(field) for field in fields[3:5])
             yield _Mount(root / place.lstrip("/"), PurePosixPath(shown), own[controller])
 

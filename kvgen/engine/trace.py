@@ -69,6 +69,12 @@ class Capture:
         self.states: FloatArray | None = np.zeros(stream, np.float32) if states else None
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        states = 0 if self.states is None else self.states.nbytes
+        return self.q_of_heads.nbytes + self.z_of_heads.nbytes + states
+
+    @property
     def q(self) -> FloatArray:
         """The queries by position, [N, capacity, H', D]."""
         return self.q_of_heads.swapaxes(1, 2)

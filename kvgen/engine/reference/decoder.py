@@ -18,6 +18,7 @@ from kvgen.engine.contract import KVCache, check_request
 from kvgen.engine.edits import Edit, edited_output, edited_weights
 from kvgen.engine.formula import causal_mask, soft_cap
 from kvgen.engine.machine import usable_cores
+from kvgen.engine.memory import require_memory
 from kvgen.engine.params import Norm, Params
 from kvgen.engine.reference.block import normalise, widened, widened_block
 from kvgen.engine.reference.ops import attend, linear, rotate
@@ -70,6 +71,9 @@ class ReferenceEngine:
         in_pool = max((pool["num_threads"] for pool in self._blas.info()), default=1)
         self.threads = threads or min(in_pool, usable_cores())
         self._params = params
+        if params.dtype != "f32":
+            advice = "the numpy backend widens weights: take --backend numba or a smaller model"
+            require_memory(advice, **{"weights as f32": self.weight_bytes})
         self._blocks = [widened_block(params.config, layer) for layer in params.layers]
         self._head = widened(params.head)
 
