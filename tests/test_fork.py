@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import subprocess
@@ -135,6 +136,7 @@ def test_a_child_goes_on_with_its_copy_of_a_text_that_is_half_done(model: Model)
 
 
 def test_a_fork_waits_for_a_compilation_in_another_thread() -> None:
+    importlib.import_module("kvgen.engine.fast.compiler")  # not needed where kernels are kept
     held, enough = threading.Event(), threading.Event()
 
     def compile_for_a_while() -> None:
