@@ -99,6 +99,7 @@ MAY_IMPORT = {
         "experiment", "generate", "inspection", "piece", "recommendation", "recording", "sampling",
         "scoring", "session", "source", "text",
     },
+    "conversation": {"generate", "model", "piece", "sampling", "session"},
     "loading": {
         "checkpoint.bind", "checkpoint.families", "checkpoint.folder", "checkpoint.hub",
         "engine.huge_pages", "engine.memory", "engine.open", "model",
@@ -141,6 +142,7 @@ HOMES = {
     "matplotlib": {"render"},
     "threadpoolctl": {"engine.reference", "engine.machine"},
     "platformdirs": {"engine.machine"},
+    "prompt_toolkit": {"cli"},
     "torch": set(),
     "transformers": set(),
 }
@@ -259,7 +261,7 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], *([name, "--help"] for name in ("generate", "bench", "info")),
+    "arguments", [["--help"], *([name, "--help"] for name in ("generate", "chat", "bench", "info")),
                   ["inspect-attention", "--help"], ["score", "--help"]]
 )  # fmt: skip
 def test_help_imports_no_engine(arguments: list[str]) -> None:
@@ -267,7 +269,8 @@ def test_help_imports_no_engine(arguments: list[str]) -> None:
         "import sys\n"
         "from kvgen.cli import run\n"
         f"assert run({arguments}) == 0\n"
-        "heavy = {'numpy', 'numba', 'tokenizers', 'safetensors', 'rich'} & set(sys.modules)\n"
+        "heavy = {'numpy', 'numba', 'tokenizers', 'safetensors', 'rich', 'prompt_toolkit'}\n"
+        "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=60)

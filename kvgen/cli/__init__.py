@@ -30,6 +30,7 @@ _LONGEST_LINE = 400  # characters of a message: longer ones lose their middle
     cls=SuggestingGroup,
     modules={
         "generate": "kvgen.cli.generate",
+        "chat": "kvgen.cli.chat",
         "bench": "kvgen.cli.bench",
         "inspect-attention": "kvgen.cli.inspect_attention",
         "score": "kvgen.cli.score",
@@ -45,6 +46,7 @@ logits; 130 interrupted; 141 the reader closed the pipe; 143 terminated.
 \b
 Examples:
   kvgen generate "Once upon a time"
+  kvgen chat -m HuggingFaceTB/SmolLM2-135M-Instruct
   kvgen bench --no-cache
   kvgen inspect-attention "The cat sat on the mat"
   kvgen score story.txt --compare-dtypes f32,int8
