@@ -12,11 +12,11 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import TypedDict
 
 from kvgen.errors import UsageError
-from kvgen.generate import ChooseToken, Step, require_finite
+from kvgen.generate import ChooseToken, Step
 from kvgen.model import Model
 from kvgen.piece import Piece, pieces_of
 from kvgen.sampling import log_probability
-from kvgen.session import Session
+from kvgen.session import Session, shared_prefix
 
 MOST_ANSWER_TOKENS = 512  # of an answer whose length nobody says
 _MOST_POSITIONS = 32768  # that memory is asked for where nobody says
@@ -36,19 +36,6 @@ class Turn(TypedDict):
 def usual_context(model: Model) -> int:
     """Positions of a conversation where nobody says: the model's context, up to 32768."""
     return min(model.config.max_context, _MOST_POSITIONS)
-
-
-def n_common(ids: Sequence[int], others: Sequence[int]) -> int:
-    """How many ids both begin with.
-
-    >>> n_common([5, 6, 7], [5, 6, 8, 9])
-    2
-    """
-    pairs = zip(ids, others, strict=False)
-    return next(
-        (place for place, (one, other) in enumerate(pairs) if one != other),
-        min(len(ids), len(others)),
-    )
 
 
 class Conversation:
@@ -142,7 +129,7 @@ class Conversation:
 
         Its logits choose the next token, and they are not kept.
         """
-        return min(n_common(self.session.ids, ids), len(ids) - 1) if self.reuse_cache else 0
+        return min(shared_prefix(self.session.ids, ids), len(ids) - 1) if self.reuse_cache else 0
 
     def _answer(
         self, asked: Turn, ids: list[int], sampler: ChooseToken, most: int
@@ -180,7 +167,7 @@ class Conversation:
                 else:
                     self.processed = ran
                     self.reused = max(0, session.cache.length - ran)
-            require_finite(logits)
+            session.require_finite(logits)
             token = sampler(logits, ids)
             seconds = time.perf_counter() - began
             kept = len(ids) if self.reuse_cache else 0

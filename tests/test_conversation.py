@@ -13,13 +13,13 @@ import pytest
 
 import kvgen
 from kvgen.choices import Backend
-from kvgen.conversation import ContextFullError, Conversation, n_common
+from kvgen.conversation import ContextFullError, Conversation
 from kvgen.generate import generate
 from kvgen.loading import default_model
 from kvgen.model import Model
 from kvgen.piece import Piece
 from kvgen.sampling import Sampler, SamplingOptions
-from kvgen.session import Session
+from kvgen.session import Session, shared_prefix
 from tests import tiny
 from tests.command import KVGEN, Run, assert_fails
 from tests.command import kvgen as command
@@ -94,7 +94,7 @@ def test_each_answer_equals_that_of_a_run_from_an_empty_cache(
         assert conversation.reused + conversation.processed == length
         # From position 100 on, rotary frequencies of these two depend on the length.
         if name not in LENGTH_DEPENDENT or length + len(pieces) <= 100:
-            assert conversation.reused == min(n_common(held, ids), length - 1)
+            assert conversation.reused == min(shared_prefix(held, ids), length - 1)
             assert conversation.answer_processed == len(pieces) - 1
     assert len(conversation.prompt_ids) > 60
 
