@@ -7,15 +7,13 @@ their longest common prefix, and only what follows is fed.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Iterator, Sequence
 from typing import TypedDict
 
 from kvgen.errors import UsageError
-from kvgen.generate import ChooseToken, Step
+from kvgen.generate import ChooseToken, Step, generate
 from kvgen.model import Model
 from kvgen.piece import Piece, pieces_of
-from kvgen.sampling import log_probability
 from kvgen.session import Session, shared_prefix
 
 MOST_ANSWER_TOKENS = 512  # of an answer whose length nobody says
@@ -64,6 +62,7 @@ class Conversation:
         """
         self.model = model
         self.session = Session(model.engine, usual_context(model) if context is None else context)
+        self.session.reuses_prefix = True
         self.reuse_cache = reuse_cache
         self.template = template
         self.system = system
@@ -136,10 +135,19 @@ class Conversation:
     ) -> Generator[Piece]:
         model = self.model
         stream = model.require_tokenizer().stream(ids)
+        self.prompt_ids = ids
+        steps = generate(
+            self.session,
+            ids,
+            sampler=sampler,
+            max_new_tokens=most,
+            stop_ids=model.stop_ids,
+            reuse_cache=self.reuse_cache,
+        )
         text = None
         try:
             for piece in pieces_of(
-                self._steps(ids, sampler, most), stream, stop_ids=model.stop_ids, most=most
+                self._counted(steps), stream, stop_ids=model.stop_ids, most=most
             ):
                 text = (text or "") + piece.text
                 yield piece
@@ -147,34 +155,24 @@ class Conversation:
             if text is not None:
                 self.turns += [asked, {"role": "assistant", "content": text}]
 
-    def _steps(self, prompt_ids: Sequence[int], sampler: ChooseToken, most: int) -> Iterator[Step]:
-        """New tokens as in `kvgen.generate.generate`, in a session that is not emptied before."""
-        session = self.session
-        ids = list(prompt_ids)
-        self.prompt_ids = list(prompt_ids)
+    def _counted(self, steps: Iterator[Step]) -> Iterator[Step]:
+        """The steps as they come; what ran for each is counted, also for one that is cut short."""
+        cache = self.session.cache
         self.reused = self.processed = self.answer_processed = 0
-        kept = self._kept(ids)
-        for step in range(most):
-            began = time.perf_counter()
-            session.rewind(kept)
-            run_before = session.cache.positions_run
+        began, of_prompt = cache.positions_run, True
+        while True:
             try:
-                logits = session.feed(ids[session.cache.length :])
+                step = next(steps, None)
             finally:
-                ran = session.cache.positions_run - run_before
-                if step:
-                    self.answer_processed += ran
+                ran = cache.positions_run - began
+                if of_prompt:
+                    self.processed, self.reused = ran, max(0, cache.length - ran)
                 else:
-                    self.processed = ran
-                    self.reused = max(0, session.cache.length - ran)
-            session.require_finite(logits)
-            token = sampler(logits, ids)
-            seconds = time.perf_counter() - began
-            kept = len(ids) if self.reuse_cache else 0
-            ids.append(token)
-            yield Step(token, log_probability(logits, token), seconds, session.positions_run)
-            if token in self.model.stop_ids:
+                    self.answer_processed = ran - self.processed
+            if step is None:
                 return
+            of_prompt = False
+            yield step
 
 
 def _plain_text(messages: Sequence[Turn]) -> str:
