@@ -10,6 +10,8 @@ from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
+from kvgen.loading import default_model
+
 Messages = list[dict[str, Any]]
 
 _FOLDER = Path(__file__).parent / "templates"
@@ -143,3 +145,11 @@ FEATURES = {
     "a sum of text and number": "{{ 'a' + 1 }}",
     "broken syntax": "{% for m in messages %}{{ m.content }",
 }
+
+
+def write_default_model(folder: Path, template: str) -> None:
+    """The default model with a chat template, in a new folder."""
+    folder.mkdir()
+    for file in default_model().iterdir():
+        (folder / file.name).symlink_to(file)
+    (folder / "chat_template.jinja").write_text(template)

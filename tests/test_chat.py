@@ -13,14 +13,22 @@ import pytest
 
 import kvgen
 from kvgen.errors import CheckpointError, KvgenError, UsageError
-from kvgen.loading import default_model
 from kvgen.model import Model
 from kvgen.sampling import SamplingOptions
 from kvgen.text import chat
 from kvgen.text import template as program
 from kvgen.text.chat import find_template, has_template, render
 from tests import tiny
-from tests.chats import CONVERSATIONS, FEATURES, TEMPLATES, TOKENS, July26, Messages, said
+from tests.chats import (
+    CONVERSATIONS,
+    FEATURES,
+    TEMPLATES,
+    TOKENS,
+    July26,
+    Messages,
+    said,
+    write_default_model,
+)
 from tests.command import assert_fails, inside
 from tests.token_files import tokenizer_json
 
@@ -305,10 +313,7 @@ TEMPLATE = (
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default model with a chat template."""
     path = tmp_path_factory.mktemp("chat") / "model"
-    path.mkdir()
-    for file in default_model().iterdir():
-        (path / file.name).symlink_to(file)
-    (path / "chat_template.jinja").write_text(TEMPLATE)
+    write_default_model(path, TEMPLATE)
     return path
 
 

@@ -15,12 +15,12 @@ import kvgen
 from kvgen.choices import Backend
 from kvgen.conversation import ContextFullError, Conversation
 from kvgen.generate import generate
-from kvgen.loading import default_model
 from kvgen.model import Model
 from kvgen.piece import Piece
 from kvgen.sampling import Sampler, SamplingOptions
 from kvgen.session import Session, shared_prefix
 from tests import tiny
+from tests.chats import write_default_model
 from tests.command import KVGEN, Run, assert_fails
 from tests.command import kvgen as command
 from tests.configs import LENGTH_DEPENDENT
@@ -37,10 +37,7 @@ QUESTIONS = ["What is it?", "Why?", "And the other one?", "Tell me more of that.
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default model with a chat template."""
     path = tmp_path_factory.mktemp("conversation") / "model"
-    path.mkdir()
-    for file in default_model().iterdir():
-        (path / file.name).symlink_to(file)
-    (path / "chat_template.jinja").write_text(TEMPLATE)
+    write_default_model(path, TEMPLATE)
     return path
 
 

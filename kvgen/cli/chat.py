@@ -11,7 +11,7 @@ import click
 
 from kvgen.cli.chat_input import is_interactive, piped_messages, typed_messages
 from kvgen.cli.command import did_you_mean
-from kvgen.cli.options import ModelFlags, load_model, model_options
+from kvgen.cli.options import ModelFlags, cache_option, load_model, model_options
 from kvgen.cli.output import Prose, note, write_text
 from kvgen.cli.progress import counting
 from kvgen.cli.sampling_options import SamplingFlags, choose_sampling, sampling_options
@@ -94,13 +94,7 @@ Examples:
     help="--no-chat-template: continue the text of all messages as it is, each question on a new "
     "line; for models that were not trained to chat.",
 )
-@click.option(
-    "--cache/--no-cache",
-    " /--no-kv-cache",
-    "use_cache",
-    default=True,
-    help="--no-cache: without the KV cache, every step runs all positions again.",
-)
+@cache_option
 @click.option("--json", "as_json", is_flag=True, help="Print each answer as a line of JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No counts, notes or progress.")
 @click.option("-v", "--verbose", is_flag=True, help="Print more about the model and the sampling.")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvgen.cli.command import PromptCommand
-from kvgen.cli.options import ModelFlags, load_model, model_options
+from kvgen.cli.options import ModelFlags, cache_option, load_model, model_options
 from kvgen.cli.output import Prose, note, write_text
 from kvgen.cli.progress import counting
 from kvgen.cli.prompt import PromptFlags, encode_prompt, prompt_options, read_prompt
@@ -77,13 +77,7 @@ Examples:
     help="Never choose a token that ends the text: go on to -n tokens.",
 )
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text. Repeatable.")
-@click.option(
-    "--cache/--no-cache",
-    " /--no-kv-cache",
-    "use_cache",
-    default=True,
-    help="--no-cache: without the KV cache, every step runs all positions again.",
-)
+@cache_option
 @prompt_cache_option
 @click.option(
     "--watch",

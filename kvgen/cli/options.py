@@ -214,6 +214,13 @@ model_options = _model_options(several=False)
 several_model_options = _model_options(several=True)
 
 
+cache_option = click.option(
+    "--cache/--no-cache",
+    " /--no-kv-cache",
+    "use_cache",
+    default=True,
+    help="--no-cache: without the KV cache, every step runs all positions again.",
+)
 display_options = bundle(
     DisplayFlags,
     "display_flags",

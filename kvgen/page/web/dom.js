@@ -65,3 +65,12 @@ export function paint(canvas, width, height, draw) {
 export function themeColor(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
+
+/** Say in the place of the page why it cannot be shown. */
+export function fail(error) {
+  const needs =
+    typeof DecompressionStream === "undefined"
+      ? "This browser cannot unpack the page: Chrome 80, Firefox 113 or Safari 16.4 can."
+      : String(error);
+  document.getElementById("main").textContent = needs;
+}

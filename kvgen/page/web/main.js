@@ -1,4 +1,5 @@
 // The page: one state, the views that draw it, and the keys that change it.
+import { fail } from "./dom.js";
 import { stateOf, hashOf } from "./pure/hash.js";
 import { startKeys } from "./keys.js";
 import { Recording } from "./recording.js";
@@ -123,14 +124,6 @@ function start() {
   draw().then(() => {
     document.documentElement.dataset.ready = "true";
   });
-}
-
-function fail(error) {
-  const needs =
-    typeof DecompressionStream === "undefined"
-      ? "This browser cannot unpack the page: Chrome 80, Firefox 113 or Safari 16.4 can."
-      : String(error);
-  document.getElementById("main").textContent = needs;
 }
 
 addEventListener("unhandledrejection", (event) => fail(event.reason));

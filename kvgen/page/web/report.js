@@ -1,4 +1,5 @@
 // The page of a benchmark: one state, the views that draw it, and its keys.
+import { fail } from "./dom.js";
 import { hashOf, stateOf } from "./pure/hash.js";
 import { arraysOf, bytesOfBase64, inflate } from "./pure/decode.js";
 import { runsOf, stepsOf } from "./pure/report.js";
@@ -99,14 +100,6 @@ async function start() {
   startKeys(app, KEYS);
   draw();
   document.documentElement.dataset.ready = "true";
-}
-
-function fail(error) {
-  const needs =
-    typeof DecompressionStream === "undefined"
-      ? "This browser cannot unpack the page: Chrome 80, Firefox 113 or Safari 16.4 can."
-      : String(error);
-  document.getElementById("main").textContent = needs;
 }
 
 start().catch(fail);

@@ -1,5 +1,6 @@
 // The title, what was run, and how exact it is.
 import { element, fill } from "../dom.js";
+import { buttons } from "./buttons.js";
 
 export function mountHeader(root, app) {
   const { facts } = app.recording;
@@ -12,20 +13,6 @@ export function mountHeader(root, app) {
   ];
   const exact = facts.verified;
   const verified = `verified: |recomputed − kernel| ≤ ${exact.recomputed.toExponential(1)}`;
-  const theme = element(
-    "button",
-    {
-      type: "button",
-      title: "dark or light (t)",
-      click: () => app.store.set({ theme: app.store.get().theme === "dark" ? "light" : "dark" }),
-    },
-    "◐ theme",
-  );
-  const help = element(
-    "button",
-    { type: "button", title: "keyboard (?)", click: () => document.getElementById("help").showModal() },
-    "? keys",
-  );
   fill(
     root,
     element("h1", {}, "Attention", element("span", { class: "model" }, ` · ${model ?? "a model"}`)),
@@ -35,7 +22,7 @@ export function mountHeader(root, app) {
       { class: "verified", title: "weights times values, recomputed from q, k and v, against what the inference kernel wrote" },
       verified,
     ),
-    element("div", { class: "buttons" }, theme, help),
+    buttons(app),
   );
   return () => {};
 }

@@ -1,27 +1,14 @@
 // The title, and the answer in the terminal's sentences: what was found, on what, and whether it holds.
 import { element, fill } from "../../dom.js";
+import { buttons } from "../buttons.js";
 
 export function mountTop(root, app) {
   const { model } = app.facts.report;
-  const theme = element(
-    "button",
-    {
-      type: "button",
-      title: "dark or light (t)",
-      click: () => app.store.set({ theme: app.store.get().theme === "dark" ? "light" : "dark" }),
-    },
-    "◐ theme",
-  );
-  const help = element(
-    "button",
-    { type: "button", title: "keyboard (?)", click: () => document.getElementById("help").showModal() },
-    "? keys",
-  );
   fill(
     root,
     element("h1", {}, "KV cache", element("span", { class: "model" }, ` · ${model}`)),
     element("p", { class: "facts" }, "the same tokens with the cache and without"),
-    element("div", { class: "buttons" }, theme, help),
+    buttons(app),
   );
   if (!app.facts.report.results.some((result) => result.cache === "off")) root.querySelector(".facts").remove();
   return () => {};
