@@ -14,12 +14,14 @@ Backend = Literal["numpy", "numba"]
 BackendChoice = Literal["auto", Backend]
 DTypeName = Literal["f32", "bf16", "f16", "int8"]
 DTypeChoice = Literal["auto", DTypeName]
-CacheDTypeName = Literal["f32", "f16"]
+CacheDTypeName = Literal["f32", "f16", "int8"]
 CacheDTypeChoice = Literal["auto", CacheDTypeName]
 # Several positions at once, in float32; with activations rounded as the weights; one at a time.
 PrefillName = Literal["exact", "fast", "stepwise"]
 # One way to run the same work in a benchmark: keys and values kept; nothing; queries kept too.
 ArmName = Literal["on", "off", "on+q"]
+
+RowKind = Literal["k", "v", "q"]  # of a KV cache, which keeps queries for experiments alone
 
 # Numbers of a map (kvgen.attention.measures), and what else --show takes.
 Measure = Literal["weights", "scores", "scaled", "norm", "share", "cos", "distance"]

@@ -1,9 +1,10 @@
 """A prompt cache: keys and values of a sequence in a file, for a later prompt that begins alike.
 
 A safetensors file. `token_ids` [S] names the positions; `keys.N` and `values.N` [S, G, D] are those
-of layer N as the KV cache holds them, in float32 or float16, keys after RoPE. The file does not
-depend on the backend that wrote it. Its metadata says which model and which types the numbers come
-from; any other run is refused.
+of layer N as the KV cache holds them, in float32, float16 or int8, keys after RoPE. To int8 belong
+the scales of rows, `key_scales.N` and `value_scales.N` [S, G] (`kvgen.engine.int8_rows`). The file
+does not depend on the backend that wrote it. Its metadata says which model and which types the
+numbers come from; any other run is refused.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 FORMAT = "kvgen prompt cache"
 VERSION = 1
-_KINDS = {"f32": "F32", "f16": "F16"}  # safetensors' words for the types of a cache
+# safetensors' words for the types of a cache's rows; those of int8 have scales beside them.
+_KINDS = {"f32": "F32", "f16": "F16", "int8": "I8"}
 _OPTIONS = {
     "dtype": "--dtype",
     "cache_dtype": "--cache-dtype",
@@ -75,7 +77,7 @@ def load(path: str | Path, model: Model, session: Session, prompt_ids: Sequence[
                 raise ValueError(f"frequencies_from is {frequencies_from}")
             n_shared = shared_prefix(ids, prompt_ids[:-1])
             if n_shared:
-                layers = _layers(file, n_shared, model.config.n_layers)
+                layers = _layers(file, model, n_shared)
                 _cache(session).restore(ids[:n_shared], layers, frequencies_from=frequencies_from)
             return len(ids)
     except FileNotFoundError:
@@ -99,8 +101,8 @@ def save(path: str | Path, model: Model, session: Session) -> None:
     cache, n_layers = _cache(session), model.config.n_layers
     arrays = {"token_ids": np.array(session.ids, np.int32)}
     for layer in range(n_layers):
-        arrays[f"keys.{layer}"] = np.ascontiguousarray(cache.rows("k", layer))
-        arrays[f"values.{layer}"] = np.ascontiguousarray(cache.rows("v", layer))
+        for kind, rows in cache.stored_rows(layer).items():
+            arrays[f"{kind}.{layer}"] = np.ascontiguousarray(rows)
     metadata = _origin(model) | {
         "kvgen": kvgen.__version__,
         "name": model.name,
@@ -156,17 +158,15 @@ def _checked_ids(file: Any, model: Model) -> list[int]:
     No numbers but the ids are read. Raises ValueError.
     """
     config = model.config
-    names = [f"{kind}.{layer}" for kind in ("keys", "values") for layer in range(config.n_layers)]
-    if set(file.keys()) != {"token_ids", *names}:
+    shapes = _shapes(model)
+    if set(file.keys()) != {"token_ids", *shapes}:
         raise ValueError("its tensors are not those of this model")
     n_positions = file.get_slice("token_ids").get_shape()
     if len(n_positions) != 1 or not 1 <= n_positions[0] <= config.max_context:
         raise ValueError(f"token_ids has the shape {n_positions}")
-    shape = [*n_positions, config.n_kv_heads, config.head_dim]
-    kinds = dict.fromkeys(names, _KINDS[model.engine.cache_dtype])
-    for name, kind in kinds.items():
+    for name, (kind, shape) in shapes.items():
         stored = file.get_slice(name)
-        if (stored.get_dtype(), stored.get_shape()) != (kind, shape):
+        if (stored.get_dtype(), stored.get_shape()) != (kind, [*n_positions, *shape]):
             raise ValueError(f"{name} is {stored.get_dtype()} {stored.get_shape()}")
     ids = file.get_tensor("token_ids")
     if ids.dtype != np.int32 or ids.min() < 0 or ids.max() >= config.vocab_size:
@@ -175,10 +175,24 @@ def _checked_ids(file: Any, model: Model) -> list[int]:
     return listed
 
 
-def _layers(file: Any, n: int, n_layers: int) -> Iterator[tuple[Array, Array]]:
-    """K and V of each layer, the first `n` rows. Raises ValueError for NaN and infinities."""
-    for layer in range(n_layers):
-        k, v = (file.get_slice(f"{kind}.{layer}")[:n] for kind in ("keys", "values"))
-        if not (np.isfinite(k).all() and np.isfinite(v).all()):
+def _shapes(model: Model) -> dict[str, tuple[str, list[int]]]:
+    """The type and shape of every tensor with a row for each position, by its name."""
+    config, dtype = model.config, model.engine.cache_dtype
+    of_layer = dict.fromkeys(("keys", "values"), (_KINDS[dtype], [config.head_dim]))
+    if dtype == "int8":
+        of_layer |= dict.fromkeys(("key_scales", "value_scales"), ("F32", []))
+    return {
+        f"{name}.{layer}": (kind, [config.n_kv_heads, *shape])
+        for layer in range(config.n_layers)
+        for name, (kind, shape) in of_layer.items()
+    }
+
+
+def _layers(file: Any, model: Model, n: int) -> Iterator[dict[str, Array]]:
+    """What each layer keeps of the first `n` rows. Raises ValueError for NaN and infinities."""
+    kinds = dict.fromkeys(name.split(".")[0] for name in _shapes(model))
+    for layer in range(model.config.n_layers):
+        rows = {kind: file.get_slice(f"{kind}.{layer}")[:n] for kind in kinds}
+        if not all(np.isfinite(numbers).all() for numbers in rows.values()):
             raise ValueError(f"layer {layer} holds numbers that are not finite")
-        yield k, v
+        yield rows

@@ -9,7 +9,7 @@ from kvgen.engine.config import ModelConfig
 from kvgen.engine.contract import Engine, KVCache
 from kvgen.engine.finite import require_finite
 from kvgen.engine.memory import require_memory
-from kvgen.engine.tensors import CACHE_ITEM_BYTES, FloatArray
+from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import AttentionTrace, Capture, LayerTrace, Recorder, Start
 from kvgen.errors import NonFiniteError
 
@@ -58,9 +58,7 @@ class Session:
         if cache is None:
             require_memory(
                 "ask for fewer tokens or take a smaller model",
-                KV_cache=CACHE_ITEM_BYTES[engine.cache_dtype]
-                * engine.config.kv_floats_per_token
-                * capacity,
+                KV_cache=engine.config.kv_bytes_per_position(engine.cache_dtype) * capacity,
                 recorded_activations=capture.nbytes if isinstance(capture, Capture) else 0,
             )
         self.cache = engine.new_cache(capacity) if cache is None else cache

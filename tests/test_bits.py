@@ -111,7 +111,7 @@ def test_an_exact_engine_runs_in_chunks_of_one_when_asked(backend: str, tiny_mod
 
 
 @pytest.mark.parametrize("name", ["llama_gqa", "llama_dynamic", "phi3_longrope"])
-@pytest.mark.parametrize("cache_dtype", ["f32", "f16"])
+@pytest.mark.parametrize("cache_dtype", ["f32", "f16", "int8"])
 def test_verify_finds_one_bit(
     name: str, cache_dtype: str, tiny_model: Loader, monkeypatch: pytest.MonkeyPatch
 ) -> None:

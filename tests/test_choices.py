@@ -50,7 +50,7 @@ def test_load_keeps_its_signature() -> None:
     [
         ({"backend": "gpu"}, "backend 'gpu' is not one of auto, numpy, numba"),
         ({"dtype": "int3"}, "dtype 'int3' is not one of auto, f32, bf16, f16, int8"),
-        ({"cache_dtype": None}, "cache dtype None is not one of auto, f32, f16"),
+        ({"cache_dtype": None}, "cache dtype None is not one of auto, f32, f16, int8"),
         ({"prefill": ["fast"]}, r"prefill \['fast'\] is not one of exact, fast, stepwise"),
         ({"threads": 0}, "threads must be a whole number from 1 to 1024, not 0"),
         ({"mmap": "no"}, "mmap must be True, False or None, not 'no'"),

@@ -31,6 +31,7 @@ from kvgen.engine.fast.layout import (
     ROWS,
     Activation,
     HeadCache,
+    Int8Head,
     Matrix,
     Packed,
     Queries,
@@ -42,6 +43,7 @@ from kvgen.engine.fast.layout import (
 from kvgen.engine.fast.probe import stored_ones
 from kvgen.engine.fast.tables import KERNEL_TYPES
 from kvgen.engine.fast.target import MULTIPLIES_BYTES, MULTIPLIES_PAIRS
+from kvgen.engine.int8_rows import to_int8
 from kvgen.engine.reference import ops
 from kvgen.engine.tensors import Dense, Int8, Tensor, quantize
 from kvgen.errors import NonFiniteError, UsageError
@@ -154,7 +156,7 @@ def test_a_tile_is_a_product_of_matrices(n_rows: int, pitch: int, dtype: DTypeNa
 
 
 @pytest.mark.parametrize("rounded", [False, True])
-@pytest.mark.parametrize("cache_type", [np.float32, np.float16])
+@pytest.mark.parametrize("cache_type", [np.float32, np.float16, np.int8])
 @pytest.mark.parametrize("D", [4, 20, 64, 80])
 @pytest.mark.parametrize(
     ("n_rows", "length"), [(1, 1), (2, 63), (3, 65), (4, 300), (5, 700), (6, 64)]
@@ -167,14 +169,22 @@ def test_attention_by_segments_is_attention(
     random = np.random.RandomState(length + D)
     pitch, blocks = row_pitch(D), -(-length // 64)
     q = random.randn(n_rows, D).astype(np.float32)
-    keys = random.randn(length, D).astype(cache_type)
-    values = random.randn(length, D).astype(cache_type)
-    k = np.full((blocks * 64, D), np.nan, cache_type)  # what lies behind the end is never used
+    keys = random.randn(length, D).astype(np.float32)
+    values = random.randn(length, D).astype(np.float32)
+    scales = [np.full(blocks * 64, np.nan, np.float32) for _ in range(2)]
+    if cache_type is np.int8:
+        (keys, scales[0][:length]), (values, scales[1][:length]) = to_int8(keys), to_int8(values)
+    # What lies behind the end is never used.
+    behind = 99 if cache_type is np.int8 else np.nan
+    k = np.full((blocks * 64, D), behind, cache_type)
     k[:length] = keys
-    k = k.reshape(blocks, 64, D).swapaxes(1, 2)
-    v = np.full((blocks * 64, pitch), np.nan, cache_type)
+    v = np.full((blocks * 64, pitch), behind, cache_type)
     v[:length], v[:length, D:] = np.pad(values, ((0, 0), (0, pitch - D))), 0
-    seen_as = np.int16 if cache_type is np.float16 else np.float32
+    keys, values = (rows[:length, :D].astype(np.float32) for rows in (k, v))
+    if cache_type is np.int8:
+        keys, values = keys * scales[0][:length, None], values * scales[1][:length, None]
+    k = k.reshape(blocks, 64, D).swapaxes(1, 2)
+    seen_as = np.int16 if cache_type is np.float16 else cache_type
     firsts = np.array([max(0, length // 3 - row) for row in range(6)])
     ends = np.array([max(1, length - row) for row in range(6)])
     firsts = np.minimum(firsts, ends - 1)
@@ -189,9 +199,10 @@ def test_attention_by_segments_is_attention(
         reads=np.zeros(2, np.int64),
     )
     queries.q[: n_rows * D] = q.ravel()
-    head = HeadCache(
-        np.ascontiguousarray(k).view(seen_as).ravel(), v.view(seen_as).ravel(), D, pitch
-    )
+    stored = np.ascontiguousarray(k).view(seen_as).ravel(), v.view(seen_as).ravel()
+    head = HeadCache(*stored, D, pitch)
+    if cache_type is np.int8:
+        head = Int8Head(*stored, *scales, D, pitch)
     positions = Range(int(firsts[:n_rows].min()), int(ends[:n_rows].max()))
     if rounded:
         words = [(blocks * 64) * ((D + 1) // 2), blocks * 32 * pitch, 6 * D, 6 * 128]
@@ -205,8 +216,8 @@ def test_attention_by_segments_is_attention(
     assert set(queries.reads) == {int((ends - firsts)[:n_rows].sum())}  # of K, and of V
     for row in range(n_rows):
         seen = slice(firsts[row], ends[row])
-        weights = formula.softmax(q[row] @ keys[seen].astype(np.float32).T)
-        expected = weights @ values[seen].astype(np.float32)
+        weights = formula.softmax(q[row] @ keys[seen].T)
+        expected = weights @ values[seen]
         got = queries.out.reshape(6, pitch)[row, :D] / queries.totals[row]
         # bfloat16 has 8 bits: scores are wrong by 2^-8 of |q| |k|, values by 2^-9.
         wrong = 2**-8 * np.linalg.norm(q[row]) * 3 if rounded else 2e-5
@@ -539,9 +550,10 @@ def test_what_does_not_fit_into_float16_is_named(n_ids: int, tmp_path: Path) -> 
     ).all()
 
 
-def test_the_reference_keeps_float32(tiny_model: Loader) -> None:
+@pytest.mark.parametrize("cache_dtype", ["f16", "int8"])
+def test_the_reference_keeps_float32(cache_dtype: str, tiny_model: Loader) -> None:
     with pytest.raises(UsageError, match="numpy backend keeps its KV cache in f32"):
-        tiny_model("llama_gqa", backend="numpy", cache_dtype="f16")
+        tiny_model("llama_gqa", backend="numpy", cache_dtype=cache_dtype)
 
 
 def test_auto_is_float32_where_weights_are(tiny_model: Loader) -> None:

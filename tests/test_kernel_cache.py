@@ -72,7 +72,7 @@ def test_another_process_takes_the_kernels_of_this_one(
 
 
 @pytest.mark.parametrize("prefill", ["exact", "fast"])
-@pytest.mark.parametrize("cache_dtype", ["f32", "f16"])
+@pytest.mark.parametrize("cache_dtype", ["f32", "f16", "int8"])
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f16", "int8"])
 def test_kept_kernels_give_the_same_bits(
     dtype: DTypeName,

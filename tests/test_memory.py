@@ -9,6 +9,7 @@ import pytest
 
 import kvgen
 from kvgen.engine import memory
+from kvgen.engine.cache import KeyValueCache
 from kvgen.engine.cgroups import memory_left
 from kvgen.engine.memory import free_bytes
 from kvgen.engine.trace import Capture
@@ -168,17 +169,19 @@ def test_widened_weights_need_what_they_take(
 
 @pytest.mark.parametrize("name", ["mistral", "gpt2", "gemma2"])
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("cache_dtype", ["f32", "f16"])
+@pytest.mark.parametrize("cache_dtype", ["f32", "f16", "int8"])
 def test_a_session_needs_its_cache_and_what_it_records(
     name: str, backend: str, cache_dtype: str, tiny_model: Loader, set_free: SetFree
 ) -> None:
-    if backend == "numpy" and cache_dtype == "f16":
+    if backend == "numpy" and cache_dtype != "f32":
         pytest.skip("this backend has f32 alone")
     engine = tiny_model(name, backend=backend, cache_dtype=cache_dtype).engine
     session = Session(engine, len(IDS))
     session.feed(IDS)
-    need = session.cache.nbytes
-    allocated = session.cache.k.nbytes + session.cache.v.nbytes  # type: ignore[attr-defined]
+    need, cache = session.cache.nbytes, session.cache
+    assert isinstance(cache, KeyValueCache)
+    arrays = (cache.k, cache.v, cache.k_scales, cache.v_scales)
+    allocated = sum(array.nbytes for array in arrays if array is not None)
     assert need == allocated if backend == "numpy" else need <= allocated
     set_free(need)
     Session(engine, len(IDS))

@@ -71,7 +71,8 @@ def test_every_model_goes_on_as_without_the_file(
 
 
 @pytest.mark.parametrize(
-    ("backend", "cache_dtype"), [("numpy", "f32"), ("numba", "f32"), ("numba", "f16")]
+    ("backend", "cache_dtype"),
+    [("numpy", "f32"), ("numba", "f32"), ("numba", "f16"), ("numba", "int8")],
 )
 def test_stepwise_runs_agree_to_the_bit(
     backend: str, cache_dtype: str, tiny_model: Loader, tmp_path: Path
@@ -81,8 +82,7 @@ def test_stepwise_runs_agree_to_the_bit(
     prompt = [*saved(model, file), 7, 8]
     prompt_cache.load(file, model, reusing, prompt)
     for layer in range(model.config.n_layers):
-        for kind in ("keys", "values"):
-            rows = getattr(reusing.cache, kind)(layer)
+        for kind, rows in reusing.cache.stored_rows(layer).items():
             np.testing.assert_array_equal(load_file(file)[f"{kind}.{layer}"], rows)
     reusing.rewind_to_prompt(prompt)
     np.testing.assert_array_equal(reusing.feed([7, 8]), whole.feed(prompt))
@@ -167,6 +167,7 @@ def model(tiny_model: Loader) -> Model:
         ({"model": "0"}, UsageError, "was written for another model"),
         ({"dtype": "bf16"}, UsageError, "--dtype bf16, and this run has f32: add --dtype bf16"),
         ({"cache_dtype": "f16"}, UsageError, "was written with --cache-dtype f16"),
+        ({"cache_dtype": "int8"}, UsageError, "was written with --cache-dtype int8"),
         ({"prefill": "fast"}, UsageError, "was written with --prefill fast"),
         ({"frequencies_from": "7"}, CheckpointError, "frequencies_from is 7"),
         ({"frequencies_from": "x"}, CheckpointError, "is not a whole prompt cache"),

@@ -225,7 +225,7 @@ def make_run(work: Workload, dtype: DTypeName = "f32") -> Run:
     return Run(
         workload=work, dtype=dtype, cache_dtype="f32", backend="numba", threads=1, prefill="exact",
         weight_bytes=10**6, calibration=SPEED, calibrations=(SPEED,) * 2,
-        cost=ModelCost(config=CONFIG, weight_bytes=10**6, cache_item_bytes=4),
+        cost=ModelCost(config=CONFIG, weight_bytes=10**6, cache_dtype="f32"),
         arms=tuple(
             Arm(
                 name=name, prefill_seconds=(0.5,), step_seconds=((seconds,) * 3,),

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
+from kvgen.choices import CacheDTypeName
 from kvgen.engine.calibration import Calibration, median_seconds
 from kvgen.engine.config import ModelConfig
 from kvgen.engine.contract import Engine
-from kvgen.engine.tensors import CACHE_ITEM_BYTES
 from kvgen.session import Session
 
 _SHORT_PREFILL = 96
@@ -36,7 +36,7 @@ class ModelCost:
 
     config: ModelConfig
     weight_bytes: int  # of all matrices
-    cache_item_bytes: int
+    cache_dtype: CacheDTypeName
 
     def visible(self, start: int, n_positions: int) -> int:
         """Pairs of a query and a key that it sees, over all layers, for positions from `start`."""
@@ -71,7 +71,7 @@ class ModelCost:
         for layer in range(config.n_layers):
             window = config.window(layer) or config.max_context
             rows += min(start + n_positions, n_positions - 1 + window)
-        return 2 * config.n_kv_heads * config.head_dim * self.cache_item_bytes * rows
+        return config.kv_bytes_per_position(self.cache_dtype) // config.n_layers * rows
 
     def bytes_read(self, start: int, n_positions: int) -> int:
         """Bytes of weights, keys and values that a forward pass must read at least once."""
@@ -107,7 +107,7 @@ def cost_of(engine: Engine) -> ModelCost:
     return ModelCost(
         config=engine.config,
         weight_bytes=engine.weight_bytes,
-        cache_item_bytes=CACHE_ITEM_BYTES[engine.cache_dtype],
+        cache_dtype=engine.cache_dtype,
     )
 
 

@@ -9,22 +9,22 @@ cache, where old queries are made again, and of attention without its causal mas
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from kvgen.attention.what_if import EditingEngine
 from kvgen.bench.plan import MOST_POSITIONS
-from kvgen.choices import Backend
+from kvgen.choices import Backend, RowKind
 from kvgen.engine.cache import Held, KeyValueCache
 from kvgen.engine.contract import Engine
 from kvgen.engine.edits import Edit
 from kvgen.engine.tensors import FloatArray
 from kvgen.session import Session
 
-RowKind = Literal["k", "v", "q"]
 # A random row is as large as the layer's rows are. One that changes nothing is tried in these sizes
 # and signs too: a key must draw some attention to be seen, a value must outweigh a small weight.
 _FACTORS: dict[RowKind, tuple[int, ...]] = {
@@ -117,14 +117,10 @@ def change_kept_rows(
     def with_rows(layer: int, position: int, rows: dict[RowKind, FloatArray]) -> FloatArray:
         """The step's logits with these rows of one position replaced."""
         session.rewind(before)
-        places = {kind: cache.row(kind, layer, position) for kind in rows}
-        kept = {kind: place.copy() for kind, place in places.items()}
-        for kind, row in rows.items():
-            places[kind][:] = row
-        logits = session.feed(ids[before:])
-        for kind, row in kept.items():
-            places[kind][:] = row
-        return logits
+        with ExitStack() as stack:
+            for kind, row in rows.items():
+                stack.enter_context(cache.with_row(kind, layer, position, row))
+            return session.feed(ids[before:])
 
     def random_row(kind: RowKind) -> FloatArray:
         shape = cache.row(kind, 0, 0).shape

@@ -221,12 +221,11 @@ def _report(run: _Run, sampler: Sampler, *, as_text: bool, quiet: bool, verbose:
     """The end of a run: the JSON object, or the timing block on stderr."""
     from kvgen.engine.calibration import known_calibration
     from kvgen.engine.machine import peak_rss_bytes
-    from kvgen.engine.tensors import CACHE_ITEM_BYTES
     from kvgen.render.timing import RunTimings, fewer_threads, timing_block
 
     model, pieces = run.model, run.pieces
     positions = len(run.prompt_ids) + max(len(pieces) - 1, 0)
-    position_bytes = CACHE_ITEM_BYTES[model.engine.cache_dtype] * model.config.kv_floats_per_token
+    position_bytes = model.config.kv_bytes_per_position(model.engine.cache_dtype)
     changes = tuple(
         (len(run.prompt_ids) + step, piece.positions - 1)
         for step, piece in enumerate(pieces[1:])

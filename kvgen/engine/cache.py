@@ -5,19 +5,21 @@ On demand it keeps the queries as well, which no inference engine needs: to show
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from kvgen.choices import CacheDTypeName
+from kvgen.choices import CacheDTypeName, RowKind
 from kvgen.engine.config import ModelConfig
+from kvgen.engine.int8_rows import from_int8, hadamard, to_int8
 from kvgen.engine.rope import length_dependent, rope_tables, same_frequencies_from
-from kvgen.engine.tensors import CACHE_ITEM_BYTES, Array, FloatArray, aligned_zeros
+from kvgen.engine.tensors import Array, FloatArray, aligned_zeros
 from kvgen.errors import KvgenError, UsageError
 
-_TYPES: dict[CacheDTypeName, type] = {"f32": np.float32, "f16": np.float16}
+_TYPES: dict[CacheDTypeName, type] = {"f32": np.float32, "f16": np.float16, "int8": np.int8}
 
 
 class RowsRead(NamedTuple):
@@ -62,9 +64,12 @@ class KeyValueCache:
     one position are plain rows, as the reference reads them; in blocks of many, neighbouring
     numbers are the same feature of neighbouring positions. With `queries` the cache keeps these as
     well, in float32 [L, H, S, D]: engines write a pass's queries into it and take them out of it
-    again for attention, as they do with keys and values. The cache also holds the ids of its
-    positions and the tables of rotary positions: where these depend on the length of the sequence
-    (`kvgen.engine.rope`), `prepare` gives the ids back, to be run again with the right ones.
+    again for attention, as they do with keys and values. In int8 (`kvgen.engine.int8_rows`) each
+    row has a scale, in arrays [L, G, S] of their own, and keys are rotated.
+
+    The cache also holds the ids of its positions and the tables of rotary positions: where these
+    depend on the length of the sequence (`kvgen.engine.rope`), `prepare` gives the ids back, to be
+    run again with the right ones.
     """
 
     def __init__(
@@ -83,12 +88,18 @@ class KeyValueCache:
             )
         heads, D = (config.n_layers, config.n_kv_heads), config.head_dim
         n_blocks = -(-capacity // block)
-        self._bytes_per_position = CACHE_ITEM_BYTES[dtype] * config.kv_floats_per_token
+        self._bytes_per_position = config.kv_bytes_per_position(dtype)
         if queries:
             self._bytes_per_position += 4 * config.n_layers * config.n_heads * D
         try:
             self.k: Array = aligned_zeros((*heads, n_blocks, D, block), _TYPES[dtype])
             self.v: Array = aligned_zeros((*heads, n_blocks * block, pitch or D), _TYPES[dtype])
+            of_rows = (*heads, n_blocks * block)
+            self.k_scales: FloatArray | None = None
+            self.v_scales: FloatArray | None = None
+            if dtype == "int8":
+                self.k_scales = aligned_zeros(of_rows, np.float32)
+                self.v_scales = aligned_zeros(of_rows, np.float32)
             of_queries = (config.n_layers, config.n_heads, n_blocks * block, D)
             self.q: FloatArray | None = aligned_zeros(of_queries, np.float32) if queries else None
         except MemoryError:
@@ -162,22 +173,31 @@ class KeyValueCache:
 
     def keys(self, layer: int) -> FloatArray:
         """The keys of a layer [S, G, D]: a view of float32 rows, else a copy."""
-        k: FloatArray = self.rows("k", layer).astype(np.float32, copy=False)
-        return k
+        stored = self.stored_rows(layer)
+        if "key_scales" in stored:
+            return hadamard(from_int8(stored["keys"], stored["key_scales"]))
+        return stored["keys"].astype(np.float32, copy=False)
 
     def values(self, layer: int) -> FloatArray:
         """The values of a layer [S, G, D]: a view where they are kept as float32, else a copy."""
-        v: FloatArray = self.rows("v", layer).astype(np.float32, copy=False)
-        return v
+        stored = self.stored_rows(layer)
+        if "value_scales" in stored:
+            return from_int8(stored["values"], stored["value_scales"])
+        return stored["values"].astype(np.float32, copy=False)
 
-    def rows(self, kind: Literal["k", "v"], layer: int) -> Array:
-        """All kept rows of a layer [S, G, D] in the type of the cache: a view where it can be."""
-        if kind == "v":
-            return self.v[layer, :, : self.length, : self.k.shape[3]].swapaxes(0, 1)
-        blocks = self.k[layer]  # [G, blocks, D, block]
-        rows = blocks.transpose(1, 3, 0, 2).reshape(-1, blocks.shape[0], blocks.shape[2])
-        kept: Array = rows[: self.length]
-        return kept
+    def stored_rows(self, layer: int) -> dict[str, Array]:
+        """All rows of a layer as they are kept: `keys` and `values` [S, G, D], views if possible.
+
+        In int8 also `key_scales` and `value_scales` [S, G].
+        """
+        S, blocks = self.length, self.k[layer]  # [G, blocks, D, block]
+        G, _, D, _ = blocks.shape
+        keys = blocks.transpose(1, 3, 0, 2).reshape(-1, G, D)
+        stored = {"keys": keys[:S], "values": self.v[layer, :, :S, :D].swapaxes(0, 1)}
+        if self.k_scales is not None and self.v_scales is not None:
+            stored["key_scales"] = self.k_scales[layer, :, :S].swapaxes(0, 1)
+            stored["value_scales"] = self.v_scales[layer, :, :S].swapaxes(0, 1)
+        return stored
 
     @property
     def frequencies_from(self) -> int:
@@ -188,9 +208,9 @@ class KeyValueCache:
         return self._frequencies_from
 
     def restore(
-        self, ids: Sequence[int], layers: Iterable[tuple[Array, Array]], *, frequencies_from: int
+        self, ids: Sequence[int], layers: Iterable[Mapping[str, Array]], *, frequencies_from: int
     ) -> None:
-        """Hold these positions instead: for each layer K and V as `rows` gave them, [S, G, D].
+        """Hold these positions instead: for each layer what `stored_rows` gave.
 
         Raises UsageError where the cache keeps queries, which nobody has.
         """
@@ -198,24 +218,58 @@ class KeyValueCache:
             raise UsageError("a cache that keeps queries cannot take in keys and values alone")
         assert len(ids) <= self.capacity
         self.clear()
-        position, block = np.arange(len(ids)), self.k.shape[4]
-        for layer, (k, v) in enumerate(layers):
-            self.k[layer][:, position // block, :, position % block] = k
-            self.v[layer, :, : len(ids), : self.k.shape[3]] = v.swapaxes(0, 1)
+        S, position, block = len(ids), np.arange(len(ids)), self.k.shape[4]
+        for layer, stored in enumerate(layers):
+            self.k[layer][:, position // block, :, position % block] = stored["keys"]
+            self.v[layer, :, :S, : self.k.shape[3]] = stored["values"].swapaxes(0, 1)
+            if self.k_scales is not None and self.v_scales is not None:
+                self.k_scales[layer, :, :S] = stored["key_scales"].T
+                self.v_scales[layer, :, :S] = stored["value_scales"].T
         if frequencies_from != self._frequencies_from:
             self.rope = rope_tables(self._config, self._capacity, frequencies_from)
             self._frequencies_from = frequencies_from
         self._ids = list(ids)
 
-    def row(self, kind: Literal["k", "v", "q"], layer: int, position: int) -> Array:
-        """One kept row [G, D], of Q [H, D]: a view, to be looked at or changed."""
+    def row(self, kind: RowKind, layer: int, position: int) -> FloatArray:
+        """One kept row [G, D], of Q [H, D], in float32: a copy."""
+        numbers, *scales = self._places(kind, layer, position)
+        if not scales:
+            return numbers.astype(np.float32)
+        row = from_int8(numbers, scales[0])
+        return hadamard(row) if kind == "k" else row
+
+    def replace_row(self, kind: RowKind, layer: int, position: int, row: FloatArray) -> None:
+        """Keep another row [G, D], of Q [H, D], in place of this one."""
+        places = self._places(kind, layer, position)
+        of_int8 = len(places) > 1
+        stored = to_int8(hadamard(row) if kind == "k" else row) if of_int8 else (row,)
+        for place, numbers in zip(places, stored, strict=True):
+            place[:] = numbers
+
+    @contextmanager
+    def with_row(self, kind: RowKind, layer: int, position: int, row: FloatArray) -> Iterator[None]:
+        """Keep another row for a while; afterwards the one before is back, to the bit."""
+        places = self._places(kind, layer, position)
+        before = [place.copy() for place in places]
+        self.replace_row(kind, layer, position, row)
+        try:
+            yield
+        finally:
+            for place, numbers in zip(places, before, strict=True):
+                place[:] = numbers
+
+    def _places(self, kind: RowKind, layer: int, position: int) -> list[Array]:
+        """Where the numbers of a row are kept, and in int8 its scales [G]: views."""
+        if kind == "q":
+            assert self.q is not None
+            return [self.q[layer, :, position]]
         if kind == "k":
             block = self.k.shape[4]
-            return self.k[layer, :, position // block, :, position % block]
-        if kind == "v":
-            return self.v[layer, :, position, : self.k.shape[3]]
-        assert self.q is not None
-        return self.q[layer, :, position]
+            numbers = self.k[layer, :, position // block, :, position % block]
+        else:
+            numbers = self.v[layer, :, position, : self.k.shape[3]]
+        scales = self.k_scales if kind == "k" else self.v_scales
+        return [numbers] if scales is None else [numbers, scales[layer, :, position]]
 
     def write(self, layer: int, k: FloatArray, v: FloatArray) -> None:
         """Put rows [T, G, D] of one layer behind the last position, which stays where it is."""

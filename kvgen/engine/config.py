@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from kvgen.choices import CacheDTypeName
 from kvgen.errors import CheckpointError
 
 NormKind = Literal["layer", "rms"]
@@ -17,6 +18,7 @@ MlpKind = Literal["plain", "gated"]
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 QkNorm = Literal["head", "whole"]
+_CACHE_ITEM_BYTES: dict[CacheDTypeName, int] = {"f32": 4, "f16": 2, "int8": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +168,11 @@ class ModelConfig:
     def kv_floats_per_token(self) -> int:
         """Numbers that the KV cache keeps for one position: K and V of every layer."""
         return 2 * self.n_layers * self.n_kv_heads * self.head_dim
+
+    def kv_bytes_per_position(self, dtype: CacheDTypeName) -> int:
+        """Bytes of these numbers; a row of int8 has a scale in float32 besides."""
+        rows = 2 * self.n_layers * self.n_kv_heads
+        return _CACHE_ITEM_BYTES[dtype] * self.kv_floats_per_token + 4 * rows * (dtype == "int8")
 
     @property
     def layer_weights(self) -> int:

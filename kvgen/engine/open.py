@@ -42,7 +42,7 @@ def open_engine(
                 raise
             reason = str(error) or type(error).__name__
             on_note(one_line(f"running on the numpy backend, which is slower: {reason}"))
-    if cache_dtype == "f16":
+    if cache_dtype in ("f16", "int8"):
         raise UsageError("the numpy backend keeps its KV cache in f32: leave out --cache-dtype")
     if prefill == "fast":
         raise UsageError(

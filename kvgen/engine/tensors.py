@@ -22,7 +22,6 @@ NUMPY_TYPES: dict[DTypeName, np.dtype[Any]] = {
     "bf16": np.dtype(ml_dtypes.bfloat16),
 }
 _NAMES = {kind: name for name, kind in NUMPY_TYPES.items()}
-CACHE_ITEM_BYTES: dict[CacheDTypeName, int] = {"f32": 4, "f16": 2}
 
 
 def usual_cache_dtype(dtype: DTypeName) -> CacheDTypeName:

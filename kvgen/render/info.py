@@ -12,7 +12,7 @@ from rich.text import Text
 
 import kvgen
 from kvgen.engine.config import RopeConfig
-from kvgen.engine.tensors import CACHE_ITEM_BYTES, usual_cache_dtype
+from kvgen.engine.tensors import usual_cache_dtype
 from kvgen.facts import ModelFacts
 from kvgen.render.canvas import Canvas, token_label
 from kvgen.render.numbers import size
@@ -203,16 +203,16 @@ def _weights(facts: ModelFacts) -> list[str]:
 
 def _kv_bytes(facts: ModelFacts) -> int:
     """Bytes that the cache takes for one position."""
-    return CACHE_ITEM_BYTES[usual_cache_dtype(facts.dtype)] * facts.config.kv_floats_per_token
+    return facts.config.kv_bytes_per_position(usual_cache_dtype(facts.dtype))
 
 
 def _kv_cache(facts: ModelFacts) -> list[str]:
     config = facts.config
     per_token, dtype = _kv_bytes(facts), usual_cache_dtype(facts.dtype)
+    n_bytes = per_token // config.kv_floats_per_token
     return [
         f"{size(per_token)} a token = 2 (K and V) x {config.n_layers} layers x "
-        f"{config.n_kv_heads} kv heads x {config.head_dim} x {CACHE_ITEM_BYTES[dtype]} bytes "
-        f"({dtype})",
+        f"{config.n_kv_heads} kv heads x {config.head_dim} x {n_bytes} bytes ({dtype})",
         f"{size(per_token * config.max_context)} at the whole context",
     ]
 

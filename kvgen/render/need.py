@@ -9,8 +9,9 @@ from typing import NamedTuple, get_args
 import numpy as np
 from rich.text import Text
 
-from kvgen.bench.interventions import Intervention, LaterToken, Recomputed, RowKind
+from kvgen.bench.interventions import Intervention, LaterToken, Recomputed
 from kvgen.bench.report import BenchReport
+from kvgen.choices import RowKind
 from kvgen.render.canvas import Canvas, draw_level
 from kvgen.render.layout import flow
 

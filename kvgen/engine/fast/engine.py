@@ -164,6 +164,9 @@ class FastEngine:
         row[layout.KEYS] = cache.k.ctypes.data
         row[layout.VALUES] = cache.v.ctypes.data
         row[layout.CAPACITY] = cache.v.shape[2]
+        if cache.k_scales is not None and cache.v_scales is not None:
+            row[layout.KEY_SCALES] = cache.k_scales.ctypes.data
+            row[layout.VALUE_SCALES] = cache.v_scales.ctypes.data
         row[[layout.N_TABLES, layout.N_POSITIONS, layout.N_ANGLES]] = cache.rope.cos.shape
         row[layout.COS] = cache.rope.cos.ctypes.data
         row[layout.SIN] = cache.rope.sin.ctypes.data

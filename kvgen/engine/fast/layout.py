@@ -49,18 +49,16 @@ NO_QK_NORM, EACH_HEAD, WHOLE = range(3)  # the numbers that a norm of q and k co
 ) = range(8)  # fmt: skip
 NONE, LAST, ALL = range(3)  # which logits a request wants
 # What kernels know of a sequence: addresses and sizes of its keys and values, of its tables of
-# angles, of the captured q, z and states, and of the kept queries (see `KeyValueCache`), with the
-# layer and positions of those that are held, that is, stay as they are; and of the memory for one
-# layer's keys and values rounded (see rounded_attention.py).
+# angles, of the captured q, z and states, of the kept queries with the layer and positions of those
+# that are held (`KeyValueCache`), of one layer's rounded rows, and of the scales of int8 rows.
 (
     KEYS, VALUES, CAPACITY, COS, SIN, N_TABLES, N_POSITIONS, N_ANGLES, CAPTURED_Q, CAPTURED_Z,
     CAPTURED_STATES, CAPTURE_CAPACITY, QUERIES, HELD_LAYER, HELD_BEGIN, HELD_END,
-    ROUNDED_KEYS, ROUNDED_VALUES, N_SEQUENCE,
-) = range(19)  # fmt: skip
+    ROUNDED_KEYS, ROUNDED_VALUES, KEY_SCALES, VALUE_SCALES, N_SEQUENCE,
+) = range(21)  # fmt: skip
 # Which rows are counted when they are read: see `kvgen.engine.cache.RowsRead`.
 READ_K, READ_V, READ_Q, READ_OLD_Q, N_READS = range(5)
-# Offsets in the array that the threads of a team share, far enough apart for a line of the CPU's
-# cache each.
+# Offsets in the array that the threads of a team share, a line of the CPU's cache apart.
 (
     ARRIVED,  # threads that have reached a barrier, of all requests together
     FIRST_ARRIVAL,  # how many had when this request began
@@ -215,6 +213,17 @@ class HeadCache(NamedTuple):
 
     keys: npt.NDArray[Any]  # [capacity / BLOCK, D, BLOCK]
     values: npt.NDArray[Any]  # [capacity, pitch]
+    head_dim: int
+    pitch: int
+
+
+class Int8Head(NamedTuple):
+    """Keys and values of one key/value head of a layer in int8: see `kvgen.engine.int8_rows`."""
+
+    keys: npt.NDArray[np.int8]  # [capacity / BLOCK, D, BLOCK], rotated
+    values: npt.NDArray[np.int8]  # [capacity, pitch]
+    key_scales: FloatArray  # [capacity]
+    value_scales: FloatArray  # [capacity]
     head_dim: int
     pitch: int
 

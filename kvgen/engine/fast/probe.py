@@ -17,6 +17,7 @@ from kvgen.engine.fast.layout import (
     ROWS,
     FloatArray,
     HeadCache,
+    Int8Head,
     IntArray,
     Matrix,
     Own,
@@ -26,7 +27,7 @@ from kvgen.engine.fast.layout import (
 from kvgen.engine.fast.tables import KERNEL_TYPES, STREAMED_BYTES, own_of
 from kvgen.engine.fast.team import Team
 from kvgen.engine.fast.team_loop import TeamLoop
-from kvgen.engine.tensors import Array
+from kvgen.engine.tensors import Array, aligned_zeros
 
 NOTHING, READ, MULTIPLY, ATTEND = range(4)
 _LARGEST_BYTES = 128 * 2**20  # far beyond the CPU's own memory
@@ -44,7 +45,7 @@ class Probe(NamedTuple):
     x: FloatArray  # [width]
     y: FloatArray  # [rows]
     tokens: Rows  # [width, CHUNK]
-    head: HeadCache
+    head: HeadCache | Int8Head
     own: Own
 
 
@@ -72,12 +73,12 @@ def measure(
         streamed=n_bytes > STREAMED_BYTES,
     )
     pitch = row_pitch(config.head_dim)
-    head = HeadCache(
-        keys=np.zeros(KEYS * config.head_dim, KERNEL_TYPES[cache_dtype]),
-        values=np.zeros(KEYS * pitch, KERNEL_TYPES[cache_dtype]),
-        head_dim=config.head_dim,
-        pitch=pitch,
-    )
+    sizes = KEYS * config.head_dim, KEYS * pitch
+    keys, values = (aligned_zeros(size, KERNEL_TYPES[cache_dtype]) for size in sizes)
+    head: HeadCache | Int8Head = HeadCache(keys, values, config.head_dim, pitch)
+    if cache_dtype == "int8":
+        scales = np.zeros(KEYS, np.float32)
+        head = Int8Head(keys, values, scales, scales, config.head_dim, pitch)
     probe = Probe(
         what=np.array([NOTHING], np.int64),
         n_rows=n_rows,

@@ -13,6 +13,7 @@ from numba.extending import overload
 
 from kvgen.engine.fast.compiler import kernel, noinline
 from kvgen.engine.fast.kernels.elementwise import soft_cap
+from kvgen.engine.fast.kernels.int8_rows import scale_scores, scale_weights
 from kvgen.engine.fast.kernels.products import tile
 from kvgen.engine.fast.kernels.rounded import add_rounded, score_rounded
 from kvgen.engine.fast.kernels.simd import (
@@ -30,7 +31,7 @@ from kvgen.engine.fast.kernels.simd import (
     where_less,
     zeros,
 )
-from kvgen.engine.fast.layout import BLOCK, LANES, SEGMENT, HeadCache, Range, Rows
+from kvgen.engine.fast.layout import BLOCK, LANES, SEGMENT, HeadCache, Int8Head, Range, Rows
 
 LOWEST = np.float32(-1e30)
 
@@ -173,6 +174,13 @@ def _score_block(n_rows, queries, head, block, scores):
         return lambda n_rows, queries, head, block, scores: score_exactly(
             n_rows, queries, head, block, scores
         )
+    if head.instance_class is Int8Head:
+
+        def of_int8(n_rows, queries, head, block, scores):
+            score_exactly(n_rows, queries, head, block, scores)
+            scale_scores(n_rows, scores, head.key_scales, block)
+
+        return of_int8
     return lambda n_rows, queries, head, block, scores: score_rounded(head, block, scores)
 
 
@@ -187,6 +195,13 @@ def _add_values(n_rows, queries, head, begin, end):
         return lambda n_rows, queries, head, begin, end: add_exactly(
             n_rows, queries, head, begin, end
         )
+    if head.instance_class is Int8Head:
+
+        def of_int8(n_rows, queries, head, begin, end):
+            scale_weights(n_rows, queries.scores, head.value_scales, begin, end)
+            add_exactly(n_rows, queries, head, begin, end)
+
+        return of_int8
     return lambda n_rows, queries, head, begin, end: add_rounded(n_rows, queries, head, begin, end)
 
 

@@ -6,9 +6,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import carray
+from numba import carray, types
+from numba.extending import overload
 
 from kvgen.engine.fast.compiler import kernel, noinline
+from kvgen.engine.fast.kernels.int8_rows import (
+    store_int8_keys,
+    store_int8_row,
+    store_int8_values,
+)
 from kvgen.engine.fast.kernels.simd import (
     greatest_of,
     load,
@@ -30,6 +36,7 @@ from kvgen.engine.fast.layout import (
     HELD_BEGIN,
     HELD_END,
     HELD_LAYER,
+    KEY_SCALES,
     KEYS,
     LANES,
     N_ANGLES,
@@ -42,22 +49,56 @@ from kvgen.engine.fast.layout import (
     ROUNDED_KEYS,
     ROUNDED_VALUES,
     SIN,
+    VALUE_SCALES,
     VALUES,
     HeadCache,
+    Int8Head,
     RoundedHead,
 )
 
 
 @kernel
-def head_cache(request, shape, layer, group):
-    """The keys and values of one key/value head of a layer."""
+def stored_rows(request, shape, head):
+    """The stored keys and values of one key/value head, counted over all layers."""
     D, pitch, capacity = shape.head_dim, shape.pitch, request.sequence[CAPACITY]
-    head, size = layer * shape.n_kv_heads + group, request.like.itemsize
+    size = request.like.itemsize
     keys_at = request.sequence[KEYS] + head * capacity * D * size
     values_at = request.sequence[VALUES] + head * capacity * pitch * size
     keys = carray(as_pointer(keys_at), (capacity * D,), request.like.dtype)
     values = carray(as_pointer(values_at), (capacity * pitch,), request.like.dtype)
-    return HeadCache(keys, values, D, pitch)
+    return keys, values
+
+
+@kernel
+def stored_scales(address, request, head):
+    """The scales of the rows of one key/value head, of keys or of values by their address."""
+    capacity = request.sequence[CAPACITY]
+    return carray(as_pointer(address + 4 * head * capacity), (capacity,), np.float32)
+
+
+def head_cache(request, shape, layer, group):
+    """The keys and values of one key/value head of a layer."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(head_cache)
+def _head_cache(request, shape, layer, group):
+    if request.types[request.fields.index("like")].dtype == types.int8:
+
+        def of_int8(request, shape, layer, group):
+            head, sequence = layer * shape.n_kv_heads + group, request.sequence
+            keys, values = stored_rows(request, shape, head)
+            key_scales = stored_scales(sequence[KEY_SCALES], request, head)
+            value_scales = stored_scales(sequence[VALUE_SCALES], request, head)
+            return Int8Head(keys, values, key_scales, value_scales, shape.head_dim, shape.pitch)
+
+        return of_int8
+
+    def of_floats(request, shape, layer, group):
+        keys, values = stored_rows(request, shape, layer * shape.n_kv_heads + group)
+        return HeadCache(keys, values, shape.head_dim, shape.pitch)
+
+    return of_floats
 
 
 @kernel
@@ -140,8 +181,8 @@ def read_query(kept, position, request, reads, q, start, D):
 
 
 @kernel
-def store_key_and_value(k, v, start, head, position):
-    """Append one head's k and v, both at `start`; returns whether they fit the cache's type."""
+def store_float_row(k, v, start, head, position):
+    """Append one head's k and v as floats; returns whether they fit the cache's type."""
     noinline()
     D, keys, values = head.head_dim, head.keys, head.values
     key_start = position // BLOCK * BLOCK * D + position % BLOCK
@@ -153,6 +194,26 @@ def store_key_and_value(k, v, start, head, position):
         store_one(keys, key_start + i * BLOCK, key)
         store_one(values, value_start + i, value)
     return keys.itemsize == 4 or not largest > F16_LARGEST
+
+
+def store_key_and_value(k, v, start, head, position):
+    """Append one head's k and v, both at `start`; returns whether they fit the cache's type.
+
+    Afterwards k may have changed.
+    """
+    raise NotImplementedError("compiled code only")
+
+
+@overload(store_key_and_value)
+def _store_key_and_value(k, v, start, head, position):
+    if head.instance_class is HeadCache:
+        return lambda k, v, start, head, position: store_float_row(k, v, start, head, position)
+
+    def as_int8(k, v, start, head, position):
+        store_int8_row(k, v, start, head, position)
+        return True
+
+    return as_int8
 
 
 @kernel
@@ -198,9 +259,28 @@ def store_values(v, head, start, n_tokens, row):
     return greatest_of(peak)
 
 
-@kernel
 def store_keys_and_values(k, v, head, start, n_tokens, row):
-    """Append one head's k and v [D, tokens] from position `start` on; returns whether all fit."""
-    keys = store_keys(k, head, start, n_tokens)
-    values = store_values(v, head, start, n_tokens, row)
-    return head.keys.itemsize == 4 or not max(keys, values) > F16_LARGEST
+    """Append one head's k and v [D, tokens] from position `start` on; returns whether all fit.
+
+    Afterwards k may have changed.
+    """
+    raise NotImplementedError("compiled code only")
+
+
+@overload(store_keys_and_values)
+def _store_keys_and_values(k, v, head, start, n_tokens, row):
+    if head.instance_class is HeadCache:
+
+        def as_floats(k, v, head, start, n_tokens, row):
+            keys = store_keys(k, head, start, n_tokens)
+            values = store_values(v, head, start, n_tokens, row)
+            return head.keys.itemsize == 4 or not max(keys, values) > F16_LARGEST
+
+        return as_floats
+
+    def as_int8(k, v, head, start, n_tokens, row):
+        store_int8_keys(k, head, start, n_tokens, row)
+        store_int8_values(v, head, start, n_tokens, row)
+        return True
+
+    return as_int8

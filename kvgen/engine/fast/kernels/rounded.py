@@ -15,6 +15,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from kvgen.engine.fast.compiler import kernel, noinline
+from kvgen.engine.fast.kernels.int8_rows import load_keys, load_value
 from kvgen.engine.fast.kernels.packed import store_pair
 from kvgen.engine.fast.kernels.products import tile
 from kvgen.engine.fast.kernels.simd import load, zeros
@@ -54,14 +55,18 @@ def round_block(head, begin, end, rounded):
     for i in range(n_words):
         source, target = begin * D + 2 * i * BLOCK, begin * n_words + i * BLOCK
         for t in range(0, BLOCK, LANES):
-            low = load(head.keys, source + t)
-            high = load(head.keys, source + BLOCK + t) if 2 * i + 1 < D else zeros()
+            low, high = load_keys(head, source + t, begin + t), zeros()
+            if 2 * i + 1 < D:
+                high = load_keys(head, source + BLOCK + t, begin + t)
             store_pair(rounded.keys, target + t, low, high)
     for position in range(begin, begin + BLOCK, 2):
         for i in range(0, pitch, LANES):
             offset = position * pitch + i
-            low = load(head.values, offset) if position < end else zeros()
-            high = load(head.values, offset + pitch) if position + 1 < end else zeros()
+            low, high = zeros(), zeros()
+            if position < end:
+                low = load_value(head, offset, position)
+            if position + 1 < end:
+                high = load_value(head, offset + pitch, position + 1)
             store_pair(rounded.values, position // 2 * pitch + i, low, high)
 
 

@@ -85,7 +85,7 @@ def prefetch(_: Any, array: Any, offset: Any) -> Any:
 
 @intrinsic
 def store(_: Any, array: Any, offset: Any, vector: Any) -> Any:
-    """Store sixteen numbers as float32, or rounded as int16 (bits of f16)."""
+    """Store sixteen numbers as float32, or rounded as int16 (bits of f16) or int8."""
     kind = array.dtype
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -93,6 +93,10 @@ def store(_: Any, array: Any, offset: Any, vector: Any) -> Any:
         value = arguments[2]
         if kind == types.float32:
             builder.store(value, builder.bitcast(pointer, FLOATS.as_pointer()), align=4)
+        elif kind == types.int8:
+            whole = _call(builder, "llvm.rint", value)
+            small = builder.trunc(builder.fptosi(whole, WORDS), BYTES)
+            builder.store(small, builder.bitcast(pointer, BYTES.as_pointer()), align=1)
         elif converts_halves(context):
             halves = builder.fptrunc(value, HALVES)
             builder.store(halves, builder.bitcast(pointer, HALVES.as_pointer()), align=2)
