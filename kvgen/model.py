@@ -98,7 +98,10 @@ class Model:
         """
         template = find_template(self.folder)
         if template is None:
-            raise CheckpointError(f"{self.folder}: has no chat template; its prompts go in raw")
+            raise CheckpointError(
+                f"{self.folder}: has no chat template: leave out --chat and --system, or use an "
+                "instruct model, such as -m HuggingFaceTB/SmolLM2-135M-Instruct"
+            )
         return render(template, messages, tokens=self.require_tokenizer().named)
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:

@@ -549,7 +549,7 @@ def test_bench_fits_a_small_context_and_needs_no_tokenizer(
         (["-p", "1000", "-n", "100"], "exceed the context of 1024"),
         (["some text", "-p", "5"], "leave them out, or leave out the text"),
         (["--out", "no/such/folder.json"], "there is no folder no/such"),
-        (["--out", "."], "'.' is not the name of a file"),
+        (["--out", "."], ".: is a folder: name a file"),
         (["-n", "0", "--no-cache"], "--no-cache compares decode steps"),
         (["--no-baseline"], "--no-baseline leaves out the cached arm"),
         (["-p", "5,x"], "'x' is not a valid integer"),

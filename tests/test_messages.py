@@ -79,6 +79,38 @@ def test_a_missing_extra_is_told_with_its_command_before_a_model_is_loaded(
         assert_fails(inside(*line, "-m", "no/such/model/at/all"), 2, "pip install 'kvgen[plot]'")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["-m", "MODEL/none"], 3, "MODEL/none: there is no such model folder: check the name"),
+        (["-m", "MODEL.gguf"], 4, "MODEL.gguf: is a file of a format that kvgen does not read; "
+         "name the folder that holds config.json and model.safetensors"),
+        (["-m", "MODEL"], 4, "MODEL: part-2.safetensors is missing; the download may be"),
+        (["--chat"], 4, "storyteller: has no chat template: leave out --chat and --system, or use"),
+        (["--temprature", "1"], 2, "No such option '--temprature'. (Did you mean one of: '--temp'"),
+        (["--top-p", "90"], 2, "'--top-p': 90.0 is not in the range 0<x<=1"),
+        (["-n", "5000"], 2, "new ones exceed the context of 1024: at most 1022 new tokens fit"),
+        (["-f", "MODEL.gguf"], 2, "give the prompt once: as PROMPT or by one option"),
+        (["--stop", ""], 2, "a stop text must not be empty"),
+        (["--prompt-cache", "MODEL"], 2, "MODEL: is a folder: name a file"),
+        (["--prompt-cache", "MODEL.gguf"], 4, "is not a whole prompt cache"),
+    ],
+)  # fmt: skip
+def test_common_mistakes_are_told_with_what_to_do(
+    arguments: list[str], code: int, message: str, tmp_path: Path
+) -> None:
+    """MODEL is a folder without its second shard; MODEL.gguf a file."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(20))
+    weights = {"a": "part-2.safetensors"}
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weights}))
+    given, message = (
+        [word.replace("MODEL", str(model)) for word in words] for words in (arguments, [message])
+    )
+    assert_fails(inside("generate", "hi", *given), code, message[0])
+
+
 # --- where results go -------------------------------------------------------------------------
 
 

@@ -334,7 +334,7 @@ def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
     use = ("generate", STORY, "-n", "1", "-q", "--prompt-cache")
     both = "--prompt-cache and --no-cache exclude each other: leave one out"
     assert_fails(inside(*use, str(file), "--no-cache"), 2, both)
-    assert_fails(inside(*use, str(tmp_path)), 2, "is not the name of a file")
+    assert_fails(inside(*use, str(tmp_path)), 2, ": is a folder: name a file")
     assert_fails(inside(*use, str(tmp_path / "no" / "file")), 2, "there is no folder")
     assert inside(*use, str(file)).returncode == 0
     assert_fails(inside(*use, str(file), "--prefill", "stepwise"), 2, "this run has stepwise")

@@ -85,7 +85,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     try:
         if not folder.is_dir():
-            raise CheckpointError(f"{folder}: is a file; name the folder that holds config.json")
+            unread = " of a format that kvgen does not read" if folder.suffix == ".gguf" else ""
+            raise CheckpointError(
+                f"{folder}: is a file{unread}; name the folder that holds config.json and "
+                "model.safetensors"
+            )
         tensors, metadata = _map_all(folder)
         return Checkpoint(
             folder=folder,

@@ -61,7 +61,7 @@ def locate(
             )
         return folder
     if isinstance(name, Path) or not _NAME.fullmatch(name):
-        raise ModelNotFoundError(f"{folder}: there is no such model folder")
+        raise ModelNotFoundError(f"{folder}: there is no such model folder: check the name")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the client's, of a system without links and the like
         return _Repository(name, revision).fetch(
@@ -171,8 +171,8 @@ class _Repository:
             )
         if isinstance(error, errors.OfflineModeIsEnabled):
             return ModelNotFoundError(
-                f"{self.label}: there is no such folder, it is not (wholly) in the cache, and "
-                "HF_HUB_OFFLINE is set"
+                f"{self.label}: there is no such folder, and the Hub's cache does not hold all of "
+                "the model: check the name, or unset HF_HUB_OFFLINE to download it"
             )
         if isinstance(error, OSError) and error.errno is not None:  # on this side of the connection
             if error.errno in _FULL:

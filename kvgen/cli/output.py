@@ -162,8 +162,10 @@ def destination(value: str, *, formats: Sequence[str], endings: Sequence[str]) -
 def check_writable(path: str) -> None:
     """Raise UsageError for a path that could not be written, before the work for it is done."""
     target = Path(path).resolve()
-    if target.is_dir() or not path:
-        raise UsageError(f"{path!r} is not the name of a file")
+    if not path:
+        raise UsageError("'' is not the name of a file")
+    if target.is_dir():
+        raise UsageError(f"{path}: is a folder: name a file")
     if not target.parent.is_dir():
         raise UsageError(f"{path}: there is no folder {Path(path).parent}")
     if not os.access(target if target.exists() else target.parent, os.W_OK):
