@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # as typing has it, which loads slowly: Ctrl-C would find nobody to catch it
 if TYPE_CHECKING:
     from kvgen.errors import KvgenError
     from kvgen.loading import load as load

@@ -1,10 +1,9 @@
 """`python -m kvgen` is the command `kvgen`."""
 
 import sys
-from typing import NoReturn
 
 
-def main() -> NoReturn:
+def main() -> None:
     """Run the command line; Ctrl-C counts from the very beginning."""
     try:
         from kvgen.cli import main as command_line

@@ -815,6 +815,17 @@ def test_a_signal_while_kernels_compile_is_not_lost(
     assert message.count(b"\n") == 1 and b"Traceback" not in message
 
 
+def test_nothing_loads_before_ctrl_c_is_caught() -> None:
+    program = (
+        f"import sys; sys.path.insert(0, {str(Path(kvgen_package.__file__).parents[1])!r}); "
+        "import importlib; before = set(sys.modules); import kvgen.__main__; "
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    command = [sys.executable, "-S", "-c", program]
+    run = subprocess.run(command, capture_output=True, check=True)
+    assert run.stdout.split() == [b"__future__", b"kvgen", b"kvgen.__main__"], run.stdout
+
+
 def test_on_a_terminal_the_text_ends_with_a_line_end() -> None:
     controller, terminal = pty.openpty()
     try:
