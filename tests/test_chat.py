@@ -408,7 +408,7 @@ def test_a_system_message_that_is_not_utf8_is_refused(folder: Path) -> None:
 
 def test_a_chat_without_a_template_is_refused() -> None:
     for flags in (["--chat"], ["--system", "x"]):
-        assert_fails(inside(*generate("Hi", *flags)), 4, "has no chat template; its prompts go in")
+        assert_fails(inside(*generate("Hi", *flags)), 4, "has no chat template: leave out --chat")
 
 
 @pytest.mark.parametrize(

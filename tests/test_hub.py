@@ -342,7 +342,7 @@ def test_a_new_commit_brings_the_files_that_changed(hub: Hub, again: Client, fil
 
 
 def test_offline_and_not_in_the_cache_is_said_so(hub: Hub, client: Client) -> None:
-    assert_fails(client.info(HF_HUB_OFFLINE="1"), 3, "and HF_HUB_OFFLINE is set")
+    assert_fails(client.info(HF_HUB_OFFLINE="1"), 3, "or unset HF_HUB_OFFLINE to download it")
     assert hub.log == []
 
 
