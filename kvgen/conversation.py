@@ -146,9 +146,7 @@ class Conversation:
         )
         text = None
         try:
-            for piece in pieces_of(
-                self._counted(steps), stream, stop_ids=model.stop_ids, most=most
-            ):
+            for piece in pieces_of(self._counted(steps), stream, most=most):
                 text = (text or "") + piece.text
                 yield piece
         finally:

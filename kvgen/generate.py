@@ -20,6 +20,7 @@ from kvgen.sampling import likeliest_tokens, log_probability
 from kvgen.session import Session
 
 MOST_NEW_TOKENS = 128  # of a run whose length nobody says
+MOST_CONSTRAINED_TOKENS = 8192  # and whose text has to match a constraint
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +32,27 @@ class Step:
     seconds: float  # the forward passes and the choice of the token
     positions: int  # positions run through the model for it, those run again included
     top: tuple[tuple[int, float], ...] = ()  # the likeliest ids, each with its log-probability
+    ends: bool = False  # it is a stop id, or nothing can follow it
+    whole: bool | None = None  # the text so far matches its constraint; None: there is none
+    constraint_seconds: float = 0.0  # of `seconds`, the part for the constraint
 
 
 class ChooseToken(Protocol):
     """What `generate` asks of a sampler: logits [V] and the ids so far to a token id."""
 
     def __call__(self, logits: FloatArray, history: Sequence[int]) -> int: ...
+
+
+class Restriction(Protocol):
+    """What `generate` asks of a constraint: see `kvgen.text.constraint.ConstraintRun`."""
+
+    seconds: float  # taken so far
+    complete: bool  # nothing can follow
+    whole: bool  # the text so far matches
+
+    def mask(self, logits: FloatArray) -> FloatArray: ...
+
+    def take(self, token: int) -> None: ...
 
 
 def positions_fed(n_prompt: int, max_new_tokens: int) -> int:
@@ -48,9 +64,13 @@ def positions_fed(n_prompt: int, max_new_tokens: int) -> int:
     return n_prompt + max(max_new_tokens - 1, 0)
 
 
-def usual_new_tokens(config: ModelConfig, n_prompt: int) -> int:
-    """How many new tokens a run makes at most where nobody says: as many as fit, up to 128."""
-    return max(0, min(MOST_NEW_TOKENS, config.max_context - n_prompt + 1))
+def usual_new_tokens(config: ModelConfig, n_prompt: int, *, constrained: bool = False) -> int:
+    """How many new tokens a run makes at most where nobody says: as many as fit, up to 128.
+
+    Up to 8192 with a constraint, whose text is of no use when it is cut.
+    """
+    most = MOST_CONSTRAINED_TOKENS if constrained else MOST_NEW_TOKENS
+    return max(0, min(most, config.max_context - n_prompt + 1))
 
 
 def check_lengths(config: ModelConfig, n_prompt: int, max_new_tokens: int) -> None:
@@ -80,14 +100,17 @@ def generate(
     stop_ids: Collection[int] = (),
     reuse_cache: bool = True,
     n_likeliest: int = 0,
+    constraint: Restriction | None = None,
 ) -> Iterator[Step]:
     """Continue the prompt token by token; a stop id is yielded and ends the run.
 
     The first step is the prefill, each later one a decode step; with `max_new_tokens` = 0 the
-    prefill runs and nothing is yielded. `Step.top` holds the `n_likeliest` tokens. The session is
-    rewound first (`Session.rewind_to_prompt`), and left holding every position that was fed.
-    Raises UsageError where the run would exceed the context and NonFiniteError where the model
-    yields NaN or infinity.
+    prefill runs and nothing is yielded. `Step.top` holds the `n_likeliest` tokens. With a
+    constraint the sampler chooses from what it allows, and the run ends where nothing can follow;
+    log-probabilities stay those of all tokens. The session is rewound first
+    (`Session.rewind_to_prompt`), and left holding every position that was fed. Raises UsageError
+    where the run would exceed the context and NonFiniteError where the model yields NaN or
+    infinity.
     """
     check_lengths(session.engine.config, len(prompt_ids), max_new_tokens)
     ids = list(prompt_ids)
@@ -104,11 +127,19 @@ def generate(
         session.require_finite(logits)
         if step == max_new_tokens:  # none was asked for
             return
-        token = sampler(logits, ids)
+        before = 0.0 if constraint is None else constraint.seconds
+        token = sampler(logits if constraint is None else constraint.mask(logits), ids)
+        if constraint is not None:
+            constraint.take(token)
         ids.append(token)
         seconds = time.perf_counter() - began
         top = likeliest_tokens(logits, n_likeliest) if n_likeliest else ()
-        yield Step(token, log_probability(logits, token), seconds, session.positions_run, top)
-        if token in stop_ids:
+        ends = token in stop_ids or (constraint is not None and constraint.complete)
+        yield Step(
+            token, log_probability(logits, token), seconds, session.positions_run, top, ends,
+            None if constraint is None else constraint.whole,
+            0.0 if constraint is None else constraint.seconds - before,
+        )  # fmt: skip
+        if ends:
             return
         fed = ids[-1:] if reuse_cache else ids

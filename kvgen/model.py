@@ -23,6 +23,7 @@ from kvgen.sampling import Sampler, SamplingOptions, check_logprobs
 from kvgen.session import Session
 from kvgen.source import Source
 from kvgen.text.chat import Message, find_template, has_template, render
+from kvgen.text.constraint import Constraint, make_constraint
 from kvgen.text.tokenizer import Tokenizer, find_tokenizer, missing_tokenizer
 
 if TYPE_CHECKING:  # they import what draws, which generating does not need
@@ -157,6 +158,10 @@ class Model:
         stops = self.stop_ids if options.ignore_eos else ()
         return Sampler(options, n_tokens=n_tokens, seed=seed, stop_ids=stops)
 
+    def constraint(self, **grammar: Any) -> Constraint:
+        """A `json_schema`, `regex` or `grammar` for `generate`: see `make_constraint`."""
+        return make_constraint(self.require_tokenizer(), **grammar)
+
     def logits(self, ids: Sequence[int], *, cache: bool = True) -> FloatArray:
         """Every position's logits, float32 [T, V].
 
@@ -188,6 +193,7 @@ class Model:
         stop: str | Sequence[str] = (),
         cache: bool = True,
         logprobs: int = 0,
+        constraint: Constraint | None = None,
         session: Session | None = None,
         **options: Any,
     ) -> Iterator[Piece]:
@@ -198,12 +204,14 @@ class Model:
         is greedy. The run ends at a stop id of the checkpoint, before the first `stop` text, or
         after `max_new_tokens` (None: 128, or as many as fit the context). A ready `sampler` takes
         the place of these and `seed`. With `logprobs` a record's `top` holds that many likeliest
-        tokens: (id, log-probability). A given `session` can be looked at between the records.
+        tokens: (id, log-probability). With a `constraint` the text matches it; where
+        `max_new_tokens` (None: 8192) or `stop` cuts it before, the last record is not `whole`. A
+        given `session` can be looked at between the records.
         """
         ids = self._ids_of(prompt)
         sampler = sampler or self.sampler(self.recommendation.chosen(sampling, options), seed=seed)
         if max_new_tokens is None:
-            max_new_tokens = usual_new_tokens(self.config, len(ids))
+            max_new_tokens = usual_new_tokens(self.config, len(ids), constrained=bool(constraint))
         check_lengths(self.config, len(ids), max_new_tokens)
         steps = generate(
             session or Session(self.engine, positions_fed(len(ids), max_new_tokens)),
@@ -213,10 +221,11 @@ class Model:
             stop_ids=self.stop_ids,
             reuse_cache=cache,
             n_likeliest=check_logprobs(logprobs),
+            constraint=None if constraint is None else constraint.start(self.stop_ids),
         )
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         stream = None if self.tokenizer is None else self.tokenizer.stream(ids, stops=stops)
-        return pieces_of(steps, stream, stop_ids=self.stop_ids, most=max_new_tokens)
+        return pieces_of(steps, stream, most=max_new_tokens)
 
     def patch(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,11 +27,11 @@ class Piece:
     positions: int  # positions run through the model for it, those run again included
     finish_reason: FinishReason | None
     top: tuple[tuple[int, float], ...] = ()  # as in Step
+    whole: bool | None = None  # the text so far matches its constraint; None: there is none
+    constraint_seconds: float = 0.0  # of `seconds`, the part for the constraint
 
 
-def pieces_of(
-    steps: Iterator[Step], stream: TextStream | None, *, stop_ids: Collection[int], most: int
-) -> Iterator[Piece]:
+def pieces_of(steps: Iterator[Step], stream: TextStream | None, *, most: int) -> Iterator[Piece]:
     """The steps of a run of at most so many tokens, as text; the last one says why it ends.
 
     Without a stream, as for a model without a tokenizer, texts are empty.
@@ -39,12 +39,18 @@ def pieces_of(
     for count, step in enumerate(steps, start=1):
         text = stream.push(step.token) if stream is not None else ""
         reason: FinishReason | None = None
-        if step.token in stop_ids or (stream is not None and stream.stopped):
+        stopped = stream is not None and stream.stopped
+        if step.ends or stopped:
             reason = "stop"
         elif count == most:
             reason = "length"
         if reason is not None and stream is not None:
             text += stream.finish()
-        yield Piece(step.token, text, step.logprob, step.seconds, step.positions, reason, step.top)
+        stopped = stream is not None and stream.stopped
+        yield Piece(
+            step.token, text, step.logprob, step.seconds, step.positions, reason, step.top,
+            step.whole and not stopped,  # a stop text has cut off the end
+            step.constraint_seconds,
+        )  # fmt: skip
         if reason is not None:
             return

@@ -2,6 +2,7 @@
 
 The filters are in `kvgen.filters`. The chain, in the order of llama.cpp:
 
+0. with a constraint, only the tokens that may follow (`kvgen.text.constraint`)
 1. logit bias; `ignore_eos` is a bias of -inf for the ids that end a text
 2. penalties: repetition, then frequency and presence, of the last `repeat_last_n` tokens
 3. top-k
@@ -200,7 +201,9 @@ class Sampler:
         if self._bias:
             logits = add_bias(logits, self._bias)
             if logits.max() == REMOVED:
-                raise UsageError("logit-bias and ignore-eos ban every token: leave one to choose")
+                raise UsageError(
+                    "logit-bias and ignore-eos ban every token that may follow: leave one to choose"
+                )
         if options.penalizes:
             logits = self._penalized(logits, history)
         if options.temperature == 0:

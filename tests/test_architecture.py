@@ -138,6 +138,7 @@ HOMES = {
     "huggingface_hub": {"checkpoint.hub"},
     "jinja2": {"text"},
     "tokenizers": {"text"},
+    "llguidance": {"text"},
     "rich": {"render", "cli"},
     "click": {"cli"},
     "matplotlib": {"render"},

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import json
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from kvgen.cli.command import PromptCommand
+from kvgen.cli.generate_run import GenerateRun, collect, report
 from kvgen.cli.options import ModelFlags, cache_option, load_model, model_options
-from kvgen.cli.output import Prose, note, write_text
+from kvgen.cli.output import note
 from kvgen.cli.progress import counting
 from kvgen.cli.prompt import PromptFlags, encode_prompt, prompt_options, read_prompt
 from kvgen.cli.prompt_cache_option import (
@@ -23,21 +20,17 @@ from kvgen.cli.prompt_cache_option import (
     prompt_cache_option,
 )
 from kvgen.cli.sampling_options import SamplingFlags, choose_sampling, sampling_options
+from kvgen.cli.structured_options import (
+    StructuredFlags,
+    require_whole,
+    structured_options,
+)
 from kvgen.cli.token_output import (
-    ProbabilityProse,
     TokenFlags,
-    logprob_entries,
     token_options,
-    write_json_line,
 )
 from kvgen.cli.watch import Watch
 from kvgen.errors import TerminatedError, UsageError
-
-if TYPE_CHECKING:
-    from kvgen.model import Model
-    from kvgen.piece import Piece
-    from kvgen.render.timing import RunTimings
-    from kvgen.sampling import Sampler
 
 
 @click.command(
@@ -77,6 +70,7 @@ Examples:
     help="Never choose a token that ends the text: go on to -n tokens.",
 )
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text. Repeatable.")
+@structured_options()
 @cache_option
 @prompt_cache_option
 @click.option(
@@ -96,6 +90,7 @@ def generate(
     sampling_flags: SamplingFlags,
     ignore_eos: bool,
     stop: tuple[str, ...],
+    structured_flags: StructuredFlags,
     use_cache: bool,
     prompt_cache: str | None,
     watch: str | None,
@@ -114,6 +109,7 @@ def generate(
     from kvgen.session import Session
 
     token_flags.check(as_json=as_json, watch=watch)
+    structured_flags.check(ignore_eos=ignore_eos)
     check_prompt_cache(prompt_cache, use_cache=use_cache)
     text = read_prompt(prompt_flags)
     model = load_model(model_flags, quiet=quiet, verbose=verbose)
@@ -121,13 +117,17 @@ def generate(
     if ignore_eos:
         sampling = replace(sampling, ignore_eos=True)
     sampler = model.sampler(sampling, seed=sampling_flags.seed)
+    constraint = structured_flags.build(model)
     if verbose:
-        note(f"sampling: {sampling.describe()}")
+        before = "" if constraint is None else f"{constraint.name} > "
+        note(f"sampling: {before}{sampling.describe()}")
     prompt = encode_prompt(model, text, prompt_flags, quiet=quiet)
     as_text = not (as_json or token_flags.as_jsonl)
-    run = _Run(model, prompt.ids, token_flags, use_cache=use_cache)
+    run = GenerateRun(model, prompt.ids, token_flags, use_cache=use_cache, constraint=constraint)
     if max_new_tokens is None:
-        max_new_tokens = usual_new_tokens(model.config, len(prompt.ids))
+        max_new_tokens = usual_new_tokens(
+            model.config, len(prompt.ids), constrained=constraint is not None
+        )
     check_lengths(model.config, len(prompt.ids), max_new_tokens)
     watched, n_positions = None, positions_fed(len(prompt.ids), max_new_tokens)
     if watch is not None:
@@ -153,6 +153,7 @@ def generate(
                 stop=stop,
                 cache=use_cache,
                 logprobs=token_flags.logprobs or 0,
+                constraint=constraint,
                 session=session,
             )
             first = next(pieces, None)
@@ -162,7 +163,7 @@ def generate(
         run.empty_seconds = time.perf_counter() - began
         pieces = itertools.chain([] if first is None else [first], pieces)
         if watched is not None:
-            _collect(run, watched.shown(pieces, prompt.ids))
+            collect(run, watched.shown(pieces, prompt.ids))
         for piece in pieces:
             run.pieces.append(piece)
             if not as_json:
@@ -170,137 +171,14 @@ def generate(
         run.finish_reason = run.pieces[-1].finish_reason if run.pieces else "length"
     except (KeyboardInterrupt, TerminatedError) as stopped:
         run.finish_reason = "interrupted"
-        _report(run, sampler, as_text=as_text, quiet=quiet, verbose=verbose)
+        report(run, sampler, as_text=as_text, quiet=quiet, verbose=verbose)
         raise click.exceptions.Exit(
             stopped.exit_code if isinstance(stopped, TerminatedError) else 130
         ) from None
     finally:
         run.prose.end()
-    _report(run, sampler, as_text=as_text, quiet=quiet, verbose=verbose)
+    report(run, sampler, as_text=as_text, quiet=quiet, verbose=verbose)
     if kept is not None:
         kept.update()
-
-
-class _Run:
-    """One generation: its pieces so far, and how it ended."""
-
-    def __init__(
-        self, model: Model, prompt_ids: list[int], flags: TokenFlags, *, use_cache: bool
-    ) -> None:
-        self.model = model
-        self.prompt_ids = prompt_ids
-        self.flags = flags
-        self.use_cache = use_cache
-        self.prose = ProbabilityProse() if flags.show_probs else Prose()
-        self.pieces: list[Piece] = []
-        self.finish_reason: str | None = None
-        self.reused: int | None = None  # positions of the prompt out of the prompt cache
-        self.empty_seconds = 0.0  # of the prefill where -n is 0
-
-    def show(self, piece: Piece) -> None:
-        """Print a new token as text, or as a line of JSON."""
-        if self.flags.as_jsonl:
-            with_top = self.flags.logprobs is not None
-            write_json_line(self.model, piece, with_top=with_top)
-        elif isinstance(self.prose, ProbabilityProse):
-            self.prose.write_piece(piece)
-        else:
-            self.prose.write(piece.text)
-
-
-def _collect(run: _Run, pieces: Iterator[Piece]) -> None:
-    """Take all pieces, and print their text after the live view has closed, however it ends."""
-    try:
-        for piece in pieces:
-            run.pieces.append(piece)
-    finally:
-        run.prose.write("".join(piece.text for piece in run.pieces))
-
-
-def _report(run: _Run, sampler: Sampler, *, as_text: bool, quiet: bool, verbose: bool) -> None:
-    """The end of a run: the JSON object, or the timing block on stderr."""
-    from kvgen.engine.calibration import known_calibration
-    from kvgen.engine.machine import peak_rss_bytes
-    from kvgen.render.timing import RunTimings, fewer_threads, timing_block
-
-    model, pieces = run.model, run.pieces
-    positions = len(run.prompt_ids) + max(len(pieces) - 1, 0)
-    position_bytes = model.config.kv_bytes_per_position(model.engine.cache_dtype)
-    changes = tuple(
-        (len(run.prompt_ids) + step, piece.positions - 1)
-        for step, piece in enumerate(pieces[1:])
-        if run.use_cache and piece.positions > 1
-    )
-    timings = RunTimings(
-        load_seconds=model.load_seconds,
-        compile_seconds=model.engine.compile_seconds,
-        prefill_tokens=len(run.prompt_ids) - (run.reused or 0),
-        reused=run.reused,
-        prefill_seconds=pieces[0].seconds if pieces else run.empty_seconds,
-        decode_seconds=tuple(piece.seconds for piece in pieces[1:]),
-        cache_on=run.use_cache,
-        positions=positions,
-        changes=changes,
-        cache_dtype=model.engine.cache_dtype,
-        cache_bytes=position_bytes * positions,
-        peak_rss_bytes=peak_rss_bytes(),
-        prefill=model.engine.prefill,
-        bytes_per_step=model.engine.weight_bytes
-        + position_bytes * (len(run.prompt_ids) + len(pieces) / 2),
-        bandwidth=known_calibration(model.engine).read_bytes_per_second
-        if verbose and run.use_cache and len(pieces) > 1 and not changes
-        else None,
-    )
-    if not as_text:
-        write_text(json.dumps(_as_json(run, sampler, timings)) + "\n")
-        return
-    run.prose.end()
-    if sys.stdout is not None and sys.stdout.isatty():
-        write_text("\n")
-    if quiet:
-        return
-    if isinstance(run.prose, ProbabilityProse):
-        run.prose.explain()
-    for line in timing_block(timings).splitlines():
-        note(line)
-    slowed = fewer_threads(model.engine.passes_by_threads, model.engine.threads)
-    if verbose and slowed:
-        note(slowed)
-    if sampler.options.temperature > 0:
-        note(f"sampled {sampler.options.describe()} · seed {sampler.seed}")
-    if run.finish_reason == "interrupted":
-        note("interrupted")
-
-
-def _as_json(run: _Run, sampler: Sampler, timings: RunTimings) -> dict[str, Any]:
-    import kvgen
-
-    asked = run.flags.logprobs is not None
-    return {
-        "text": "".join(piece.text for piece in run.pieces),
-        "ids": [piece.token for piece in run.pieces],
-        **({"logprobs": logprob_entries(run.model, run.pieces)} if asked else {}),
-        "prompt_ids": run.prompt_ids,
-        "finish_reason": run.finish_reason,
-        "seed": sampler.seed,
-        "model": run.model.name,
-        "dtype": run.model.engine.dtype,
-        "backend": run.model.engine.backend,
-        "threads": run.model.engine.threads,
-        "prefill": run.model.engine.prefill,
-        "cache": run.use_cache,
-        **({"prompt_cache": reuse} if (reuse := timings.reuse()) else {}),
-        "timings": {
-            "load_seconds": timings.load_seconds,
-            "compile_seconds": timings.compile_seconds,
-            "prefill_tokens": timings.prefill_tokens,
-            "prefill_seconds": timings.prefill_seconds,
-            "decode_steps": len(timings.decode_seconds),
-            "decode_seconds": sum(timings.decode_seconds),
-            "first_token_seconds": timings.prefill_seconds,
-            "positions_run": sum(piece.positions for piece in run.pieces) or timings.prefill_tokens,
-            "positions_run_again": sum(again for _, again in timings.changes),
-        },
-        "peak_rss_bytes": timings.peak_rss_bytes,
-        "version": kvgen.__version__,
-    }
+    context_full = n_positions == model.config.max_context
+    require_whole(constraint, run.pieces, context_full=context_full)

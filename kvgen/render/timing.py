@@ -34,6 +34,8 @@ class RunTimings:
     bandwidth: float | None = None  # bytes per second that the machine reads; None: not measured
     # Cached steps that changed the rotary frequencies: the position fed, and positions run again.
     changes: tuple[tuple[int, int], ...] = ()
+    constraint: str | None = None  # its kind, such as json-schema
+    constraint_seconds: float = 0.0  # of prefill and decode, the part for the constraint
     reused: int | None = None  # positions of the prompt out of a prompt cache; None: without one
 
     def reuse(self) -> dict[str, int]:
@@ -71,6 +73,12 @@ def timing_block(run: RunTimings) -> str:
                 f"memory  decode at {100 * read / run.bandwidth:.0f} % of this machine's memory "
                 f"bandwidth   ({read / 1e9:.1f} of {run.bandwidth / 1e9:.1f} GB/s)"
             )
+    if run.constraint is not None:
+        n_tokens, spent = n_steps + 1, run.constraint_seconds
+        lines.append(
+            f"{run.constraint.removeprefix('json-'):<7} {n_tokens:>4} tokens  "
+            f"{_duration(spent):>8}   ({1e3 * spent / n_tokens:.2f} ms/token; part of the above)"
+        )
     kept = f"{run.positions} positions · {run.cache_bytes / 2**20:.1f} MiB {run.cache_dtype}"
     state = (
         f"on · {kept}{_changed(run.changes)}"

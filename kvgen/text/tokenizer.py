@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,18 @@ class Tokenizer:
     def name(self, token: int) -> str:
         """The token's own spelling in the vocabulary, such as `<|endoftext|>`."""
         return self._tokenizer.id_to_token(token) or ""
+
+    @property
+    def special_ids(self) -> Collection[int]:
+        """Ids that are no text: `decode` leaves them out."""
+        return self._special.keys()
+
+    @cached_property
+    def table(self) -> Any:
+        """The tokens' bytes as `kvgen.text.constraint` looks them up, made once."""
+        from kvgen.text.constraint import build_table
+
+        return build_table([self.token_bytes(i) for i in range(self.n_tokens)], self.special_ids)
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """The text's ids, with the start token where tokenizer.json or its config adds one.
