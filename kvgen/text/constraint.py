@@ -116,10 +116,11 @@ class ConstraintRun:
         """
         began = time.perf_counter()
         allowed = self._allowed[: len(logits)]
-        if self._matcher.is_error():
-            raise self._failure("cannot go on")
-        if not allowed.any():
-            raise self._failure("allows no token of this model")
+        error = self._matcher.get_error()
+        if error.startswith("NoExtension") or not (error or allowed.any()):
+            raise self._failure("allows no token of this model", "")
+        if error:
+            raise self._failure("cannot go on", reason_of(error))
         masked = np.where(allowed, logits[: len(allowed)], np.float32(-np.inf))
         self.seconds += time.perf_counter() - began
         return masked
@@ -135,7 +136,7 @@ class ConstraintRun:
             return
         self._n_taken += 1
         if not self._matcher.consume_token(token):
-            raise self._failure("cannot go on")
+            raise self._failure("cannot go on", "the token is not allowed")
         self.whole = self._matcher.is_accepting()
         self.complete = self._matcher.is_stopped()
         if not self.complete:
@@ -156,11 +157,11 @@ class ConstraintRun:
         allowed[self._stops] = bits[n]
         return allowed, goes_on
 
-    def _failure(self, what: str) -> KvgenError:
-        reason = reason_of(self._matcher.get_error()) if self._matcher.is_error() else ""
-        kind = KvgenError if self._n_taken else UsageError
-        place = f"after {self._n_taken} tokens" if self._n_taken else "at the beginning"
-        return kind(f"{self._constraint.where}: {what} {place}" + (f": {reason}" if reason else ""))
+    def _failure(self, what: str, reason: str) -> KvgenError:
+        count = self._n_taken
+        place = f"after {count} token{'s' if count > 1 else ''}" if count else "at the beginning"
+        text = f"{self._constraint.where}: {what} {place}" + (f": {reason}" if reason else "")
+        return KvgenError(text) if count else UsageError(text)
 
 
 def make_constraint(

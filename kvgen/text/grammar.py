@@ -50,7 +50,7 @@ def reason_of(error: str) -> str:
     text = re.sub(r'^at 1\(8\): failed to (compile JSON schema|parse "%json"): ', "", text)
     text = re.sub(r"^(?:at )?(\d+)\((\d+)\): ", r"line \1, column \2: ", text)
     text = re.sub(r"\. Enable 'coerce_one_of'.*", ": use anyOf", text)
-    return text.replace("NoExtensionBias", "no text can match it").strip()
+    return text.strip()
 
 
 def _read_schema(source: Any, where: str) -> Any:
