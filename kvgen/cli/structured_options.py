@@ -31,7 +31,7 @@ class StructuredFlags(NamedTuple):
         given = [f"--{name.replace('_', '-')}" for name in self._given()]
         if ignore_eos:
             given.append("--ignore-eos")
-        if len(given) > 1 and given[:1] != ["--ignore-eos"]:
+        if len(given) > 1:
             raise UsageError(f"{given[0]} and {given[1]} exclude each other: leave one out")
 
     def build(self, model: Model) -> Constraint | None:
