@@ -119,6 +119,7 @@ def generate(
     else:
         session.rewind()
     fed = ids[session.cache.length :]
+    spent = 0.0  # seconds of the constraint, at earlier steps
     for step in range(max(max_new_tokens, 1)):
         began = time.perf_counter()
         if step and not reuse_cache:
@@ -127,7 +128,6 @@ def generate(
         session.require_finite(logits)
         if step == max_new_tokens:  # none was asked for
             return
-        before = 0.0 if constraint is None else constraint.seconds
         token = sampler(logits if constraint is None else constraint.mask(logits), ids)
         if constraint is not None:
             constraint.take(token)
@@ -138,8 +138,9 @@ def generate(
         yield Step(
             token, log_probability(logits, token), seconds, session.positions_run, top, ends,
             None if constraint is None else constraint.whole,
-            0.0 if constraint is None else constraint.seconds - before,
+            0.0 if constraint is None else constraint.seconds - spent,
         )  # fmt: skip
+        spent = 0.0 if constraint is None else constraint.seconds
         if ends:
             return
         fed = ids[-1:] if reuse_cache else ids

@@ -98,16 +98,17 @@ class ConstraintRun:
     ) -> None:
         from llguidance.numpy import allocate_token_bitmask
 
+        began = time.perf_counter()
         self._constraint = constraint
         self._matcher = matcher
         self._bits = allocate_token_bitmask(1, constraint.n_tokens + 1)
         self._stops = np.array(sorted(i for i in stop_ids if i < constraint.n_tokens), np.intp)
         self._stop_ids = frozenset(stop_ids)
         self._n_taken = 0
-        self.seconds = 0.0
         self.complete = False
         self.whole = matcher.is_accepting()
         self._allowed, _ = self._look()
+        self.seconds = time.perf_counter() - began
 
     def mask(self, logits: FloatArray) -> FloatArray:
         """The logits [V] with -inf for tokens that may not follow, cut to the tokenizer's ids.
