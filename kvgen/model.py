@@ -99,10 +99,8 @@ class Model:
         """
         template = find_template(self.folder)
         if template is None:
-            raise CheckpointError(
-                f"{self.folder}: has no chat template: leave out --chat and --system, or use an "
-                "instruct model, such as -m HuggingFaceTB/SmolLM2-135M-Instruct"
-            )
+            advice = "leave out --chat and --system, or use an instruct model"
+            raise CheckpointError(f"{self.folder}: has no chat template: {advice}")
         return render(template, messages, tokens=self.require_tokenizer().named)
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
@@ -204,9 +202,8 @@ class Model:
         is greedy. The run ends at a stop id of the checkpoint, before the first `stop` text, or
         after `max_new_tokens` (None: 128, or as many as fit the context). A ready `sampler` takes
         the place of these and `seed`. With `logprobs` a record's `top` holds that many likeliest
-        tokens: (id, log-probability). With a `constraint` the text matches it; where
-        `max_new_tokens` (None: 8192) or `stop` cuts it before, the last record is not `whole`. A
-        given `session` can be looked at between the records.
+        tokens: (id, log-probability). With a `constraint` the text matches it, or was cut and the
+        last record is not `whole`. A given `session` can be looked at between the records.
         """
         ids = self._ids_of(prompt)
         sampler = sampler or self.sampler(self.recommendation.chosen(sampling, options), seed=seed)

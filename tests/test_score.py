@@ -172,7 +172,9 @@ def view_of(score: Score) -> object:
 
 
 def scored(score: Score, dtype: str = "f32") -> ScoredModel:
-    return ScoredModel(score=score, dtype=dtype, cache_dtype="f32", weight_bytes=3 * 2**19)
+    return ScoredModel(
+        score=score, name=dtype, dtype=dtype, cache_dtype="f32", weight_bytes=3 * 2**19
+    )
 
 
 def drawn(view: object, width: int) -> str:
@@ -298,6 +300,18 @@ def test_types_are_compared_in_a_table_in_json_and_in_csv(story: str) -> None:
     assert float(rows[0]["logprob_f32"]) == pytest.approx(first["f32"])
 
 
+def test_types_of_the_cache_are_compared(story: str) -> None:
+    command = ["score", story, "--backend", "numba", "--compare-dtypes", "f32,f32+f16,f32+int8"]
+    content = json.loads(inside(*command, "--json").stdout)
+    assert content["reference"] == "f32"
+    assert [row["cache_dtype"] for row in content["dtypes"]] == ["f32", "f16", "int8"]
+    assert {row["dtype"] for row in content["dtypes"]} == {"f32"}
+    f32, f16, int8 = (row["mean_kl"] for row in content["dtypes"])
+    assert 0 == f32 < f16 < int8 < 1e-2
+    assert set(content["tokens"][0]["logprobs"]) == {"f32", "f32+f16", "f32+int8"}
+    assert b"logprob_f32+int8" in inside(*command, "--csv", "-q").stdout
+
+
 def test_a_rounded_prefill_is_named(story: str) -> None:
     run = inside("score", story, "--prefill", "fast", "--backend", "numba")
     assert run.returncode == 0, run.stderr
@@ -313,6 +327,9 @@ def test_a_rounded_prefill_is_named(story: str) -> None:
         (["--compare-dtypes", "f32"], "takes two types or more"),
         (["--compare-dtypes", "f32,bf16", "--dtype", "f32"], "leave out --dtype"),
         (["--compare-dtypes", "f32,int9"], "Did you mean 'int8'?"),
+        (["--compare-dtypes", "f32,f32+int9"], "Did you mean 'int8'?"),
+        (["--compare-dtypes", "f32,f32+bf16"], "'bf16' is not one of"),
+        (["--compare-dtypes", "f32,f32+int8", "--backend", "numpy"], "keeps its KV cache in f32"),
     ],
 )
 def test_options_that_do_not_fit_are_told_in_one_line(

@@ -6,11 +6,12 @@ import csv
 import io
 import json
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvgen.choices import DTypeName, names
+from kvgen.choices import CacheDTypeName, DTypeName, names
 from kvgen.cli.command import OneOf
 from kvgen.cli.options import ModelFlags, Several, load_models, model_options
 from kvgen.cli.output import make_canvas, note, show, write_text
@@ -23,6 +24,18 @@ if TYPE_CHECKING:
     from kvgen.render.score import ScoredModel, ScoredText
 
 _REFERENCE = "f32"  # of --compare-dtypes, where it is among them
+
+
+class _Widths(OneOf):
+    """A weight type, or weight type+cache type."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Both by their names."""
+        weights, plus, cache = str(value).partition("+")
+        weights = super().convert(weights, param, ctx)
+        if not plus:
+            return weights
+        return f"{weights}+{OneOf(names(CacheDTypeName)).convert(cache, param, ctx)}"
 
 
 @click.command(
@@ -56,9 +69,9 @@ Examples:
 )
 @click.option(
     "--compare-dtypes",
-    type=Several(OneOf(names(DTypeName))),
+    type=Several(_Widths(names(DTypeName))),
     help="Score with each of these weight types, and compare their predictions with those of f32, "
-    "or of the first where f32 is not among them.",
+    "or of the first where f32 is not among them. f32+int8 has f32 weights and an int8 cache.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: totals and tokens.")
 @click.option(
@@ -94,8 +107,8 @@ def score(
     from kvgen.scoring import positions_run, scores, sizes_for
 
     sizes = sizes_for(models[0].config, window=window, stride=stride)
-    dtypes = [model.engine.dtype for model in models]
-    reference = dtypes.index(_REFERENCE) if _REFERENCE in dtypes else 0
+    called: Sequence[str] = compare_dtypes or [model.engine.dtype for model in models]
+    reference = called.index(_REFERENCE) if _REFERENCE in called else 0
     total = len(models) * positions_run(len(ids), sizes)
     with counting("scoring", total, quiet=quiet) as advance:
         measured = scores(
@@ -104,11 +117,12 @@ def score(
     scored = [
         ScoredModel(
             score=one,
+            name=name,
             dtype=model.engine.dtype,
             cache_dtype=model.engine.cache_dtype,
             weight_bytes=model.weight_bytes,
         )
-        for model, one in zip(models, measured, strict=True)
+        for name, model, one in zip(called, models, measured, strict=True)
     ]
     what = ScoredText(
         model=models[0].name,
@@ -144,7 +158,12 @@ def _with_dtypes(flags: ModelFlags, dtypes: tuple[Any, ...] | None) -> ModelFlag
         raise UsageError("--compare-dtypes names the weight types: leave out --dtype")
     from dataclasses import replace
 
-    return flags._replace(ways=tuple(replace(flags.ways[0], dtype=dtype) for dtype in dtypes))
+    ways = []
+    for name in dtypes:
+        weights, _, cache = name.partition("+")
+        way = replace(flags.ways[0], dtype=weights)
+        ways.append(replace(way, cache_dtype=cache) if cache else way)
+    return flags._replace(ways=tuple(ways))
 
 
 def _engine(model: Model) -> str:
@@ -178,8 +197,8 @@ def _as_json(
     else:
         for row, one in zip(rows, scored, strict=True):
             row |= {"mean_kl": one.score.mean_kl, "same_choice": one.score.same_choice}
-        content |= {"reference": scored[reference].dtype, "dtypes": rows}
-        keys = [one.dtype for one in scored]
+        content |= {"reference": scored[reference].name, "dtypes": rows}
+        keys = [one.name for one in scored]
         named = [{"logprobs": dict(zip(keys, each, strict=True))} for each in by_token]
     content["tokens"] = [
         {"position": position, "id": token, "text": model.token_text(token)} | values
@@ -208,7 +227,7 @@ def _as_csv(model: Model, ids: list[int], scored: list[ScoredModel], *, several:
     """
     rows = io.StringIO()
     writer = csv.writer(rows, lineterminator="\n")
-    columns = [f"logprob_{one.dtype}" for one in scored] if several else ["logprob"]
+    columns = [f"logprob_{one.name}" for one in scored] if several else ["logprob"]
     writer.writerow(["position", "id", "text", *columns])
     numbers = zip(*(one.score.log_probabilities.tolist() for one in scored), strict=True)
     for position, (token, values) in enumerate(zip(ids[1:], numbers, strict=True), 1):

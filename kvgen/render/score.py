@@ -23,6 +23,7 @@ class ScoredModel:
     """A score with the model that made it."""
 
     score: Score
+    name: str  # the weight type, with +cache type where that was asked for
     dtype: str
     cache_dtype: str
     weight_bytes: int
@@ -69,9 +70,9 @@ def compared_view(
         }
         for number, one in enumerate(models)
     )
-    name = models[reference].dtype
+    name = models[reference].name
     words = (
-        f"mean KL: KL({name} || dtype) of the next token's probabilities, nats per token;",
+        f"mean KL: KL({name} || other) of the next token's probabilities, nats per token;",
         f"same choice: tokens where the most probable one is that of {name}",
     )
     return Group(_Flow((f"{text.model}:", text.engine)), _head(text), Text(), _Table(rows),
