@@ -64,10 +64,7 @@ def test_a_token_is_scored_by_the_first_window_that_reaches_it(
     np.testing.assert_allclose(got, by_hand(model, IDS, window, stride), atol=ROUNDING)
 
 
-def test_windows_without_overlap_are_the_measure_of_the_training_script(
-    tiny_model: Loader,
-) -> None:
-    """As `measured` of weights/train.py adds it up."""
+def test_totals_are_sums_over_windows_without_overlap(tiny_model: Loader) -> None:
     model, window, nats = tiny_model("llama_gqa", backend="numpy"), 16, 0.0
     for begin in range(0, len(IDS) - 1, window):
         targets = IDS[begin + 1 : begin + window + 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import re
 import sys
@@ -17,6 +18,7 @@ from click.testing import CliRunner
 
 import kvgen
 from kvgen.loading import default_model
+from tests.command import inside
 
 SCRIPT = Path(__file__).parents[1] / "weights" / "train.py"
 SENTENCE = "the old king had a daughter and she went into the wood to look for a golden bird"
@@ -72,12 +74,21 @@ def test_a_score_is_the_mean_surprise_by_byte(tmp_path: Path) -> None:
         logits = model.logits(ids[begin : begin + len(targets)]).astype(np.float64)
         for row, target in zip(logits, targets, strict=True):
             nats -= row[target] - math.log(np.exp(row).sum())
-    n_bytes = sum(len(text) + 1 for text in texts)
-    bits = nats / (len(ids) - 1) * len(ids) / n_bytes / math.log(2)
+    bits = nats / (sum(map(len, texts)) + 1) / math.log(2)  # an end counts as one byte
     said = call("score", str(tmp_path / "text.txt"), "--window", "8")
     per_byte, per_token = (float(part.split()[0]) for part in said.split(", "))
     assert per_byte == pytest.approx(bits, abs=2e-4)
     assert per_token == pytest.approx(nats / (len(ids) - 1), abs=2e-4)
+
+
+def test_one_document_scores_as_by_kvgen_score(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(f"The {SENTENCE}, and came to a house.\n")
+    said = call("score", str(text), "--window", "8")
+    result = inside("score", str(text), "--window", "8", "--stride", "8", "--json")
+    totals = json.loads(result.stdout)
+    expected = (totals["bits_per_byte"], totals["nats_per_token"])
+    assert said == "{:.4f} bits/byte, {:.4f} nats/token\n".format(*expected)
 
 
 def test_a_score_by_the_reference_implementation_is_the_same(tmp_path: Path) -> None:

@@ -483,19 +483,20 @@ def described(plan: Plan) -> dict[str, dict[str, Any]]:
     }
 
 
-def logits_by_transformers(folder: Path | str) -> Callable[[list[int]], np.ndarray]:
-    """What makes logits [T, V] of T ids, by the reference implementation in f32."""
+def score_by_transformers(folder: Path | str, ids: list[int], *, window: int) -> np.ndarray:
+    """What `Model.score` gives with stride = window, by the reference implementation in f32."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    from kvgen.scoring import Sizes
 
-    def logits(ids: list[int]) -> np.ndarray:
+    model, parts = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), []
+    for begin, first, end in Sizes(window, window).windows(len(ids)):
         with torch.no_grad():
-            of_all: np.ndarray = model(torch.tensor([ids])).logits[0].numpy()
-        return of_all
-
-    return logits
+            logits = model(torch.tensor([ids[begin:end]])).logits[0]
+        known = logits.double().log_softmax(-1)
+        parts.append(known[range(end - begin), ids[first : end + 1]].numpy())
+    return np.concatenate(parts)
 
 
 def measured(
@@ -509,26 +510,23 @@ def measured(
 ) -> tuple[float, float]:
     """Bits per byte and nats per token of the first tokens, by kvgen or by `transformers`.
 
-    Documents are joined and read in windows without overlap; every token but the first is
-    predicted. A document's end counts as one byte.
+    The measure of `kvgen score` in windows without overlap, of the documents joined as in training.
+    `<|endoftext|>` between two of them counts as one byte.
     """
     import kvgen
     from kvgen.loading import default_model
 
     model = kvgen.load(folder, **dtypes)
-    assert model.tokenizer is not None
-    logits_of: Callable[[list[int]], np.ndarray] = partial(model.logits, cache=False)
+    ids = [token for text in documents for token in model.encode(text)]
+    n_bytes = sum(len(text.encode()) + 1 for text in documents) - 1
+    bytes_per_token = n_bytes / (len(ids) - 1)  # the first token is not scored
+    ids = ids[:tokens]
     if reference:
-        logits_of = logits_by_transformers(folder or default_model())
-    ids = [token for text in documents for token in model.tokenizer.encode(text)]
-    bytes_per_token = sum(len(text.encode()) + 1 for text in documents) / len(ids)
-    ids, nats = ids[:tokens], 0.0
-    for begin in range(0, len(ids) - 1, window):
-        targets = ids[begin + 1 : begin + window + 1]
-        logits = logits_of(ids[begin : begin + len(targets)]).astype(np.float64)
-        nats += (np.log(np.exp(logits).sum(-1)) - logits[range(len(targets)), targets]).sum()
-    per_token = nats / (len(ids) - 1)
-    return float(per_token / math.log(2) / bytes_per_token), float(per_token)
+        known = score_by_transformers(folder or default_model(), ids, window=window)
+    else:
+        known = model.score(ids, window=window, stride=window)
+    per_token = -float(known.mean())
+    return per_token / math.log(2) / bytes_per_token, per_token
 
 
 def plan_options(command: Any) -> Any:
@@ -624,7 +622,10 @@ def run(texts: Path, folder: Path, minutes: float, eager: bool, **chosen: Any) -
 @click.option("--window", default=BLOCK, show_default=True, help="Tokens, without overlap.")
 @click.option("--transformers", "reference", is_flag=True, help="Run it by `transformers` in f32.")
 def score(text: Path, folder: str | None, **options: Any) -> None:
-    """Bits per byte and nats per token of TEXT by any model that kvgen runs."""
+    """Bits per byte and nats per token of TEXT by any model that kvgen runs.
+
+    Of a text of one document this is `kvgen score TEXT --window W --stride W`.
+    """
     per_byte, per_token = measured(folder, documents_in(text), **options)
     click.echo(f"{per_byte:.4f} bits/byte, {per_token:.4f} nats/token")
 
