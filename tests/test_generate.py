@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import kvgen
+from kvgen import prompt_cache
 from kvgen.errors import CheckpointError, UsageError
 from kvgen.generate import generate, usual_new_tokens
 from kvgen.model import Model
@@ -14,7 +18,7 @@ from kvgen.sampling import Sampler, SamplingOptions
 from kvgen.session import Session
 from tests import tiny
 from tests.conftest import BACKENDS, Loader
-from tests.sequences import GREEDY, steps_of
+from tests.sequences import GREEDY, fed, steps_of
 
 PROMPT = tiny.make_ids(12, seed=3)
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -42,6 +46,56 @@ def test_tokens_are_the_same_without_the_cache(
 def test_both_engines_choose_the_same_tokens(tiny_model: Loader) -> None:
     one, other = (tiny_model("llama3_mqa", backend=backend) for backend in BACKENDS)
     assert run(one, use_cache=True, options=SAMPLED) == run(other, use_cache=True, options=SAMPLED)
+
+
+@pytest.fixture(scope="module")
+def in_f32() -> dict[str, Model]:
+    """The default model with all numbers in float32: what differs then is the order of sums."""
+    ways: dict[str, dict[str, Any]] = {
+        "numpy": {"backend": "numpy"},
+        "numba": {"backend": "numba"},
+        "numba, 2 threads, stepwise": {"backend": "numba", "threads": 2, "prefill": "stepwise"},
+    }
+    return {
+        name: kvgen.load(dtype="f32", cache_dtype="f32", **options)
+        for name, options in ways.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "options", [GREEDY, SamplingOptions(temperature=0.8, top_p=0.95)], ids=["greedy", "sampled"]
+)
+@pytest.mark.parametrize(
+    "prompt", ["The old man said to the fox, 👋", "def add(a, b):\n    return"]
+)
+def test_the_text_is_the_same_whatever_computes_it(
+    prompt: str, options: SamplingOptions, in_f32: dict[str, Model], tmp_path: Path
+) -> None:
+    texts, n_new = {}, 24
+    for name, model in in_f32.items():
+        ids, file = model.encode(prompt), tmp_path / "file"
+
+        def text(
+            session: Session | None = None, *, cache: bool = True, model: Model = model
+        ) -> str:
+            pieces = model.generate(
+                prompt, max_new_tokens=n_new, sampling=options, seed=3, cache=cache, session=session
+            )
+            return "".join(piece.text for piece in pieces)
+
+        texts[name, "cache"] = text()
+        texts[name, "no cache"] = text(cache=False)
+        for chunk in (1, 7):
+            session = Session(model.engine, len(ids) + n_new)
+            session.feed(ids[:-1], chunk=chunk)
+            session.reuses_prefix = True
+            texts[name, f"chunks of {chunk}"] = text(session)
+        for cut in (1, len(ids) // 2, len(ids)):
+            prompt_cache.save(file, model, fed(model.engine, ids[:cut]))
+            session = Session(model.engine, len(ids) + n_new)
+            prompt_cache.load(file, model, session, ids)
+            texts[name, f"prompt cache of {cut}"] = text(session)
+    assert texts == dict.fromkeys(texts, texts["numpy", "no cache"])
 
 
 @every_backend
