@@ -309,6 +309,24 @@ def test_types_of_the_cache_are_compared(story: str) -> None:
     assert b"logprob_f32+int8" in inside(*command, "--csv", "-q").stdout
 
 
+def test_the_model_card_says_what_the_command_prints() -> None:
+    root = Path(__file__).parents[1]
+    card = (root / "weights" / "README.md").read_text(encoding="utf-8")
+    text, dtypes = "kvgen/bench/text.txt", "f32,bf16,f16,int8"
+    assert f"`kvgen score {text} --compare-dtypes {dtypes}`" in card
+    run = inside("score", str(root / text), "--compare-dtypes", dtypes, "--json")
+    rows = json.loads(run.stdout)["dtypes"]
+    lines = [line.strip("| ").split(" | ") for line in card.splitlines()]
+    written = {cells[0]: cells[1:5] for cells in lines if len(cells) == 8 and cells[0] != "dtype"}
+    assert list(written) == [row["dtype"] for row in rows]
+    for row in rows:
+        cache, *numbers = written[row["dtype"]]
+        printed = [row["nats_per_token"], row["perplexity"], row["bits_per_byte"]]
+        assert cache == row["cache_dtype"]
+        # The last digit may differ where another CPU adds up in another order.
+        assert [float(number) for number in numbers] == pytest.approx(printed, rel=1e-4)
+
+
 def test_a_rounded_prefill_is_named(story: str) -> None:
     run = inside("score", story, "--prefill", "fast", "--backend", "numba")
     assert run.returncode == 0, run.stderr
