@@ -46,7 +46,9 @@ MAY_IMPORT = {
     "engine.formula": {"engine.tensors"},
     "engine.edits": {"engine.formula", "engine.places", "engine.tensors"},
     "engine.int8_rows": {"engine.tensors"},
-    "engine.cache": {"engine.config", "engine.int8_rows", "engine.rope", "engine.tensors"},
+    "engine.cache": {
+        "engine.config", "engine.int8_rows", "engine.memory", "engine.rope", "engine.tensors",
+    },
     "engine.trace": {"engine.config", "engine.tensors"},
     "engine.calibration": {"engine.config", "engine.machine"},
     "engine.huge_pages": {"engine.params", "engine.tensors"},
@@ -55,7 +57,7 @@ MAY_IMPORT = {
     },
     "engine.finite": {"engine.contract", "engine.tensors", "engine.trace"},
     "engine.reference": {*_ENGINES, "engine.edits", "engine.formula", "engine.memory"},
-    "engine.fast": _ENGINES,
+    "engine.fast": {*_ENGINES, "engine.memory"},
     "engine.open": {
         *_SHARED, "engine.contract", "engine.fast", "engine.machine", "engine.reference",
     },

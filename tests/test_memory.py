@@ -11,6 +11,8 @@ import kvgen
 from kvgen.engine import memory
 from kvgen.engine.cache import KeyValueCache
 from kvgen.engine.cgroups import memory_left
+from kvgen.engine.fast import engine
+from kvgen.engine.fast.layout import CHUNK
 from kvgen.engine.memory import free_bytes
 from kvgen.engine.trace import Capture
 from kvgen.errors import KvgenError
@@ -29,8 +31,9 @@ SetFree = Callable[[int | None], None]
 
 @pytest.fixture
 def set_free(monkeypatch: pytest.MonkeyPatch) -> SetFree:
-    """Says how many bytes are free; needs of any size are then looked at."""
+    """Says how many bytes are free; needs of any size are then looked at, but for engines' own."""
     monkeypatch.setattr(memory, "_LARGE", 1)
+    monkeypatch.setattr(engine, "require_memory", lambda *_, **__: None)
     return lambda size: monkeypatch.setattr(memory, "free_bytes", lambda: size)
 
 
@@ -152,14 +155,14 @@ def test_widened_weights_need_what_they_take(
     name: str, tiny_folder: Folder, set_free: SetFree
 ) -> None:
     folder = tiny_folder(name, "BF16")
-    engine = kvgen.load(folder, backend="numpy").engine
+    reference = kvgen.load(folder, backend="numpy").engine
     projections = [
         each
-        for block in engine._blocks  # type: ignore[attr-defined]
+        for block in reference._blocks  # type: ignore[attr-defined]
         for each in (block.q, block.k, block.v, block.o, block.gate, block.up, block.down)
         if each is not None
     ]
-    need = sum(each.weight.nbytes for each in [*projections, engine._head])  # type: ignore[attr-defined]
+    need = sum(each.weight.nbytes for each in [*projections, reference._head])  # type: ignore[attr-defined]
     set_free(need)
     kvgen.load(folder, backend="numpy")
     set_free(need - 1)
@@ -196,6 +199,36 @@ def test_a_session_needs_its_cache_and_what_it_records(
     set_free(need - 1)
     with pytest.raises(KvgenError, match=r"needed \(KV cache [0-9.]+ GiB\) and .* fewer tokens"):
         Session(engine, len(IDS))
+
+
+def test_the_compiled_engine_needs_its_working_memory(
+    tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, asked = tiny_folder("llama_gqa"), {}
+    monkeypatch.setattr(engine, "require_memory", lambda _, **parts: asked.update(parts))
+    for threads in (1, 2):
+        loaded = kvgen.load(folder, backend="numba", threads=threads)
+        assert asked["working_memory"] > 4 * CHUNK * loaded.config.d_ff
+    monkeypatch.undo()
+    monkeypatch.setattr(memory, "_LARGE", 1)
+    monkeypatch.setattr(memory, "free_bytes", lambda: asked["working_memory"] - 1)
+    with pytest.raises(KvgenError, match=r"\(working memory .*: take a smaller model or fewer"):
+        kvgen.load(folder, backend="numba", threads=2, mmap=True)
+
+
+@pytest.mark.parametrize("queries", [False, True])
+def test_a_cache_by_itself_needs_its_memory(
+    queries: bool, tiny_model: Loader, set_free: SetFree
+) -> None:
+    one = tiny_model("llama_gqa", backend="numba").engine
+    config, n = one.config, len(IDS)
+    need = n * config.kv_bytes_per_position(one.cache_dtype)
+    need += 4 * n * config.n_layers * config.n_heads * config.head_dim * queries
+    set_free(need)
+    one.new_cache(n, queries=queries)
+    set_free(need - 1)
+    with pytest.raises(KvgenError, match=r"\(KV cache .*: ask for fewer tokens"):
+        one.new_cache(n, queries=queries)
 
 
 @pytest.mark.parametrize("command", [["generate", "Once"], ["inspect-attention", "Once"]])

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from kvgen.choices import CacheDTypeName, RowKind
 from kvgen.engine.config import ModelConfig
 from kvgen.engine.int8_rows import from_int8, hadamard, to_int8
+from kvgen.engine.memory import require_memory
 from kvgen.engine.rope import length_dependent, rope_tables, same_frequencies_from
 from kvgen.engine.tensors import Array, FloatArray, aligned_zeros
 from kvgen.errors import KvgenError, UsageError
@@ -91,6 +92,7 @@ class KeyValueCache:
         self._bytes_per_position = config.kv_bytes_per_position(dtype)
         if queries:
             self._bytes_per_position += 4 * config.n_layers * config.n_heads * D
+        require_memory("ask for fewer tokens", KV_cache=self._bytes_per_position * capacity)
         try:
             self.k: Array = aligned_zeros((*heads, n_blocks, D, block), _TYPES[dtype])
             self.v: Array = aligned_zeros((*heads, n_blocks * block, pitch or D), _TYPES[dtype])

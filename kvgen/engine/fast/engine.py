@@ -19,6 +19,7 @@ from kvgen.engine.fast import layout, target
 from kvgen.engine.fast.layout import BLOCK, row_pitch
 from kvgen.engine.fast.tables import (
     Words,
+    nbytes_of,
     request_of,
     rounded_context_of,
     shape_of,
@@ -27,6 +28,7 @@ from kvgen.engine.fast.tables import (
 )
 from kvgen.engine.fast.team import Team
 from kvgen.engine.fast.team_loop import TeamLoop
+from kvgen.engine.memory import require_memory
 from kvgen.engine.params import Params
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import Capture, Recorder, Start
@@ -69,6 +71,8 @@ class FastEngine:
         self._weights = weights_of(params)
         self._request = request_of(cache_dtype)
         workspace = workspace_of(params.config, threads, packed=prefill == "fast")
+        # Untouched memory takes no room yet, so that this comes in time.
+        require_memory("take a smaller model or fewer threads", working_memory=nbytes_of(workspace))
         self._own_reads = workspace.own.reads
         records = (shape_of(params), self._weights, self._request, workspace)
         self._team = Team(threads, TeamLoop("worker_loop", records), ())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -171,6 +173,17 @@ def workspace_of(config: ModelConfig, threads: int, *, packed: bool) -> layout.W
         packed=rounded if packed else None,
         own=own_of(config, threads),
     )
+
+
+def nbytes_of(record: Any) -> int:
+    """Bytes of all arrays of a record and of the records in it.
+
+    >>> nbytes_of(layout.Rows(np.zeros(5, np.float32), 0, 1))
+    20
+    """
+    if isinstance(record, np.ndarray):
+        return record.nbytes
+    return sum(map(nbytes_of, record)) if isinstance(record, tuple) else 0
 
 
 def rounded_context_of(config: ModelConfig, capacity: int) -> tuple[Words, Words]:
