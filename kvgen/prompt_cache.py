@@ -46,7 +46,7 @@ _BROKEN = (
 )  # fmt: skip
 
 
-def load(path: str | Path, model: Model, session: Session, prompt_ids: Sequence[int]) -> int:
+def load(path: str | Path, model: Model, session: Session, prompt_ids: Sequence[int]) -> list[int]:
     """Put the positions that a file shares with a prompt into a session of the same model.
 
     All but the prompt's last position may come from the file; a generation with this session then
@@ -56,7 +56,7 @@ def load(path: str | Path, model: Model, session: Session, prompt_ids: Sequence[
     of float32 sums and of the cache's type, and with `prefill="fast"` to that of this prefill,
     which does not round a single position.
 
-    Returns the number of positions in the file. Raises FileNotFoundError where there is none,
+    Returns the ids in the file. Raises FileNotFoundError where there is none,
     UsageError where the file belongs to another model, type or version, CheckpointError where it is
     broken.
     """
@@ -79,7 +79,7 @@ def load(path: str | Path, model: Model, session: Session, prompt_ids: Sequence[
             if n_shared:
                 layers = _layers(file, model, n_shared)
                 _cache(session).restore(ids[:n_shared], layers, frequencies_from=frequencies_from)
-            return len(ids)
+            return ids
     except FileNotFoundError:
         raise
     except OSError as error:

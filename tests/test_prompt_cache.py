@@ -61,7 +61,7 @@ def test_every_model_goes_on_as_without_the_file(
     prompt = [*FIRST, *IDS[29:]]
     n_shared = shared_prefix(kept, prompt)
     whole, reusing = (Session(model.engine, 50) for _ in range(2))
-    assert prompt_cache.load(file, model, reusing, prompt) == len(kept)
+    assert prompt_cache.load(file, model, reusing, prompt) == kept
     np.testing.assert_array_equal(reusing.ids, prompt[:n_shared])
     reusing.rewind_to_prompt(prompt)
     logits = reusing.feed(prompt[n_shared:])
@@ -318,6 +318,33 @@ def test_the_command_writes_the_file_and_reuses_it(tmp_path: Path) -> None:
     assert prefill["timings"]["positions_run"] == 1  # type: ignore[index]
     run_json(file, STORY, 9)
     assert len(load_file(file)["token_ids"]) == n + 8
+
+
+def test_the_file_is_written_where_it_lacks_the_prompt_or_the_run_goes_on(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    long = run_json(file, STORY, 9)
+    kept, bytes_before = load_file(file)["token_ids"].tolist(), file.read_bytes()
+    assert inside("generate", STORY, "--temp", "1", "-n", "20", "--seed", "3", "--prompt-cache",
+                  str(file)).returncode == 0  # fmt: skip
+    assert file.read_bytes() == bytes_before  # the same prompt with another end
+    other = run_json(file, "The king", 2)  # shorter, and another text
+    ids = load_file(file)["token_ids"].tolist()
+    assert ids == [*other["prompt_ids"], *other["ids"]][: len(ids)] != kept[: len(ids)]  # type: ignore[misc]
+    assert long["ids"] == run_json(file, STORY, 9)["ids"]
+
+
+def test_a_file_may_be_read_alone(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    use = ("generate", "-n", "3", "-q", "--greedy", "--prompt-cache", str(file))
+    missing = inside(*use, STORY, "--prompt-cache-ro")
+    assert_fails(missing, 2, "there is no such file, and --prompt-cache-ro writes none")
+    assert not file.exists()
+    assert inside(*use, STORY).returncode == 0
+    before = file.read_bytes()
+    answer = inside(*use, STORY + " and a dog", "--prompt-cache-ro", "--json")
+    assert json.loads(answer.stdout)["prompt_cache"]["reused"] > 5
+    assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
+    assert_fails(inside("generate", STORY, "--prompt-cache-ro"), 2, "add it")
 
 
 def test_the_timing_block_counts_positions(tmp_path: Path) -> None:

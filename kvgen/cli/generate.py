@@ -14,11 +14,7 @@ from kvgen.cli.options import ModelFlags, cache_option, load_model, model_option
 from kvgen.cli.output import note
 from kvgen.cli.progress import counting
 from kvgen.cli.prompt import PromptFlags, encode_prompt, prompt_options, read_prompt
-from kvgen.cli.prompt_cache_option import (
-    check_prompt_cache,
-    open_prompt_cache,
-    prompt_cache_option,
-)
+from kvgen.cli.prompt_cache_option import PromptCacheFlags, prompt_cache_options
 from kvgen.cli.sampling_options import SamplingFlags, choose_sampling, sampling_options
 from kvgen.cli.structured_options import (
     StructuredFlags,
@@ -72,7 +68,7 @@ Examples:
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text. Repeatable.")
 @structured_options()
 @cache_option
-@prompt_cache_option
+@prompt_cache_options
 @click.option(
     "--watch",
     metavar="LAYER.HEAD",
@@ -92,7 +88,7 @@ def generate(
     stop: tuple[str, ...],
     structured_flags: StructuredFlags,
     use_cache: bool,
-    prompt_cache: str | None,
+    prompt_cache_flags: PromptCacheFlags,
     watch: str | None,
     echo: bool,
     token_flags: TokenFlags,
@@ -110,7 +106,7 @@ def generate(
 
     token_flags.check(as_json=as_json, watch=watch)
     structured_flags.check(ignore_eos=ignore_eos)
-    check_prompt_cache(prompt_cache, use_cache=use_cache)
+    prompt_cache_flags.check(use_cache=use_cache)
     text = read_prompt(prompt_flags)
     model = load_model(model_flags, quiet=quiet, verbose=verbose)
     sampling = choose_sampling(model.recommendation.sampling, sampling_flags, quiet=quiet)
@@ -137,7 +133,7 @@ def generate(
             )
         watched = Watch(model, watch, n_positions=n_positions)
     session = Session(model.engine, n_positions) if watched is None else watched.session
-    kept = open_prompt_cache(prompt_cache, model, session, prompt.ids)
+    kept = prompt_cache_flags.open(model, session, prompt.ids)
     if kept is not None:
         run.reused = len(session.ids)
     n_to_run = len(prompt.ids) - len(session.ids)
