@@ -46,6 +46,7 @@ Examples:
   kvgen generate "The cat" --show-probs
   kvgen generate "The cat" --json --logprobs 5 | jq .logprobs
   kvgen generate -f story.txt --prompt-cache story.safetensors
+  kvgen generate "A girl as JSON:" --json-schema girl.schema.json
 """,
 )
 @prompt_options

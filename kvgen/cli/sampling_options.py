@@ -117,7 +117,9 @@ def sampling_options(*, default: str) -> Callable[[Command], Command]:
             "-s",
             "--seed",
             type=click.IntRange(min=0),
-            help="The same seed gives the same text. [default: random, and printed]",
+            help="The same seed gives the same text on every backend, with and without the cache; "
+            "only where two choices lie within rounding of each other it may differ. [default: "
+            "random, and printed]",
         ),
     )
 
