@@ -43,9 +43,8 @@ from kvgen.engine.fast.layout import (
 from kvgen.engine.fast.probe import stored_ones
 from kvgen.engine.fast.tables import KERNEL_TYPES
 from kvgen.engine.fast.target import MULTIPLIES_BYTES, MULTIPLIES_PAIRS
-from kvgen.engine.int8_rows import to_int8
 from kvgen.engine.reference import ops
-from kvgen.engine.tensors import Dense, Int8, Tensor, quantize
+from kvgen.engine.tensors import Dense, Int8, Tensor, quantize, round_rows
 from kvgen.errors import NonFiniteError, UsageError
 from tests import tiny
 from tests.configs import CONFIGS
@@ -173,7 +172,10 @@ def test_attention_by_segments_is_attention(
     values = random.randn(length, D).astype(np.float32)
     scales = [np.full(blocks * 64, np.nan, np.float32) for _ in range(2)]
     if cache_type is np.int8:
-        (keys, scales[0][:length]), (values, scales[1][:length]) = to_int8(keys), to_int8(values)
+        (keys, scales[0][:length]), (values, scales[1][:length]) = (
+            round_rows(keys),
+            round_rows(values),
+        )
     # What lies behind the end is never used.
     behind = 99 if cache_type is np.int8 else np.nan
     k = np.full((blocks * 64, D), behind, cache_type)

@@ -11,7 +11,8 @@ import kvgen
 from kvgen.choices import PrefillName, RowKind
 from kvgen.engine.cache import KeyValueCache
 from kvgen.engine.fast import target
-from kvgen.engine.int8_rows import from_int8, hadamard, to_int8
+from kvgen.engine.int8_rows import from_int8, hadamard
+from kvgen.engine.tensors import round_rows
 from kvgen.errors import NonFiniteError
 from tests import tiny
 from tests.conftest import Loader
@@ -39,8 +40,8 @@ def test_a_large_feature_is_spread_over_the_row() -> None:
 def test_rotated_keys_with_a_large_feature_are_kept_more_exactly() -> None:
     keys = np.random.default_rng(0).standard_normal((500, 64)).astype(np.float32)
     keys[:, [3, 40]] += 60
-    plain = from_int8(*to_int8(keys)) - keys
-    rotated = hadamard(from_int8(*to_int8(hadamard(keys)))) - keys
+    plain = from_int8(*round_rows(keys)) - keys
+    rotated = hadamard(from_int8(*round_rows(hadamard(keys)))) - keys
     assert np.sqrt((rotated**2).mean()) < 0.4 * np.sqrt((plain**2).mean())
 
 
@@ -49,7 +50,7 @@ def test_rows_are_rounded_to_half_a_place() -> None:
     rows[4, 1] = 0
     rows[5, 0] *= np.float32(1e-35)
     rows[6, 0] *= np.float32(1e30)
-    numbers, scales = to_int8(rows)
+    numbers, scales = round_rows(rows)
     assert numbers.dtype == np.int8 and scales.shape == (9, 2)
     assert (np.abs(numbers).max(axis=-1) == 127).sum() == 16  # not of zeros and of 1e-35
     assert not numbers[4, 1].any() and not numbers[5, 0].any()
@@ -61,7 +62,7 @@ def test_rows_are_rounded_to_half_a_place() -> None:
 def test_a_row_that_is_not_finite_stays_so(poison: float) -> None:
     rows = np.ones((2, 4), np.float32)
     rows[1, 2] = poison
-    _, scales = to_int8(rows)
+    _, scales = round_rows(rows)
     assert np.isfinite(scales[0]) and np.isnan(scales[1])
 
 
@@ -79,7 +80,7 @@ def test_the_engine_keeps_the_rows_that_numpy_makes(
     assert isinstance(cache, KeyValueCache)
     keys, values = exact.keys(0), exact.values(0)
     stored = cache.stored_rows(0)
-    expected = (*to_int8(hadamard(keys)), *to_int8(values))
+    expected = (*round_rows(hadamard(keys)), *round_rows(values))
     for kind, rows in zip(("keys", "key_scales", "values", "value_scales"), expected, strict=True):
         if rows.dtype == np.int8:  # sums in another order may tip a number to the next one
             differ = stored[kind].astype(int) - rows

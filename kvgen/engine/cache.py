@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from kvgen.choices import CacheDTypeName, RowKind
 from kvgen.engine.config import ModelConfig
-from kvgen.engine.int8_rows import from_int8, hadamard, to_int8
+from kvgen.engine.int8_rows import from_int8, hadamard
 from kvgen.engine.memory import require_memory
 from kvgen.engine.rope import length_dependent, rope_tables, same_frequencies_from
-from kvgen.engine.tensors import Array, FloatArray, aligned_zeros
+from kvgen.engine.tensors import Array, FloatArray, aligned_zeros, round_rows
 from kvgen.errors import KvgenError, UsageError
 
 _TYPES: dict[CacheDTypeName, type] = {"f32": np.float32, "f16": np.float16, "int8": np.int8}
@@ -244,7 +244,7 @@ class KeyValueCache:
         """Keep another row [G, D], of Q [H, D], in place of this one."""
         places = self._places(kind, layer, position)
         of_int8 = len(places) > 1
-        stored = to_int8(hadamard(row) if kind == "k" else row) if of_int8 else (row,)
+        stored = round_rows(hadamard(row) if kind == "k" else row) if of_int8 else (row,)
         for place, numbers in zip(places, stored, strict=True):
             place[:] = numbers
 

@@ -29,6 +29,7 @@ def usual_cache_dtype(dtype: DTypeName) -> CacheDTypeName:
     return "f32" if dtype == "f32" else "f16"
 
 
+_SMALLEST_PEAK = 1e-30  # of a row that int8 can hold: its scale must not be too small to divide by
 LINE_BYTES = 64  # a line of the CPU's cache
 
 
@@ -148,15 +149,28 @@ def quantize(numbers: FloatArray, dtype: DTypeName) -> Tensor:
 
 
 def _to_int8(numbers: FloatArray) -> Int8:
-    scales = np.maximum(numbers.max(axis=1), -numbers.min(axis=1)) / np.float32(127)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        stored = np.rint(numbers * np.where(scales > 0, 1 / scales, 0)[:, None])
-        stored = np.nan_to_num(stored, copy=False, nan=1)
+    stored, scales = round_rows(numbers)
     # Kernels read up to a cache line beyond the end.
     memory = np.zeros(stored.size + 64, np.int8)
     memory[: stored.size] = stored.ravel()
+    return Int8(memory[: stored.size].reshape(stored.shape), scales)
+
+
+def round_rows(rows: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:
+    """Rows [..., D] as whole numbers from -127 to 127 [..., D] and scales [...].
+
+    A row with NaN or infinity gets the scale NaN; one whose numbers are all below 1e-30, zeros.
+
+    >>> round_rows(np.float32([[-2.54, 1.28, 0]]))
+    (array([[-127,   64,    0]], dtype=int8), array([0.02], dtype=float32))
+    """
+    peaks = np.maximum(rows.max(axis=-1), -rows.min(axis=-1))
+    scales = np.where(peaks < _SMALLEST_PEAK, 0, peaks / np.float32(127))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        numbers = np.rint(rows * np.where(scales > 0, 1 / scales, 0)[..., None])
+    numbers = np.nan_to_num(numbers, copy=False, nan=0)
     scales = np.where(np.isfinite(scales), scales, np.float32(np.nan))
-    return Int8(memory[: stored.size].reshape(stored.shape), scales.astype(np.float32))
+    return numbers.astype(np.int8), scales.astype(np.float32)
 
 
 def convert(tensor: Tensor, dtype: DTypeName) -> Tensor:
