@@ -217,7 +217,7 @@ def test_another_model_goes_on_with_the_conversation(folder: Path, tmp_path: Pat
     tiny_model(other, "llama_gqa", "numpy")
     lines = ["One?", f"/model {other}", "/model nowhere/at/all", "Two?", f"/save {saved}"]
     run = chat(folder, "\n".join(lines))
-    assert run.returncode == 0
+    assert run.returncode == 3  # of the model that is nowhere
     assert len(json.loads(saved.read_text("utf-8"))) == 4
     assert "other goes on with the conversation" in run.stderr.decode()
     assert run.stderr.decode().count("reused 0,") == 2  # another model, another cache
@@ -226,9 +226,17 @@ def test_another_model_goes_on_with_the_conversation(folder: Path, tmp_path: Pat
 def test_a_full_context_is_told_in_one_line_and_the_chat_goes_on(folder: Path) -> None:
     run = chat(folder, "Who?\n" + "word " * 60 + "\n/reset\nWho?\n", "-c", "40")
     said = run.stderr.decode()
-    assert run.returncode == 0 and said.count("the context ends at 40: /undo") == 1
+    assert run.returncode == 2 and said.count("the context ends at 40: /undo") == 1
     first, second = run.stdout.decode().splitlines()
     assert first == second
+
+
+def test_a_file_that_cannot_be_saved_is_an_exit_code_on_a_pipe(
+    folder: Path, tmp_path: Path
+) -> None:
+    run = chat(folder, f"Who?\n/save {tmp_path / 'no' / 'talk.json'}\nWho?\n", "-q")
+    assert run.returncode == 1 and len(run.stdout.splitlines()) >= 2  # both answers
+    assert len(run.stderr.splitlines()) == 1
 
 
 def test_a_model_without_template_is_refused_with_a_remedy() -> None:

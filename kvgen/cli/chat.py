@@ -112,8 +112,9 @@ def chat(
 ) -> None:
     """Talk with an instruct model.
 
-    On a terminal lines can be edited; from a pipe each line is a message. Answers go to stdout.
-    The conversation stays in the KV cache: only what is new is run through the model.
+    On a terminal lines can be edited; from a pipe each line is a message, and the first failure
+    becomes the exit code at the end. Answers go to stdout. The conversation stays in the KV cache:
+    only what is new is run through the model.
     """
     settings = _Settings(
         model_flags, sampling_flags, max_new_tokens, context, use_cache, template, as_json, quiet,
@@ -144,7 +145,8 @@ class _Chat:
         }  # fmt: skip
 
     def run(self, messages: Iterator[str]) -> None:
-        """Answer each message, until there are none or /exit comes."""
+        """Answer each message, until there are none or /exit comes; on a pipe failures count."""
+        failure = 0
         for message in messages:
             try:
                 if message.startswith("/"):
@@ -153,12 +155,15 @@ class _Chat:
                     self._answer(message.removeprefix(" ") if message[:2] == " /" else message)
             except KvgenError as error:
                 note(str(error))
+                failure = failure or error.exit_code
             except KeyboardInterrupt:
                 if not self.interactive:
                     raise
                 note("interrupted")
             if not self.running:
-                return
+                break
+        if failure and not self.interactive:
+            raise click.exceptions.Exit(failure)
 
     def _load(
         self, flags: ModelFlags, system: str | None, turns: list[Turn]
