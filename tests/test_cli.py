@@ -562,6 +562,8 @@ def test_bench_fits_a_small_context_and_needs_no_tokenizer(
         (["--no-cache", "-p", "900", "-n", "100", "--limit", "1"], "more than --limit 1"),
         (["--compare", "no.json", "other.json"], "no.json: No such file"),
         (["--compare", "README.md", "README.md"], "README.md: this is not JSON"),
+        (["--compare", "a", "b", "-o", "c.html", "--open"], "leave out -o c.html"),
+        (["--compare", "a", "b", "--plot", "c.png"], "leave out --plot"),
     ],
 )
 def test_a_benchmark_that_cannot_be_run_is_refused(arguments: list[str], message: str) -> None:
@@ -702,7 +704,8 @@ def test_a_user_without_a_home_can_run() -> None:
         "flags = ['-n', '2', '-q', '--greedy', '--backend', 'numpy']\n"
         f"sys.exit(run(['generate', {PROMPT!r}, *flags]))\n"
     )
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("XDG")}
+    chosen = ("XDG", "KVGEN_CACHE_DIR")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(chosen)}
     run = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, env=environment, check=False
     )

@@ -188,11 +188,17 @@ def _judge(report: BenchReport) -> None:
 
 
 def _compare(one: str, other: str, flags: ReportFlags, display: DisplayFlags) -> None:
-    """Two saved reports side by side, or as JSON."""
+    """Two saved reports side by side, or as JSON. Raises UsageError for options of a new report."""
     from kvgen.bench.compare import compare_reports
     from kvgen.render.bench_files import comparison_json
     from kvgen.render.compare import comparison_view
 
+    of_report = {
+        f"-o {flags.output}": flags.output not in (None, "table", "json"),
+        "--out": flags.out, "--plot": flags.plot, "--details": flags.details, "--open": flags.opens,
+    }  # fmt: skip
+    if wrong := [name for name, given in of_report.items() if given]:
+        raise UsageError(f"--compare prints a table or JSON (-o json): leave out {wrong[0]}")
     comparison = compare_reports(_read_json(one), _read_json(other))
     if flags.as_json or flags.output == "json":
         write_text(json.dumps(comparison_json(comparison, names=(one, other))) + "\n")
