@@ -20,7 +20,7 @@ from kvgen.sampling import likeliest_tokens, log_probability
 from kvgen.session import Session
 
 MOST_NEW_TOKENS = 128  # of a run whose length nobody says
-MOST_CONSTRAINED_TOKENS = 8192  # and whose text has to match a constraint
+MOST_CONSTRAINED_TOKENS = 1024  # and whose text has to match a constraint
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,7 @@ class Step:
     top: tuple[tuple[int, float], ...] = ()  # the likeliest ids, each with its log-probability
     ends: bool = False  # it is a stop id, or nothing can follow it
     whole: bool | None = None  # the text so far matches its constraint; None: there is none
+    closed_early: bool = False  # a token was taken for the text to be whole in time
     constraint_seconds: float = 0.0  # of `seconds`, the part for the constraint
 
 
@@ -49,10 +50,11 @@ class Restriction(Protocol):
     seconds: float  # taken so far
     complete: bool  # nothing can follow
     whole: bool  # the text so far matches
+    closed_early: bool  # a token was taken for it to match in time
 
     def mask(self, logits: FloatArray) -> FloatArray: ...
 
-    def take(self, token: int) -> None: ...
+    def take(self, token: int, n_left: int) -> int: ...
 
 
 def positions_fed(n_prompt: int, max_new_tokens: int) -> int:
@@ -67,7 +69,7 @@ def positions_fed(n_prompt: int, max_new_tokens: int) -> int:
 def usual_new_tokens(config: ModelConfig, n_prompt: int, *, constrained: bool = False) -> int:
     """How many new tokens a run makes at most where nobody says: as many as fit, up to 128.
 
-    Up to 8192 with a constraint, whose text is of no use when it is cut.
+    Up to 1024 with a constraint, whose text is of no use before it is whole.
     """
     most = MOST_CONSTRAINED_TOKENS if constrained else MOST_NEW_TOKENS
     return max(0, min(most, config.max_context - n_prompt + 1))
@@ -106,7 +108,8 @@ def generate(
 
     The first step is the prefill, each later one a decode step; with `max_new_tokens` = 0 the
     prefill runs and nothing is yielded. `Step.top` holds the `n_likeliest` tokens. With a
-    constraint the sampler chooses from what it allows, and the run ends where nothing can follow;
+    constraint the sampler chooses from what it allows, the run ends where nothing can follow, and
+    before `max_new_tokens` the constraint may take another token than the sampler's;
     log-probabilities stay those of all tokens. The session is rewound first
     (`Session.rewind_to_prompt`), and left holding every position that was fed. Raises UsageError
     where the run would exceed the context and NonFiniteError where the model yields NaN or
@@ -130,7 +133,7 @@ def generate(
             return
         token = sampler(logits if constraint is None else constraint.mask(logits), ids)
         if constraint is not None:
-            constraint.take(token)
+            token = constraint.take(token, max_new_tokens - step - 1)
         ids.append(token)
         seconds = time.perf_counter() - began
         top = likeliest_tokens(logits, n_likeliest) if n_likeliest else ()
@@ -138,6 +141,7 @@ def generate(
         yield Step(
             token, log_probability(logits, token), seconds, session.positions_run, top, ends,
             None if constraint is None else constraint.whole,
+            constraint is not None and constraint.closed_early,
             0.0 if constraint is None else constraint.seconds - spent,
         )  # fmt: skip
         spent = 0.0 if constraint is None else constraint.seconds

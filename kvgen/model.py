@@ -202,8 +202,8 @@ class Model:
         is greedy. The run ends at a stop id of the checkpoint, before the first `stop` text, or
         after `max_new_tokens` (None: 128, or as many as fit the context). A ready `sampler` takes
         the place of these and `seed`. With `logprobs` a record's `top` holds that many likeliest
-        tokens: (id, log-probability). With a `constraint` the text matches it, or was cut and the
-        last record is not `whole`. A given `session` can be looked at between the records.
+        tokens: (id, log-probability). With a `constraint` the text matches it, closed early if need
+        be; else the last record is not `whole`. A `session` can be looked at between the records.
         """
         ids = self._ids_of(prompt)
         sampler = sampler or self.sampler(self.recommendation.chosen(sampling, options), seed=seed)

@@ -28,6 +28,7 @@ class Piece:
     finish_reason: FinishReason | None
     top: tuple[tuple[int, float], ...] = ()  # as in Step
     whole: bool | None = None  # the text so far matches its constraint; None: there is none
+    closed_early: bool = False  # as in Step
     constraint_seconds: float = 0.0  # of `seconds`, the part for the constraint
 
 
@@ -40,9 +41,9 @@ def pieces_of(steps: Iterator[Step], stream: TextStream | None, *, most: int) ->
         text = stream.push(step.token) if stream is not None else ""
         reason: FinishReason | None = None
         stopped = stream is not None and stream.stopped
-        if step.ends or stopped:
+        if stopped or (step.ends and not step.closed_early):
             reason = "stop"
-        elif count == most:
+        elif step.ends or count == most:
             reason = "length"
         if reason is not None and stream is not None:
             text += stream.finish()
@@ -50,6 +51,7 @@ def pieces_of(steps: Iterator[Step], stream: TextStream | None, *, most: int) ->
         yield Piece(
             step.token, text, step.logprob, step.seconds, step.positions, reason, step.top,
             step.whole and not stopped,  # a stop text has cut off the end
+            step.closed_early,
             step.constraint_seconds,
         )  # fmt: skip
         if reason is not None:

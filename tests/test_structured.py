@@ -437,7 +437,7 @@ def test_the_json_names_the_constraint() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["-n", "3"], "-n has cut it after 3 tokens: raise -n or bound strings and arrays with"),
+        (["-n", "3"], "has cut it after 3 tokens: raise -n; the shortest text known takes 16"),
         (["--stop", "name"], "a --stop text has cut it: leave --stop out"),
     ],
 )

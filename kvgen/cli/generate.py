@@ -18,6 +18,7 @@ from kvgen.cli.prompt_cache_option import PromptCacheFlags, prompt_cache_options
 from kvgen.cli.sampling_options import SamplingFlags, choose_sampling, sampling_options
 from kvgen.cli.structured_options import (
     StructuredFlags,
+    note_closed_early,
     require_whole,
     structured_options,
 )
@@ -57,8 +58,8 @@ Examples:
     "--max-new-tokens",
     "max_new_tokens",
     type=click.IntRange(min=0),
-    help="Generate at most this many new tokens; 0 runs the prefill only. [default: 128, or as "
-    "many as fit the context]",
+    help="Generate at most this many new tokens; 0 runs the prefill only. JSON and other text that "
+    "has to match is closed in time. [default: 128, or as many as fit the context]",
 )
 @sampling_options(default="what the checkpoint recommends, else greedy")
 @click.option(
@@ -178,4 +179,6 @@ def generate(
     if kept is not None:
         kept.update()
     context_full = n_positions == model.config.max_context
+    if not quiet:
+        note_closed_early(constraint, run.pieces, n_asked=max_new_tokens, context_full=context_full)
     require_whole(constraint, run.pieces, context_full=context_full)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from kvgen.cli.options import Command, bundle
+from kvgen.cli.output import note
 from kvgen.errors import KvgenError, UsageError
 
 if TYPE_CHECKING:
@@ -60,8 +61,9 @@ def structured_options() -> Callable[[Command], Command]:
             metavar="FILE",
             help="Generate JSON that matches the JSON schema of this file, or of this text where "
             "it begins with {. At most one of this, --regex and --grammar, which need the extra "
-            "kvgen[structured]; -n is then as many as fit, up to 8192. Where -n or --stop cuts "
-            "the text before it is whole, the exit code is 1.",
+            "kvgen[structured]; -n is then as many as fit, up to 1024. Where -n ends the run, the "
+            "text is closed in time. Where -n is too small for that, or --stop cuts the text, the "
+            "exit code is 1.",
         ),
         click.option(
             "--regex",
@@ -78,6 +80,18 @@ def structured_options() -> Callable[[Command], Command]:
     )
 
 
+def note_closed_early(
+    constraint: Constraint | None, pieces: Sequence[Piece], *, n_asked: int, context_full: bool
+) -> None:
+    """Say that the text would have gone on."""
+    if constraint is None or not pieces or not (pieces[-1].closed_early and pieces[-1].whole):
+        return
+    cause, advice = f"-n {n_asked} was reached", "raise -n for more"
+    if context_full:
+        cause, advice = "the context is full", "shorten the prompt for more"
+    note(f"{cause}: the text was closed early to match the {constraint.name}; {advice}")
+
+
 def require_whole(
     constraint: Constraint | None, pieces: Sequence[Piece], *, context_full: bool
 ) -> None:
@@ -89,10 +103,14 @@ def require_whole(
     else:
         cut = "the context ends" if context_full else "-n has cut it"
         cause = f"{cut} after {len(pieces)} tokens"
-        ways = [] if context_full else ["raise -n"]
-        if constraint.kind == "json-schema":
-            ways.append("bound strings and arrays with maxLength and maxItems")
-        advice = " or ".join(ways or ["shorten the prompt, or let the text end earlier"])
+        advice = "shorten the prompt" if context_full else "raise -n"
+        shortest = constraint.n_shortest()
+        if shortest is not None and shortest > len(pieces):
+            advice += f"; the shortest text known takes {shortest} tokens"
+        else:
+            bounds = "bound strings and arrays with maxLength and maxItems"
+            is_schema = constraint.kind == "json-schema"
+            advice += f", or {bounds if is_schema else 'let the text end earlier'}"
     raise KvgenError(f"the text does not match the {constraint.name} yet, since {cause}: {advice}")
 
 
@@ -100,7 +118,12 @@ def constraint_as_json(constraint: Constraint | None, pieces: Sequence[Piece]) -
     """What was asked for, and whether the text is whole; empty without a constraint."""
     if constraint is None:
         return {}
-    return {"constraint": constraint.kind, "whole": bool(pieces and pieces[-1].whole)}
+    last = pieces[-1] if pieces else None
+    return {
+        "constraint": constraint.kind,
+        "whole": bool(last and last.whole),
+        "closed_early": bool(last and last.closed_early),
+    }
 
 
 def _read(name: str) -> str:

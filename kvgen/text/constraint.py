@@ -3,6 +3,8 @@
 The library llguidance (extra `structured`) says after each token which tokens may follow. It works
 on the bytes that tokens stand for; special tokens stand for none. Its own end token is one id
 behind ours: it says that the text may end here, which the model says by any of its stop ids.
+Where few tokens are left, only those are taken after which the text can still end in time
+(`kvgen.text.closing`).
 """
 
 from __future__ import annotations
@@ -16,11 +18,20 @@ import numpy as np
 import numpy.typing as npt
 
 from kvgen.errors import CheckpointError, KvgenError, UsageError
+from kvgen.text.closing import (
+    LONGEST_WAY,
+    BoolArray,
+    Mask,
+    TokenTable,
+    is_way,
+    token_kinds,
+    way_to_end,
+)
 from kvgen.text.grammar import as_lark, reason_of
 from kvgen.text.patience import within
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLMatcher
 
     from kvgen.text.tokenizer import Tokenizer
 
@@ -32,6 +43,7 @@ _BUILD_SECONDS = 20.0
 _BUILD_STACK_BYTES = 512 * 2**20  # references are followed by recursion: 20,000 take some 100 MiB
 _MOST_ITEMS = 20_000  # of a row of the parser: 1000 optional properties make 4000
 _N_SAMPLED = 64
+_FEW_LEFT = 16  # tokens: an end is looked for at every one
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -50,10 +62,11 @@ class _Tokens:
         return []
 
 
-def build_table(tokens: Sequence[bytes], special: Collection[int]) -> LLTokenizer:
-    """All tokens in llguidance's tree of bytes; takes a second or two for 256,000 of them.
+def build_table(tokens: Sequence[bytes], special: Collection[int]) -> TokenTable:
+    """All tokens in llguidance's tree of bytes, and by kinds.
 
-    Raises UsageError where llguidance is not installed.
+    It takes a second or two for 256,000 of them. Raises UsageError where llguidance is not
+    installed.
     """
     try:
         from llguidance import LLTokenizer, TokenizerWrapper
@@ -61,7 +74,7 @@ def build_table(tokens: Sequence[bytes], special: Collection[int]) -> LLTokenize
         raise UsageError(
             "structured output needs llguidance: pip install 'kvgen[structured]'"
         ) from None
-    return LLTokenizer(TokenizerWrapper(_Tokens(tokens, special)))
+    return TokenTable(LLTokenizer(TokenizerWrapper(_Tokens(tokens, special))), token_kinds(tokens))
 
 
 class Constraint:
@@ -70,10 +83,13 @@ class Constraint:
     Made by `make_constraint`.
     """
 
-    def __init__(self, kind: ConstraintKind, matcher: LLMatcher, *, where: str, n: int) -> None:
+    def __init__(
+        self, kind: ConstraintKind, matcher: LLMatcher, table: TokenTable, where: str
+    ) -> None:
         self.kind = kind
         self.where = where  # the file or option, for messages
-        self.n_tokens = n
+        self.table = table
+        self.n_tokens = table.kinds.lengths.size
         self._matcher = matcher
 
     @property
@@ -85,27 +101,39 @@ class Constraint:
         """The state of one run, at its beginning."""
         return ConstraintRun(self, self._matcher.deep_copy(), stop_ids)
 
+    def n_shortest(self) -> int | None:
+        """The tokens of the shortest text that is known; None where none is."""
+        run, most, shortest = self.start(()), LONGEST_WAY, None
+        while most >= 0 and (way := run.way_to_end(most)) is not None:
+            shortest = len(way)
+            most = shortest - 1
+        return shortest
+
 
 class ConstraintRun:
     """How far one generation has come in its grammar.
 
     `seconds` is the time that masks have taken; `complete` says that nothing can follow, `whole`
-    that the text so far matches, though more may follow.
+    that the text so far matches, though more may follow, and `closed_early` that some token was
+    taken for the text to end in time.
     """
 
     def __init__(
         self, constraint: Constraint, matcher: LLMatcher, stop_ids: Collection[int]
     ) -> None:
-        from llguidance.numpy import allocate_token_bitmask
-
         began = time.perf_counter()
         self._constraint = constraint
         self._matcher = matcher
-        self._bits = allocate_token_bitmask(1, constraint.n_tokens + 1)
+        self._mask = Mask(constraint.n_tokens)
         self._stops = np.array(sorted(i for i in stop_ids if i < constraint.n_tokens), np.intp)
         self._stop_ids = frozenset(stop_ids)
+        self._ends = self._stops  # those that the model has
+        self._banned = self._stops  # ids that are not its text
         self._n_taken = 0
+        self._way: list[int] | None = None  # from here to an end in time, where one is known
+        self._looked = False  # for such a way
         self.complete = False
+        self.closed_early = False
         self.whole = matcher.is_accepting()
         self._allowed, _ = self._look()
         self.seconds = time.perf_counter() - began
@@ -116,6 +144,10 @@ class ConstraintRun:
         Raises UsageError where no token can begin the text, KvgenError where none can go on.
         """
         began = time.perf_counter()
+        if len(logits) < self._allowed.size and self._banned is self._stops:
+            beyond = np.arange(len(logits), self._allowed.size)
+            self._banned = np.concatenate([self._stops, beyond])
+            self._ends = self._stops[self._stops < len(logits)]
         allowed = self._allowed[: len(logits)]
         error = self._matcher.get_error()
         if error.startswith("NoExtension") or not (error or allowed.any()):
@@ -126,36 +158,85 @@ class ConstraintRun:
         self.seconds += time.perf_counter() - began
         return masked
 
-    def take(self, token: int) -> None:
-        """Go on by the token that was chosen; a stop id ends the text.
+    def take(self, token: int, n_left: int | None = None) -> int:
+        """Go on by the token that was chosen; a stop id ends the text. Gives the token taken.
 
-        Raises KvgenError for a token that the mask does not allow.
+        `n_left` more tokens may follow it (None: any number). Where the text could not end within
+        them, though it can after another token, that one is taken. Raises KvgenError for a token
+        that the mask does not allow.
         """
         began = time.perf_counter()
+        if token not in self._stop_ids:
+            after = self._after(token)
+            if n_left is not None and self._looks_ahead(n_left):
+                token, after = self._in_time(token, after, n_left)
         if token in self._stop_ids:
             self.complete = True
-            return
+            return token
+        self._matcher = after
         self._n_taken += 1
-        if not self._matcher.consume_token(token):
-            raise self._failure("cannot go on", "the token is not allowed")
         self.whole = self._matcher.is_accepting()
         self.complete = self._matcher.is_stopped()
         if not self.complete:
             self._allowed, goes_on = self._look()
             self.complete = self.whole and not goes_on
         self.seconds += time.perf_counter() - began
+        return token
 
-    def _look(self) -> tuple[npt.NDArray[np.bool_], bool]:
+    def way_to_end(self, most: int) -> list[int] | None:
+        """At most so many tokens to an end of the text; None where none are found."""
+        return self._search(self._matcher, most)
+
+    def _looks_ahead(self, n_left: int) -> bool:
+        """Whether to look for the end. Where there was none, not at every token."""
+        if self._way is not None:
+            return True
+        if n_left > LONGEST_WAY:
+            return False
+        first, self._looked = not self._looked, True
+        return first or n_left <= _FEW_LEFT or n_left & (n_left - 1) == 0
+
+    def _in_time(self, token: int, after: LLMatcher, n_left: int) -> tuple[int, LLMatcher]:
+        """The token, or the one to take in its place for the text to end in time; and the state."""
+        way = self._way_from(after, token, n_left)
+        if way is None:
+            closing = self._way if self._way is not None else self.way_to_end(n_left + 1)
+            if closing == []:  # the text may end here
+                closing = self._ends[:1].tolist()
+            if closing:
+                if closing[0] != token:
+                    self.closed_early = True
+                (token, *way) = closing
+                after = after if token in self._stop_ids else self._after(token)
+        self._way = way
+        return token, after
+
+    def _way_from(self, after: LLMatcher, token: int, n_left: int) -> list[int] | None:
+        """From behind a token to the end; the known way is tried first."""
+        known = self._way
+        if known is not None:
+            rest = known[1:] if known[:1] == [token] else known
+            if len(rest) <= n_left and is_way(after, rest, self._constraint.n_tokens):
+                return rest
+        return self._search(after, n_left)
+
+    def _search(self, matcher: LLMatcher, most: int) -> list[int] | None:
+        kinds = self._constraint.table.kinds
+        return way_to_end(matcher, kinds, self._mask, banned=self._banned, most=most)
+
+    def _after(self, token: int) -> LLMatcher:
+        matcher = self._matcher.deep_copy()
+        if not matcher.consume_token(token):
+            self._n_taken += 1
+            raise self._failure("cannot go on", "the token is not allowed")
+        return matcher
+
+    def _look(self) -> tuple[BoolArray, bool]:
         """Which of the tokenizer's ids may follow, and whether text is among them."""
-        from llguidance.numpy import fill_next_token_bitmask
-
-        fill_next_token_bitmask(self._matcher, self._bits)
-        n = self._constraint.n_tokens
-        bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: n + 1].view(np.bool_)
-        allowed = bits[:n]
+        allowed, may_end = self._mask.look(self._matcher)
         allowed[self._stops] = False
         goes_on = bool(allowed.any())
-        allowed[self._stops] = bits[n]
+        allowed[self._stops] = may_end
         return allowed, goes_on
 
     def _failure(self, what: str, reason: str) -> KvgenError:
@@ -193,17 +274,18 @@ def make_constraint(
     matcher = _build(table, lark, where)
     if matcher.is_error():
         raise UsageError(f"{where}: {reason_of(matcher.get_error())}")
-    return Constraint(kind, matcher, where=where, n=tokenizer.n_tokens)
+    return Constraint(kind, matcher, table, where=where)
 
 
-def _build(table: LLTokenizer, lark: str, where: str) -> LLMatcher:
+def _build(table: TokenTable, lark: str, where: str) -> LLMatcher:
     """The matcher, built in a thread that has room for deep recursion and that time bounds."""
     from llguidance import LLMatcher, LLParserLimits
 
+    library = table.library
     limits = LLParserLimits(max_items_in_row=_MOST_ITEMS, verbose_errors=False)
     before = threading.stack_size(_BUILD_STACK_BYTES)
     try:
-        return within(_BUILD_SECONDS, lambda: LLMatcher(table, lark, log_level=0, limits=limits))
+        return within(_BUILD_SECONDS, lambda: LLMatcher(library, lark, log_level=0, limits=limits))
     except TimeoutError:
         raise UsageError(
             f"{where}: is not understood after {_BUILD_SECONDS:.0f} seconds: make it simpler"
