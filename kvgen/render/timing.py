@@ -77,7 +77,8 @@ def timing_block(run: RunTimings) -> str:
         n_tokens, spent = n_steps + 1, run.constraint_seconds
         lines.append(
             f"{run.constraint.removeprefix('json-'):<7} {n_tokens:>4} tokens  "
-            f"{_duration(spent):>8}   ({1e3 * spent / n_tokens:.2f} ms/token; part of the above)"
+            f"{_duration(spent):>8}   ({1e3 * spent / n_tokens:.2f} ms/token, "
+            "part of prefill and decode)"
         )
     kept = f"{run.positions} positions · {run.cache_bytes / 2**20:.1f} MiB {run.cache_dtype}"
     state = (
