@@ -172,8 +172,8 @@ def test_predictions_are_the_same_in_parts(
     parts = record_states(engine, tiny.make_ids(length), max_new_tokens=3).predictions
     assert whole is not None and parts is not None
     np.testing.assert_array_equal(parts.ids, whole.ids)
-    np.testing.assert_allclose(parts.probabilities, whole.probabilities, atol=1e-6)
-    np.testing.assert_allclose(parts.next_probabilities, whole.next_probabilities, atol=1e-6)
+    np.testing.assert_allclose(parts.probabilities, whole.probabilities, atol=TOLERANCE)
+    np.testing.assert_allclose(parts.next_probabilities, whole.next_probabilities, atol=TOLERANCE)
 
 
 def test_predictions_begin_anew_where_the_prompt_is_fed_again() -> None:
