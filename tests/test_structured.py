@@ -423,7 +423,7 @@ def test_a_schema_may_come_from_a_file_or_the_command_line(tmp_path: Path) -> No
         assert run.returncode == 0 and valid(run.stdout.decode(), PERSON)
         said = run.stderr.decode()
         assert "sampling: JSON schema > top-p 0.9 > temperature 0.7" in said
-        assert re.search(r"^schema +\d+ tokens +\S+ m?s   \(\S+ ms/token; part of", said, re.M)
+        assert re.search(r"^schema +\d+ tokens +\S+ m?s   \(\S+ ms/token, part of", said, re.M)
     assert runs[0].stdout == runs[1].stdout
 
 
