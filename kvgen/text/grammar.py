@@ -71,6 +71,8 @@ def _read_schema(source: Any, where: str) -> Any:
         raise UsageError(f"{where}: is nested too deeply") from None
     except (TypeError, ValueError) as error:
         raise UsageError(f"{where}: is not JSON: {error}") from None
+    for part in _parts(schema):
+        _check_count(part, where)
     schema = _closed(schema)
     if schema is True:  # anything
         schema = {}
@@ -88,6 +90,18 @@ def _checked_part(part: dict[str, Any], where: str) -> dict[str, Any]:
         if isinstance(pattern, str):
             _check_pattern(pattern, where)
     return part
+
+
+def _check_count(part: dict[str, Any], where: str) -> None:
+    """Refuse several properties with free names: the library lets a name come twice."""
+    least, required = part.get("minProperties"), part.get("required")
+    named = len(required) if isinstance(required, list) else 0
+    free = "patternProperties" in part or part.get("additionalProperties") is not False
+    if isinstance(least, (int, float)) and least > max(1, named) and free:
+        raise UsageError(
+            f"{where}: minProperties {least} cannot be kept, since names may come twice: list "
+            "names in properties and required, or leave minProperties out"
+        )
 
 
 _JOINING = ("anyOf", "oneOf", "$ref", "not", "if", "dependentSchemas")
