@@ -11,6 +11,9 @@ import kvgen
 from kvgen.choices import PrefillName, RowKind
 from kvgen.engine.cache import KeyValueCache
 from kvgen.engine.fast import target
+from kvgen.engine.fast.compiler import jit_entry
+from kvgen.engine.fast.kernels import int8_rows as kernels
+from kvgen.engine.fast.layout import Int8Head, row_pitch
 from kvgen.engine.int8_rows import from_int8, hadamard
 from kvgen.engine.tensors import round_rows
 from kvgen.errors import NonFiniteError
@@ -18,6 +21,18 @@ from tests import tiny
 from tests.conftest import Loader
 
 IDS = tiny.make_ids(150)
+
+
+@jit_entry
+def run_hadamard(x, start, D):  # type: ignore[no-untyped-def]
+    kernels.hadamard(x, start, D)
+
+
+@jit_entry
+def run_store(k, v, start, head, position):  # type: ignore[no-untyped-def]
+    kernels.store_int8_row(k, v, start, head, position)
+
+
 # Numbers rounded to 127 places; logits of the tiny models are of order one to ten.
 INT8_ROUNDING = 0.5
 
@@ -35,6 +50,34 @@ def test_a_large_feature_is_spread_over_the_row() -> None:
     row = np.zeros(64, np.float32)
     row[17] = 100
     np.testing.assert_allclose(np.abs(hadamard(row)), 100 / 8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("D", [1, 4, 12, 16, 20, 48, 64, 80, 96, 128, 256])
+@pytest.mark.parametrize("start", [0, 16, 5])
+def test_compiled_rows_are_those_of_numpy(D: int, start: int) -> None:
+    random = np.random.default_rng(D)
+    k, v = random.standard_normal((2, start + D + 16)).astype(np.float32)
+    expected = hadamard(k[start : start + D])
+    rotated = k.copy()
+    run_hadamard(rotated, start, D)
+    np.testing.assert_allclose(rotated[start : start + D], expected, atol=1e-5)
+    np.testing.assert_array_equal(rotated[:start], k[:start])
+    np.testing.assert_array_equal(rotated[start + D :], k[start + D :])
+    pitch, position = row_pitch(D), 70
+    head = Int8Head(
+        np.zeros(128 * D, np.int8), np.zeros(128 * pitch, np.int8),
+        np.zeros(128, np.float32), np.zeros(128, np.float32), D, pitch,
+    )  # fmt: skip
+    run_store(k, v, start, head, position)
+    keys, key_scale = round_rows(expected)
+    values, value_scale = round_rows(v[start : start + D])
+    written = head.keys.reshape(2, D, 64)[1, :, position - 64].astype(int)
+    assert np.abs(written - keys).max() <= 1 and (written != keys).mean() < 0.1
+    rows = head.values.reshape(128, pitch)
+    np.testing.assert_array_equal(rows[position, :D], values)
+    assert not rows[position, D:].any() and not rows[position - 1].any()
+    scales = head.key_scales[position], head.value_scales[position]
+    np.testing.assert_allclose(scales, (key_scale, value_scale), rtol=1e-5)
 
 
 def test_rotated_keys_with_a_large_feature_are_kept_more_exactly() -> None:

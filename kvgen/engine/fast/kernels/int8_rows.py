@@ -6,8 +6,11 @@ score after the product with the key's whole numbers, and a weight before that w
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numba.extending import overload
+from llvmlite import ir
+from numba.extending import intrinsic, overload
 
 from kvgen.engine.fast.compiler import kernel, noinline
 from kvgen.engine.fast.kernels.simd import (
@@ -19,6 +22,7 @@ from kvgen.engine.fast.kernels.simd import (
     magnitude,
     maximum,
     mul,
+    multiply_add,
     splat,
     store,
     sub,
@@ -26,6 +30,7 @@ from kvgen.engine.fast.kernels.simd import (
     where_less,
     zeros,
 )
+from kvgen.engine.fast.kernels.vector_types import FLOAT_VECTOR, FLOATS, WORDS
 from kvgen.engine.fast.layout import BLOCK, LANES, SEGMENT, Int8Head
 
 _LARGEST = np.float32(127)
@@ -33,20 +38,49 @@ _PART = np.float32(1 / 127)
 SMALLEST_PEAK = np.float32(1e-30)  # of a row that is not kept as zeros, as in the twin
 
 
+@intrinsic
+def hadamard_lanes(_: Any, vector: Any) -> Any:
+    """Sixteen numbers times the Hadamard matrix of that size, its numbers being 1 and -1."""
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        (total,) = arguments
+        for half in (1, 2, 4, 8):  # each lane is added to its partner, or taken from it
+            partners = ir.Constant(WORDS, [lane ^ half for lane in range(LANES)])
+            signs = ir.Constant(FLOATS, [-1.0 if lane & half else 1.0 for lane in range(LANES)])
+            swapped = builder.shuffle_vector(total, ir.Constant(FLOATS, ir.Undefined), partners)
+            total = multiply_add(builder, total, signs, swapped)
+        return total
+
+    return FLOAT_VECTOR(FLOAT_VECTOR), generate
+
+
 @kernel
 def hadamard(x, start, D):
     """Rotate x[start : start + D] in place: `kvgen.engine.int8_rows.hadamard`."""
     noinline()
     size, half = D & -D, 1
+    factor = np.float32(1) / np.float32(np.sqrt(np.float32(size)))
+    if size < LANES:
+        while half < size:
+            for begin in range(start, start + D, 2 * half):
+                for i in range(begin, begin + half):
+                    one, other = x[i], x[i + half]
+                    x[i], x[i + half] = one + other, one - other
+            half *= 2
+        for i in range(start, start + D):
+            x[i] *= factor
+        return
+    everywhere = splat(factor)
+    for i in range(start, start + D, LANES):
+        store(x, i, mul(hadamard_lanes(load(x, i)), everywhere))
+    half = LANES
     while half < size:
         for begin in range(start, start + D, 2 * half):
-            for i in range(begin, begin + half):
-                one, other = x[i], x[i + half]
-                x[i], x[i + half] = one + other, one - other
+            for i in range(begin, begin + half, LANES):
+                first, second = load(x, i), load(x, i + half)
+                store(x, i, add(first, second))
+                store(x, i + half, sub(first, second))
         half *= 2
-    factor = np.float32(1) / np.float32(np.sqrt(np.float32(size)))
-    for i in range(start, start + D):
-        x[i] *= factor
 
 
 @kernel
@@ -87,8 +121,13 @@ def scale_and_factor(x, start, n):
     The scale of a row with NaN or infinity is NaN.
     """
     noinline()
-    peak, zero_or_nan = np.float32(0), np.float32(0)
-    for i in range(start, start + n):
+    peaks, zeros_or_nan, whole = zeros(), zeros(), n // LANES * LANES
+    for i in range(start, start + whole, LANES):
+        some = load(x, i)
+        peaks = maximum(peaks, magnitude(some))
+        zeros_or_nan = fma(some, zeros(), zeros_or_nan)
+    peak, zero_or_nan = greatest_of(peaks), sum_of(zeros_or_nan)
+    for i in range(start + whole, start + n):
         peak = max(peak, abs(x[i]))
         zero_or_nan += x[i] * np.float32(0)
     if not peak >= SMALLEST_PEAK:
@@ -107,6 +146,10 @@ def store_int8_row(k, v, start, head, position):
     key_start, value_start = position // BLOCK * BLOCK * D + position % BLOCK, position * head.pitch
     for i in range(D):
         keys[key_start + i * BLOCK] = np.int8(np.rint(k[start + i] * of_key))
+    whole, everywhere = D // LANES * LANES, splat(of_value)
+    for i in range(0, whole, LANES):
+        store(values, value_start + i, mul(load(v, start + i), everywhere))
+    for i in range(whole, D):
         values[value_start + i] = np.int8(np.rint(v[start + i] * of_value))
 
 
@@ -152,18 +195,10 @@ def store_int8_values(v, head, start, n_tokens, row):
     for t in range(n_tokens):
         for i in range(D):
             row[i] = v.numbers[v.start + i * v.pitch + t]
-        peak, zero_or_nan = zeros(), zeros()
+        head.value_scales[start + t], factor = scale_and_factor(row, 0, pitch)
+        everywhere = splat(factor)
         for i in range(0, pitch, LANES):
-            some = load(row, i)
-            peak = maximum(peak, magnitude(some))
-            zero_or_nan = fma(some, zeros(), zero_or_nan)
-        largest = greatest_of(peak)
-        fits = largest >= SMALLEST_PEAK
-        factor = splat(_LARGEST / largest if fits else np.float32(0))
-        scale = largest * _PART if fits else np.float32(0)
-        head.value_scales[start + t] = scale + sum_of(zero_or_nan)
-        for i in range(0, pitch, LANES):
-            store(values, (start + t) * pitch + i, mul(load(row, i), factor))
+            store(values, (start + t) * pitch + i, mul(load(row, i), everywhere))
 
 
 @kernel
