@@ -38,7 +38,7 @@ INT8_ROUNDING = 0.5
 
 
 @pytest.mark.parametrize("D", [1, 4, 20, 64, 80, 96, 128])
-def test_a_rotation_keeps_dot_products_and_undoes_itself(D: int) -> None:
+def test_a_transform_keeps_dot_products_and_undoes_itself(D: int) -> None:
     random = np.random.default_rng(D)
     one, other = random.standard_normal((2, 7, 3, D)).astype(np.float32)
     np.testing.assert_allclose(hadamard(hadamard(one)), one, atol=1e-6)
@@ -58,11 +58,11 @@ def test_compiled_rows_are_those_of_numpy(D: int, start: int) -> None:
     random = np.random.default_rng(D)
     k, v = random.standard_normal((2, start + D + 16)).astype(np.float32)
     expected = hadamard(k[start : start + D])
-    rotated = k.copy()
-    run_hadamard(rotated, start, D)
-    np.testing.assert_allclose(rotated[start : start + D], expected, atol=1e-5)
-    np.testing.assert_array_equal(rotated[:start], k[:start])
-    np.testing.assert_array_equal(rotated[start + D :], k[start + D :])
+    transformed = k.copy()
+    run_hadamard(transformed, start, D)
+    np.testing.assert_allclose(transformed[start : start + D], expected, atol=1e-5)
+    np.testing.assert_array_equal(transformed[:start], k[:start])
+    np.testing.assert_array_equal(transformed[start + D :], k[start + D :])
     pitch, position = row_pitch(D), 70
     head = Int8Head(
         np.zeros(128 * D, np.int8), np.zeros(128 * pitch, np.int8),
@@ -80,12 +80,12 @@ def test_compiled_rows_are_those_of_numpy(D: int, start: int) -> None:
     np.testing.assert_allclose(scales, (key_scale, value_scale), rtol=1e-5)
 
 
-def test_rotated_keys_with_a_large_feature_are_kept_more_exactly() -> None:
+def test_transformed_keys_with_a_large_feature_are_kept_more_exactly() -> None:
     keys = np.random.default_rng(0).standard_normal((500, 64)).astype(np.float32)
     keys[:, [3, 40]] += 60
     plain = from_int8(*round_rows(keys)) - keys
-    rotated = hadamard(from_int8(*round_rows(hadamard(keys)))) - keys
-    assert np.sqrt((rotated**2).mean()) < 0.4 * np.sqrt((plain**2).mean())
+    transformed = hadamard(from_int8(*round_rows(hadamard(keys)))) - keys
+    assert np.sqrt((transformed**2).mean()) < 0.4 * np.sqrt((plain**2).mean())
 
 
 def test_rows_are_rounded_to_half_a_place() -> None:

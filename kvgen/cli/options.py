@@ -182,8 +182,8 @@ def _model_options(*, several: bool) -> Callable[[Command], Command]:
             default="auto",
             show_default=True,
             help="Width of keys and values in the KV cache; auto is f32 for f32 weights, on the "
-            "numpy backend and in inspect-attention, else f16. int8 has one scale a row, and "
-            "keys are rotated before they are rounded.",
+            "numpy backend and in inspect-attention, else f16. int8 has one scale a row; "
+            "keys are multiplied by a Hadamard matrix before they are rounded.",
         ),
         click.option(
             "--prefill",

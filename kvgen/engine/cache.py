@@ -66,7 +66,7 @@ class KeyValueCache:
     numbers are the same feature of neighbouring positions. With `queries` the cache keeps these as
     well, in float32 [L, H, S, D]: engines write a pass's queries into it and take them out of it
     again for attention, as they do with keys and values. In int8 (`kvgen.engine.int8_rows`) each
-    row has a scale, in arrays [L, G, S] of their own, and keys are rotated.
+    row has a scale, in arrays [L, G, S] of their own, and keys are Hadamard-transformed.
 
     The cache also holds the ids of its positions and the tables of rotary positions: where these
     depend on the length of the sequence (`kvgen.engine.rope`), `prepare` gives the ids back, to be

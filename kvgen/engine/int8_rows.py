@@ -3,9 +3,9 @@
     row = scale * whole numbers from -127 to 127 (`kvgen.engine.tensors.round_rows`)
 
 Keys have a few features that are far larger than the others, and these would leave the others no
-digits. So keys are rotated by a Hadamard matrix first, which spreads every feature over the whole
-row (QuaRot, arXiv:2404.00456); queries are rotated as well, and their dot products stay what they
-were. Values have no such features, and are kept as they are.
+digits. So keys are multiplied by an orthonormal Hadamard matrix first, which spreads every feature
+over the whole row (QuaRot, arXiv:2404.00456); queries are transformed alike, and the dot products
+stay what they were. Values have no such features, and are kept as they are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kvgen.engine.tensors import FloatArray
 
 
 def hadamard(rows: FloatArray) -> FloatArray:
-    """Rotate rows [..., D] by a Hadamard matrix; to rotate twice gives the rows again.
+    """The orthonormal Hadamard transform of rows [..., D]; applied twice it gives the rows again.
 
     Where D is no power of two, each part of the row with the largest power of two that divides D.
 
@@ -29,8 +29,8 @@ def hadamard(rows: FloatArray) -> FloatArray:
     D = rows.shape[-1]
     size = D & -D
     parts = rows.reshape(*rows.shape[:-1], D // size, size)
-    rotated: FloatArray = (parts @ _matrix(size)).reshape(rows.shape)
-    return rotated
+    transformed: FloatArray = (parts @ _matrix(size)).reshape(rows.shape)
+    return transformed
 
 
 @lru_cache

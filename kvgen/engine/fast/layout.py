@@ -220,7 +220,7 @@ class HeadCache(NamedTuple):
 class Int8Head(NamedTuple):
     """Keys and values of one key/value head of a layer in int8: see `kvgen.engine.int8_rows`."""
 
-    keys: npt.NDArray[np.int8]  # [capacity / BLOCK, D, BLOCK], rotated
+    keys: npt.NDArray[np.int8]  # [capacity / BLOCK, D, BLOCK], transformed
     values: npt.NDArray[np.int8]  # [capacity, pitch]
     key_scales: FloatArray  # [capacity]
     value_scales: FloatArray  # [capacity]

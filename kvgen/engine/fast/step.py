@@ -25,7 +25,7 @@ from kvgen.engine.fast.kernels.elementwise import (
     normalise,
     rotate,
 )
-from kvgen.engine.fast.kernels.int8_rows import rotate_query
+from kvgen.engine.fast.kernels.int8_rows import transform_query
 from kvgen.engine.fast.kernels.kv_access import (
     angles,
     captured_rows,
@@ -133,7 +133,7 @@ def attend_to_piece(piece, head, qkv, pieces, shape, weights, request, own):
                 target = captured_rows(sequence[CAPTURED_Q], sequence, row, shape)
                 for i in range(D):
                     target[position * D + i] = q[r * D + i]
-            rotate_query(q, r * D, D, request.like)
+            transform_query(q, r * D, D, request.like)
             for i in range(D):
                 q[r * D + i] *= scale
         attend(n_rows, queries, head, piece.positions, shape.attn_softcap)

@@ -9,7 +9,7 @@ from numba.extending import overload
 from kvgen.engine.fast.compiler import kernel, noinline
 from kvgen.engine.fast.kernels.attention import attend
 from kvgen.engine.fast.kernels.chunk_ops import rows_from
-from kvgen.engine.fast.kernels.int8_rows import rotate_query
+from kvgen.engine.fast.kernels.int8_rows import transform_query
 from kvgen.engine.fast.kernels.kv_access import (
     captured_rows,
     head_cache,
@@ -150,7 +150,7 @@ def attend_tile(tile, tokens, shape, weights, request, packed, own):
     else:
         take_queries(rows_from(qkv, head * D), first, n_rows, scale, q, D)
     for r in range(n_rows):
-        rotate_query(q, r * D, D, request.like)
+        transform_query(q, r * D, D, request.like)
     place, seen = (layer, head // (H // G)), Range(firsts[0], ends[n_rows - 1])
     attend_to(n_rows, place, seen, shape, request, packed, own)
     reads[READ_K] += queries.reads[0]

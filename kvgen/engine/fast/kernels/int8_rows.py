@@ -56,7 +56,7 @@ def hadamard_lanes(_: Any, vector: Any) -> Any:
 
 @kernel
 def hadamard(x, start, D):
-    """Rotate x[start : start + D] in place: `kvgen.engine.int8_rows.hadamard`."""
+    """Transform x[start : start + D] in place: `kvgen.engine.int8_rows.hadamard`."""
     noinline()
     size, half = D & -D, 1
     factor = np.float32(1) / np.float32(np.sqrt(np.float32(size)))
@@ -102,13 +102,13 @@ def hadamard_tokens(x, D):
         store(numbers, i, mul(load(numbers, i), factor))
 
 
-def rotate_query(q, start, D, like):
-    """Rotate one query as the cache keeps keys, whose type is that of `like`."""
+def transform_query(q, start, D, like):
+    """Transform one query as the cache keeps keys, whose type is that of `like`."""
     raise NotImplementedError("compiled code only")
 
 
-@overload(rotate_query)
-def _rotate_query(q, start, D, like):
+@overload(transform_query)
+def _transform_query(q, start, D, like):
     if like.dtype.bitwidth == 8:
         return lambda q, start, D, like: hadamard(q, start, D)
     return lambda q, start, D, like: None
@@ -137,7 +137,7 @@ def scale_and_factor(x, start, n):
 
 @kernel
 def store_int8_row(k, v, start, head, position):
-    """Append one head's k and v, both at `start`; k is rotated in place."""
+    """Append one head's k and v, both at `start`; k is transformed in place."""
     noinline()
     D, keys, values = head.head_dim, head.keys, head.values
     hadamard(k, start, D)
@@ -155,7 +155,7 @@ def store_int8_row(k, v, start, head, position):
 
 @kernel
 def store_int8_keys(k, head, start, n_tokens, row):
-    """Append one head's k [D, tokens], rotated in place; `row` has room for a vector."""
+    """Append one head's k [D, tokens], transformed in place; `row` has room for a vector."""
     noinline()
     D, keys, scales = head.head_dim, head.keys, head.key_scales
     hadamard_tokens(k, D)
