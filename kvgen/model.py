@@ -218,7 +218,7 @@ class Model:
             stop_ids=self.stop_ids,
             reuse_cache=cache,
             n_likeliest=check_logprobs(logprobs),
-            constraint=None if constraint is None else constraint.start(self.stop_ids),
+            constraint=constraint.start(self.stop_ids, sampler.banned) if constraint else None,
         )
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         stream = None if self.tokenizer is None else self.tokenizer.stream(ids, stops=stops)

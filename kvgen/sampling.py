@@ -189,6 +189,7 @@ class Sampler:
         self._n_tokens = n_tokens
         banned = stop_ids if options.ignore_eos else ()
         self._bias = {**options.logit_bias, **dict.fromkeys(banned, -np.inf)}
+        self.banned = frozenset(id_ for id_, add in self._bias.items() if add == -np.inf)
         self._random = np.random.Generator(np.random.PCG64(self.seed))
 
     def __call__(self, logits: FloatArray, history: Sequence[int]) -> int:

@@ -187,6 +187,19 @@ ASK = ["generate", PROMPT, "--seed", "1", "--temperature", "1"]
 SCHEMA = json.dumps(UNBOUNDED["required"])
 
 
+def test_a_banned_token_does_not_close_a_text(model: Model) -> None:
+    schema = {"type": "array", "items": {"type": "string"}, "minItems": 2}
+    constraint = model.constraint(json_schema=schema)
+    quotes = [i for i in range(model.config.vocab_size) if b'""' in model.tokenizer.token_bytes(i)]  # type: ignore[union-attr]
+    for banned in ({}, dict.fromkeys(quotes, -np.inf)):
+        pieces = list(
+            model.generate(PROMPT, constraint=constraint, max_new_tokens=14, seed=1,
+                           temperature=1.0, logit_bias=banned)
+        )  # fmt: skip
+        assert pieces[-1].whole and not {piece.token for piece in pieces} & set(banned)
+        assert valid("".join(piece.text for piece in pieces), schema)
+
+
 def test_the_command_says_that_a_text_was_closed_early() -> None:
     run = inside(*ASK, "-n", "60", "--json-schema", SCHEMA)
     assert run.returncode == 0 and valid(run.stdout.decode(), UNBOUNDED["required"])

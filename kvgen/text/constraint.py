@@ -71,9 +71,8 @@ def build_table(tokens: Sequence[bytes], special: Collection[int]) -> TokenTable
     try:
         from llguidance import LLTokenizer, TokenizerWrapper
     except ImportError:
-        raise UsageError(
-            "structured output needs llguidance: pip install 'kvgen[structured]'"
-        ) from None
+        needed = "structured output needs llguidance: pip install 'kvgen[structured]'"
+        raise UsageError(needed) from None
     return TokenTable(LLTokenizer(TokenizerWrapper(_Tokens(tokens, special))), token_kinds(tokens))
 
 
@@ -97,9 +96,9 @@ class Constraint:
         """JSON schema, regular expression, or grammar."""
         return CONSTRAINT_NAMES[self.kind]
 
-    def start(self, stop_ids: Collection[int]) -> ConstraintRun:
-        """The state of one run, at its beginning."""
-        return ConstraintRun(self, self._matcher.deep_copy(), stop_ids)
+    def start(self, stop_ids: Collection[int], banned: Collection[int] = ()) -> ConstraintRun:
+        """The state of one run, at its beginning; it never takes a `banned` id by itself."""
+        return ConstraintRun(self, self._matcher.deep_copy(), stop_ids, banned)
 
     def n_shortest(self) -> int | None:
         """The tokens of the shortest text that is known; None where none is."""
@@ -113,22 +112,25 @@ class Constraint:
 class ConstraintRun:
     """How far one generation has come in its grammar.
 
-    `seconds` is the time that masks have taken; `complete` says that nothing can follow, `whole`
-    that the text so far matches, though more may follow, and `closed_early` that some token was
-    taken for the text to end in time.
+    `seconds` is the time it has taken; `complete` says that nothing can follow, `whole` that the
+    text so far matches, and `closed_early` that some token was taken for it to end in time.
     """
 
     def __init__(
-        self, constraint: Constraint, matcher: LLMatcher, stop_ids: Collection[int]
+        self,
+        constraint: Constraint,
+        matcher: LLMatcher,
+        stop_ids: Collection[int],
+        banned: Collection[int],
     ) -> None:
         began = time.perf_counter()
         self._constraint = constraint
         self._matcher = matcher
         self._mask = Mask(constraint.n_tokens)
-        self._stops = np.array(sorted(i for i in stop_ids if i < constraint.n_tokens), np.intp)
         self._stop_ids = frozenset(stop_ids)
-        self._ends = self._stops  # those that the model has
-        self._banned = self._stops  # ids that are not its text
+        self._stops = self._known(self._stop_ids)
+        self._ends = self._known(self._stop_ids.difference(banned))
+        self._banned = self._known(self._stop_ids.union(banned))  # ids that close no text
         self._n_taken = 0
         self._way: list[int] | None = None  # from here to an end in time, where one is known
         self._looked = False  # for such a way
@@ -144,10 +146,10 @@ class ConstraintRun:
         Raises UsageError where no token can begin the text, KvgenError where none can go on.
         """
         began = time.perf_counter()
-        if len(logits) < self._allowed.size and self._banned is self._stops:
-            beyond = np.arange(len(logits), self._allowed.size)
-            self._banned = np.concatenate([self._stops, beyond])
-            self._ends = self._stops[self._stops < len(logits)]
+        if self._n_taken == 0 and len(logits) < self._allowed.size:
+            beyond = np.arange(len(logits), self._allowed.size)  # what the model has no logits for
+            self._banned = np.concatenate([self._banned, beyond])
+            self._ends = self._ends[self._ends < len(logits)]
         allowed = self._allowed[: len(logits)]
         error = self._matcher.get_error()
         if error.startswith("NoExtension") or not (error or allowed.any()):
@@ -219,6 +221,9 @@ class ConstraintRun:
             if len(rest) <= n_left and is_way(after, rest, self._constraint.n_tokens):
                 return rest
         return self._search(after, n_left)
+
+    def _known(self, ids: Collection[int]) -> npt.NDArray[np.intp]:
+        return np.array(sorted(i for i in ids if i < self._constraint.n_tokens), np.intp)
 
     def _search(self, matcher: LLMatcher, most: int) -> list[int] | None:
         kinds = self._constraint.table.kinds
