@@ -55,11 +55,11 @@ class Session:
         position of a part, and the part's logits [T, V].
         """
         self.engine = engine
-        if cache is None:
+        if cache is None and isinstance(capture, Capture):  # the cache alone asks for itself
             require_memory(
                 "ask for fewer tokens or take a smaller model",
                 KV_cache=engine.config.kv_bytes_per_position(engine.cache_dtype) * capacity,
-                recorded_activations=capture.nbytes if isinstance(capture, Capture) else 0,
+                recorded_activations=capture.nbytes,
             )
         self.cache = engine.new_cache(capacity) if cache is None else cache
         self.capture = capture

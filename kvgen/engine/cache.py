@@ -92,7 +92,10 @@ class KeyValueCache:
         self._bytes_per_position = config.kv_bytes_per_position(dtype)
         if queries:
             self._bytes_per_position += 4 * config.n_layers * config.n_heads * D
-        require_memory("ask for fewer tokens", KV_cache=self._bytes_per_position * capacity)
+        require_memory(
+            "ask for fewer tokens or take a smaller model",
+            KV_cache=self._bytes_per_position * capacity,
+        )
         try:
             self.k: Array = aligned_zeros((*heads, n_blocks, D, block), _TYPES[dtype])
             self.v: Array = aligned_zeros((*heads, n_blocks * block, pitch or D), _TYPES[dtype])
@@ -175,31 +178,31 @@ class KeyValueCache:
 
     def keys(self, layer: int) -> FloatArray:
         """The keys of a layer [S, G, D]: a view of float32 rows, else a copy."""
-        stored = self.stored_rows(layer)
-        if "key_scales" in stored:
-            return hadamard(from_int8(stored["keys"], stored["key_scales"]))
-        return stored["keys"].astype(np.float32, copy=False)
+        return _as_floats("k", *self._stored("k", layer))
 
     def values(self, layer: int) -> FloatArray:
         """The values of a layer [S, G, D]: a view where they are kept as float32, else a copy."""
-        stored = self.stored_rows(layer)
-        if "value_scales" in stored:
-            return from_int8(stored["values"], stored["value_scales"])
-        return stored["values"].astype(np.float32, copy=False)
+        return _as_floats("v", *self._stored("v", layer))
 
     def stored_rows(self, layer: int) -> dict[str, Array]:
         """All rows of a layer as they are kept: `keys` and `values` [S, G, D], views if possible.
 
         In int8 also `key_scales` and `value_scales` [S, G].
         """
+        of_keys = zip(("keys", "key_scales"), self._stored("k", layer), strict=False)
+        of_values = zip(("values", "value_scales"), self._stored("v", layer), strict=False)
+        return dict([*of_keys, *of_values])
+
+    def _stored(self, kind: RowKind, layer: int) -> list[Array]:
+        """The rows of K or V as they are kept [S, G, D], and in int8 their scales [S, G]."""
         S, blocks = self.length, self.k[layer]  # [G, blocks, D, block]
         G, _, D, _ = blocks.shape
-        keys = blocks.transpose(1, 3, 0, 2).reshape(-1, G, D)
-        stored = {"keys": keys[:S], "values": self.v[layer, :, :S, :D].swapaxes(0, 1)}
-        if self.k_scales is not None and self.v_scales is not None:
-            stored["key_scales"] = self.k_scales[layer, :, :S].swapaxes(0, 1)
-            stored["value_scales"] = self.v_scales[layer, :, :S].swapaxes(0, 1)
-        return stored
+        if kind == "k":
+            rows = blocks.transpose(1, 3, 0, 2).reshape(-1, G, D)[:S]
+        else:
+            rows = self.v[layer, :, :S, :D].swapaxes(0, 1)
+        scales = self.k_scales if kind == "k" else self.v_scales
+        return [rows] if scales is None else [rows, scales[layer, :, :S].swapaxes(0, 1)]
 
     @property
     def frequencies_from(self) -> int:
@@ -234,11 +237,7 @@ class KeyValueCache:
 
     def row(self, kind: RowKind, layer: int, position: int) -> FloatArray:
         """One kept row [G, D], of Q [H, D], in float32: a copy."""
-        numbers, *scales = self._places(kind, layer, position)
-        if not scales:
-            return numbers.astype(np.float32)
-        row = from_int8(numbers, scales[0])
-        return hadamard(row) if kind == "k" else row
+        return _as_floats(kind, *self._places(kind, layer, position)).copy()
 
     def replace_row(self, kind: RowKind, layer: int, position: int, row: FloatArray) -> None:
         """Keep another row [G, D], of Q [H, D], in place of this one."""
@@ -310,3 +309,11 @@ class KeyValueCache:
         n_old = max(0, min(self.length, positions.stop) - positions.start)
         self.rows_read.old_q[layer] += n_heads * n_old
         return self.q[layer, :, positions.start : positions.stop].swapaxes(0, 1)
+
+
+def _as_floats(kind: RowKind, numbers: Array, scales: FloatArray | None = None) -> FloatArray:
+    """Kept rows [..., D], in int8 with scales [...], as float32: a view where they are kept so."""
+    if scales is None:
+        return numbers.astype(np.float32, copy=False)
+    rows = from_int8(numbers, scales)
+    return hadamard(rows) if kind == "k" else rows

@@ -174,11 +174,11 @@ class ConstraintRun:
                 token, after = self._in_time(token, after, n_left)
         if token in self._stop_ids:
             self.complete = True
-            return token
-        self._matcher = after
-        self._n_taken += 1
-        self.whole = self._matcher.is_accepting()
-        self.complete = self._matcher.is_stopped()
+        else:
+            self._matcher = after
+            self._n_taken += 1
+            self.whole = self._matcher.is_accepting()
+            self.complete = self._matcher.is_stopped()
         if not self.complete:
             self._allowed, goes_on = self._look()
             self.complete = self.whole and not goes_on
