@@ -151,6 +151,12 @@ def test_a_row_without_output_has_no_shares() -> None:
     assert row.shares.tolist() == [0] and row.cosines.tolist() == [0]
 
 
+def test_a_row_is_explained_whatever_the_flags_of_its_products_say() -> None:
+    """A BLAS may raise them for nothing, so not even a number that deserves one warns."""
+    row = explain_row([1.0], [[0.0], [0.0]], [[np.inf], [-np.inf]])
+    assert np.isnan(row.output).all() and row.weights.tolist() == [0.5, 0.5]
+
+
 A = np.float32([[[1, 0, 0, 0], [0.25, 0.75, 0, 0], [0.5, 0.5, 0, 0], [0.1, 0.2, 0.3, 0.4]]])
 
 
