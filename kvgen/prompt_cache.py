@@ -2,7 +2,7 @@
 
 A safetensors file. `token_ids` [S] names the positions; `keys.N` and `values.N` [S, G, D] are those
 of layer N as the KV cache holds them, in float32, float16 or int8, keys after RoPE. To int8 belong
-the scales of rows, `key_scales.N` and `value_scales.N` [S, G] (`kvgen.engine.int8_rows`). The file
+the scales of rows, `key_scales.N` and `value_scales.N` [S, G] (`kvgen.engine.kept_rows`). The file
 does not depend on the backend that wrote it. Its metadata says which model and which types the
 numbers come from; any other run is refused.
 """

@@ -45,9 +45,9 @@ MAY_IMPORT = {
     "engine.rope": {"engine.config", "engine.tensors"},
     "engine.formula": {"engine.tensors"},
     "engine.edits": {"engine.formula", "engine.places", "engine.tensors"},
-    "engine.int8_rows": {"engine.tensors"},
+    "engine.kept_rows": {"engine.tensors"},
     "engine.cache": {
-        "engine.config", "engine.int8_rows", "engine.memory", "engine.rope", "engine.tensors",
+        "engine.config", "engine.kept_rows", "engine.memory", "engine.rope", "engine.tensors",
     },
     "engine.trace": {"engine.config", "engine.tensors"},
     "engine.calibration": {"engine.config", "engine.machine"},
@@ -57,7 +57,7 @@ MAY_IMPORT = {
     },
     "engine.finite": {"engine.contract", "engine.tensors", "engine.trace"},
     "engine.reference": {*_ENGINES, "engine.edits", "engine.formula", "engine.memory"},
-    "engine.fast": {*_ENGINES, "engine.memory"},
+    "engine.fast": {*_ENGINES, "engine.kept_rows", "engine.memory"},
     "engine.open": {
         *_SHARED, "engine.contract", "engine.fast", "engine.machine", "engine.reference",
     },

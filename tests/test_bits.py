@@ -10,7 +10,7 @@ import pytest
 from kvgen.bench.verify import verify
 from kvgen.engine.cache import KeyValueCache
 from kvgen.engine.fast.engine import FastEngine
-from kvgen.engine.open import open_engine
+from kvgen.engine.reference.decoder import ReferenceEngine
 from kvgen.model import Model
 from kvgen.sampling import SamplingOptions
 from kvgen.session import Session
@@ -116,7 +116,7 @@ def test_verify_finds_one_bit(
     name: str, cache_dtype: str, tiny_model: Loader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(name, backend="numba", cache_dtype=cache_dtype)
-    reference = open_engine(model.params, backend="numpy", threads=None)
+    reference = ReferenceEngine(model.params, cache_dtype=model.engine.cache_dtype)
 
     def bits() -> object:
         checks = {check.name: check for check in verify(model.engine, reference, IDS)}

@@ -48,7 +48,7 @@ from kvgen.engine.tensors import Dense, Int8, Tensor, quantize, round_rows
 from kvgen.errors import NonFiniteError, UsageError
 from tests import tiny
 from tests.configs import CONFIGS
-from tests.conftest import Loader
+from tests.conftest import BACKENDS, Loader
 
 IDS = tiny.make_ids(65, seed=1)
 # Row lengths: less than a vector, whole vectors, tails, several steps of every unrolled loop.
@@ -540,27 +540,23 @@ def _fed(model: kvgen.model.Model) -> KeyValueCache:
 
 
 @pytest.mark.parametrize("n_ids", [1, 20])
-def test_what_does_not_fit_into_float16_is_named(n_ids: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_does_not_fit_into_float16_is_named(backend: str, n_ids: int, tmp_path: Path) -> None:
     tensors = tiny.make_tensors("llama_gqa")
     tensors["model.layers.1.self_attn.v_proj.weight"] *= 1e6
     folder = tiny.write_checkpoint(tmp_path, "llama_gqa", tensors)
-    model = kvgen.load(folder, backend="numba", cache_dtype="f16")
+    model = kvgen.load(folder, backend=backend, cache_dtype="f16")
     with pytest.raises(NonFiniteError, match=r"layer 1: .* float16 cache: use --cache-dtype f32"):
         model.logits(IDS[:n_ids], cache=False)
     assert np.isfinite(
-        kvgen.load(folder, backend="numba", cache_dtype="f32").logits(IDS[:n_ids])
+        kvgen.load(folder, backend=backend, cache_dtype="f32").logits(IDS[:n_ids])
     ).all()
 
 
-@pytest.mark.parametrize("cache_dtype", ["f16", "int8"])
-def test_the_reference_keeps_float32(cache_dtype: str, tiny_model: Loader) -> None:
-    with pytest.raises(UsageError, match="numpy backend keeps its KV cache in f32"):
-        tiny_model("llama_gqa", backend="numpy", cache_dtype=cache_dtype)
-
-
-def test_auto_is_float32_where_weights_are(tiny_model: Loader) -> None:
+def test_auto_is_float32_where_weights_are_and_in_numpy(tiny_model: Loader) -> None:
     assert tiny_model("gpt2", backend="numba").engine.cache_dtype == "f32"
     assert tiny_model("gpt2", kind="BF16", backend="numba").engine.cache_dtype == "f16"
+    assert tiny_model("gpt2", kind="BF16", backend="numpy").engine.cache_dtype == "f32"
 
 
 def test_weights_are_not_copied(tiny_folder: Callable[..., Path]) -> None:

@@ -1,4 +1,4 @@
-"""The KV cache in int8: its rows, what the compiled engine writes, and how far logits may move."""
+"""The KV cache in int8: its rows, what the engines write, and how far logits may move."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from kvgen.engine.fast import target
 from kvgen.engine.fast.compiler import jit_entry
 from kvgen.engine.fast.kernels import int8_rows as kernels
 from kvgen.engine.fast.layout import Int8Head, row_pitch
-from kvgen.engine.int8_rows import from_int8, hadamard
+from kvgen.engine.kept_rows import from_int8, hadamard
 from kvgen.engine.tensors import round_rows
 from kvgen.errors import NonFiniteError
 from tests import tiny
-from tests.conftest import Loader
+from tests.conftest import BACKENDS, Loader
 
+EVERY_BACKEND = pytest.mark.parametrize("backend", BACKENDS)
 IDS = tiny.make_ids(150)
 
 
@@ -111,11 +112,12 @@ def test_a_row_that_is_not_finite_stays_so(poison: float) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 7, None])
 @pytest.mark.parametrize("name", ["llama_gqa", "gpt2", "gemma3", "phi3", "qwen2"])
-def test_the_engine_keeps_the_rows_that_numpy_makes(
-    name: str, chunk: int | None, tiny_model: Loader
+@EVERY_BACKEND
+def test_an_engine_keeps_the_rounded_rows(
+    backend: str, name: str, chunk: int | None, tiny_model: Loader
 ) -> None:
     wide, narrow = (
-        tiny_model(name, backend="numba", cache_dtype=dtype).engine for dtype in ("f32", "int8")
+        tiny_model(name, backend=backend, cache_dtype=dtype).engine for dtype in ("f32", "int8")
     )
     exact, cache = wide.new_cache(len(IDS)), narrow.new_cache(len(IDS))
     wide.forward(IDS, exact, chunk=chunk)
@@ -139,9 +141,10 @@ def test_the_engine_keeps_the_rows_that_numpy_makes(
 
 
 @pytest.mark.parametrize("name", ["llama_gqa", "gpt2", "gemma2", "qwen3", "gpt_neox"])
-def test_an_int8_cache_is_close_and_small(name: str, tiny_model: Loader) -> None:
-    wide = tiny_model(name, backend="numba", cache_dtype="f32")
-    narrow = tiny_model(name, backend="numba", cache_dtype="int8")
+@EVERY_BACKEND
+def test_an_int8_cache_is_close_and_small(backend: str, name: str, tiny_model: Loader) -> None:
+    wide = tiny_model(name, backend=backend, cache_dtype="f32")
+    narrow = tiny_model(name, backend=backend, cache_dtype="int8")
     expected = wide.logits(IDS)
     for cached in (True, False):
         assert 0 < np.abs(narrow.logits(IDS, cache=cached) - expected).max() < INT8_ROUNDING
@@ -170,23 +173,25 @@ def test_a_rounded_prefill_reads_it_too(
 
 @pytest.mark.parametrize("n_ids", [1, 20])
 @pytest.mark.parametrize("matrix", ["k_proj", "v_proj"])
+@EVERY_BACKEND
 def test_a_row_beyond_float32_reaches_the_check_of_the_logits(
-    matrix: str, n_ids: int, tmp_path: Path
+    backend: str, matrix: str, n_ids: int, tmp_path: Path
 ) -> None:
     tensors = tiny.make_tensors("llama_gqa")
     tensors[f"model.layers.1.self_attn.{matrix}.weight"][:] = 3e38
     folder = tiny.write_checkpoint(tmp_path, "llama_gqa", tensors)
-    model = kvgen.load(folder, backend="numba", cache_dtype="int8")
+    model = kvgen.load(folder, backend=backend, cache_dtype="int8")
     with pytest.raises(NonFiniteError, match="layer 1"):
         list(model.generate(IDS[:n_ids], max_new_tokens=1))
 
 
 @pytest.mark.parametrize("kind", ["k", "v"])
 @pytest.mark.parametrize("cache_dtype", ["f32", "f16", "int8"])
+@EVERY_BACKEND
 def test_another_row_is_kept_for_a_while(
-    kind: RowKind, cache_dtype: str, tiny_model: Loader
+    backend: str, kind: RowKind, cache_dtype: str, tiny_model: Loader
 ) -> None:
-    engine = tiny_model("llama_gqa", backend="numba", cache_dtype=cache_dtype).engine
+    engine = tiny_model("llama_gqa", backend=backend, cache_dtype=cache_dtype).engine
     cache = engine.new_cache(len(IDS))
     engine.forward(IDS, cache)
     assert isinstance(cache, KeyValueCache)

@@ -176,8 +176,6 @@ def test_widened_weights_need_what_they_take(
 def test_a_session_needs_its_cache_and_what_it_records(
     name: str, backend: str, cache_dtype: str, tiny_model: Loader, set_free: SetFree
 ) -> None:
-    if backend == "numpy" and cache_dtype != "f32":
-        pytest.skip("this backend has f32 alone")
     engine = tiny_model(name, backend=backend, cache_dtype=cache_dtype).engine
     session = Session(engine, len(IDS))
     session.feed(IDS)

@@ -70,10 +70,8 @@ def test_every_model_goes_on_as_without_the_file(
     assert generated(model, prompt, reusing) == generated(model, prompt, whole)
 
 
-@pytest.mark.parametrize(
-    ("backend", "cache_dtype"),
-    [("numpy", "f32"), ("numba", "f32"), ("numba", "f16"), ("numba", "int8")],
-)
+@pytest.mark.parametrize("cache_dtype", ["f32", "f16", "int8"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_stepwise_runs_agree_to_the_bit(
     backend: str, cache_dtype: str, tiny_model: Loader, tmp_path: Path
 ) -> None:

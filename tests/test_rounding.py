@@ -9,17 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 
+import kvgen
 from kvgen.bench.verify import verify
 from kvgen.choices import CacheDTypeName
 from kvgen.engine.cache import KeyValueCache
 from kvgen.engine.fast.engine import FastEngine
-from kvgen.engine.open import open_engine
+from kvgen.engine.reference.decoder import ReferenceEngine
 from tests import tiny
 from tests.conftest import BACKENDS, Loader
 
 NAMES = ["llama_gqa", "gpt2", "gemma3", "mistral", "granite"]
 EVERY_CACHE = pytest.mark.parametrize("cache_dtype", ["f32", "f16", "int8"])
 IDS = tiny.make_ids(120)
+
+
+def reference_of(model: kvgen.Model) -> ReferenceEngine:
+    return ReferenceEngine(model.params, threads=1, cache_dtype=model.engine.cache_dtype)
 
 
 @EVERY_CACHE
@@ -29,7 +34,7 @@ def test_honest_runs_stay_well_within_the_limits(
     name: str, kind: str, cache_dtype: CacheDTypeName, tiny_model: Loader
 ) -> None:
     model = tiny_model(name, kind=kind, backend="numba", cache_dtype=cache_dtype)
-    reference = open_engine(model.params, backend="numpy", threads=1)
+    reference = reference_of(model)
     for check in verify(model.engine, reference, IDS):
         assert check.passed, check
         assert check.max_abs_difference <= 0.7 * check.tolerance, check
@@ -62,7 +67,7 @@ def test_a_small_fault_of_the_cache_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = tiny_model(name, backend="numba", cache_dtype=cache_dtype)
-    reference = open_engine(model.params, backend="numpy", threads=1)
+    reference = reference_of(model)
     checks = verify(model.engine, reference, IDS)
     forward = FastEngine.forward
 
@@ -84,14 +89,14 @@ def test_a_scale_of_one_layer_that_is_off_by_a_thousandth_fails(
     config = model.config
     scales = (config.attn_scales[0] * 1.001, *config.attn_scales[1:])
     params = replace(model.params, config=replace(config, attn_scales=scales))
-    last = list(verify(model.engine, open_engine(params, backend="numpy", threads=1), IDS))[-1]
+    last = list(verify(model.engine, ReferenceEngine(params), IDS))[-1]
     assert last.name == "the numpy reference" and not last.passed, last
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_limits_grow_with_the_model_and_not_beyond_it(backend: str, tiny_model: Loader) -> None:
     model = tiny_model("llama_gqa", backend=backend)
-    reference = open_engine(model.params, backend="numpy", threads=1)
+    reference = reference_of(model)
     for check in verify(model.engine, reference, IDS):
         if check.n_positions and check.different_bits is None:
             largest = float(np.abs(model.logits(IDS)).max())

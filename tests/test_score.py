@@ -297,8 +297,9 @@ def test_types_are_compared_in_a_table_in_json_and_in_csv(story: str) -> None:
     assert float(rows[0]["logprob_f32"]) == pytest.approx(first["f32"])
 
 
-def test_types_of_the_cache_are_compared(story: str) -> None:
-    command = ["score", story, "--backend", "numba", "--compare-dtypes", "f32,f32+f16,f32+int8"]
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_types_of_the_cache_are_compared(backend: str, story: str) -> None:
+    command = ["score", story, "--backend", backend, "--compare-dtypes", "f32,f32+f16,f32+int8"]
     content = json.loads(inside(*command, "--json").stdout)
     assert content["reference"] == "f32"
     assert [row["cache_dtype"] for row in content["dtypes"]] == ["f32", "f16", "int8"]
@@ -344,7 +345,6 @@ def test_a_rounded_prefill_is_named(story: str) -> None:
         (["--compare-dtypes", "f32,int9"], "Did you mean 'int8'?"),
         (["--compare-dtypes", "f32,f32+int9"], "Did you mean 'int8'?"),
         (["--compare-dtypes", "f32,f32+bf16"], "'bf16' is not one of"),
-        (["--compare-dtypes", "f32,f32+int8", "--backend", "numpy"], "keeps its KV cache in f32"),
     ],
 )
 def test_options_that_do_not_fit_are_told_in_one_line(

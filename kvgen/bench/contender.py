@@ -99,10 +99,9 @@ class Contender:
         rounding = measure_rounding(self.engine, self.ids, n_before=self.workload.length)
         one = pass_seconds(self.engine, self._calibration, self.workload, "on", timed=False)
         self._on_progress("comparing logits", n_sessions(len(cached)) * one)
-        own = self.engine.cache_dtype
         return Verification(
             max_abs_logit_difference=greatest,
-            tolerance=rounding.allowed(largest, own, other_dtype=own),
+            tolerance=rounding.allowed(largest, self.engine.cache_dtype),
             n_steps=len(cached),
             n_equal=equal,
             near_ties=near_ties,

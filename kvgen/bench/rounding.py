@@ -10,7 +10,7 @@ rounding explains.
     float32: sums of n products in another order differ by about sqrt(n) 2^-24 of their size (a
              random walk), some sums of each layer one after another
     float16: where such a difference decides which way a key or value is rounded, the kept number
-             differs by one place; against an engine that keeps float32, every number is rounded
+             differs by one place
     int8:    the same, and one place is a 127th of the row's greatest number: a few numbers that are
              rounded the other way change all layers behind them enough for many more
 """
@@ -40,8 +40,6 @@ _SUMS = 4.0
 _LAST_SUMS = 1.0  # of the largest logit: what no kept number takes part in
 # Of the change by the probe, where some numbers are rounded the other way.
 _DIFFERENT_PLACES: dict[CacheDTypeName, float] = {"f32": 0, "f16": 0.35, "int8": 0.5}
-# Where all are, and the other engine keeps float32.
-_ALL_ROUNDED: dict[CacheDTypeName, float] = {"f32": 0, "f16": 0.9, "int8": 1.2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,16 +50,12 @@ class Rounding:
     probe: float  # by what part of themselves kept numbers were moved
     longest_sum: int  # products of one number of a matrix product
 
-    def allowed(
-        self, largest_logit: float, cache_dtype: CacheDTypeName, *, other_dtype: CacheDTypeName
-    ) -> float:
-        """The greatest difference of a logit between two engines' runs that rounding explains."""
+    def allowed(self, largest_logit: float, cache_dtype: CacheDTypeName) -> float:
+        """The greatest difference of a logit, over caches of that type, that rounding explains."""
         walk = math.sqrt(self.longest_sum) * _FLOAT32
         allowed = _SUMS * walk / self.probe * self.change_by_probe
         allowed += _LAST_SUMS * walk * largest_logit
-        same = cache_dtype == other_dtype
-        places = _DIFFERENT_PLACES[cache_dtype] if same else _ALL_ROUNDED[cache_dtype]
-        return allowed + places * self.change_by_probe
+        return allowed + _DIFFERENT_PLACES[cache_dtype] * self.change_by_probe
 
 
 def n_sessions(n_steps: int) -> int:

@@ -14,13 +14,11 @@ import numpy.typing as npt
 
 from kvgen.choices import CacheDTypeName, RowKind
 from kvgen.engine.config import ModelConfig
-from kvgen.engine.int8_rows import from_int8, hadamard
+from kvgen.engine.kept_rows import KEPT_TYPES, as_floats, as_kept, beyond_float16
 from kvgen.engine.memory import require_memory
 from kvgen.engine.rope import length_dependent, rope_tables, same_frequencies_from
-from kvgen.engine.tensors import Array, FloatArray, aligned_zeros, round_rows
+from kvgen.engine.tensors import Array, FloatArray, aligned_zeros
 from kvgen.errors import KvgenError, UsageError
-
-_TYPES: dict[CacheDTypeName, type] = {"f32": np.float32, "f16": np.float16, "int8": np.int8}
 
 
 class RowsRead(NamedTuple):
@@ -65,7 +63,7 @@ class KeyValueCache:
     one position are plain rows, as the reference reads them; in blocks of many, neighbouring
     numbers are the same feature of neighbouring positions. With `queries` the cache keeps these as
     well, in float32 [L, H, S, D]: engines write a pass's queries into it and take them out of it
-    again for attention, as they do with keys and values. In int8 (`kvgen.engine.int8_rows`) each
+    again for attention, as they do with keys and values. In int8 (`kvgen.engine.kept_rows`) each
     row has a scale, in arrays [L, G, S] of their own, and keys are Hadamard-transformed.
 
     The cache also holds the ids of its positions and the tables of rotary positions: where these
@@ -97,8 +95,8 @@ class KeyValueCache:
             KV_cache=self._bytes_per_position * capacity,
         )
         try:
-            self.k: Array = aligned_zeros((*heads, n_blocks, D, block), _TYPES[dtype])
-            self.v: Array = aligned_zeros((*heads, n_blocks * block, pitch or D), _TYPES[dtype])
+            self.k: Array = aligned_zeros((*heads, n_blocks, D, block), KEPT_TYPES[dtype])
+            self.v: Array = aligned_zeros((*heads, n_blocks * block, pitch or D), KEPT_TYPES[dtype])
             of_rows = (*heads, n_blocks * block)
             self.k_scales: FloatArray | None = None
             self.v_scales: FloatArray | None = None
@@ -178,11 +176,11 @@ class KeyValueCache:
 
     def keys(self, layer: int) -> FloatArray:
         """The keys of a layer [S, G, D]: a view of float32 rows, else a copy."""
-        return _as_floats("k", *self._stored("k", layer))
+        return as_floats("k", *self._stored("k", layer))
 
     def values(self, layer: int) -> FloatArray:
         """The values of a layer [S, G, D]: a view where they are kept as float32, else a copy."""
-        return _as_floats("v", *self._stored("v", layer))
+        return as_floats("v", *self._stored("v", layer))
 
     def stored_rows(self, layer: int) -> dict[str, Array]:
         """All rows of a layer as they are kept: `keys` and `values` [S, G, D], views if possible.
@@ -237,15 +235,22 @@ class KeyValueCache:
 
     def row(self, kind: RowKind, layer: int, position: int) -> FloatArray:
         """One kept row [G, D], of Q [H, D], in float32: a copy."""
-        return _as_floats(kind, *self._places(kind, layer, position)).copy()
+        return as_floats(kind, *self._places(kind, layer, position)).copy()
 
     def replace_row(self, kind: RowKind, layer: int, position: int, row: FloatArray) -> None:
-        """Keep another row [G, D], of Q [H, D], in place of this one."""
+        """Keep another row [G, D], of Q [H, D], in place of this one.
+
+        Raises NonFiniteError where it does not fit a cache of float16.
+        """
+        self._keep(kind, layer, position, row)
+
+    def _keep(self, kind: RowKind, layer: int, position: int | slice, rows: FloatArray) -> None:
         places = self._places(kind, layer, position)
-        of_int8 = len(places) > 1
-        stored = round_rows(hadamard(row) if kind == "k" else row) if of_int8 else (row,)
-        for place, numbers in zip(places, stored, strict=True):
-            place[:] = numbers
+        with np.errstate(over="ignore"):
+            for place, kept in zip(places, as_kept(kind, rows, int8=len(places) > 1), strict=True):
+                place[:] = kept
+        if places[0].dtype == np.float16 and np.isinf(places[0]).any():
+            raise beyond_float16(layer)
 
     @contextmanager
     def with_row(self, kind: RowKind, layer: int, position: int, row: FloatArray) -> Iterator[None]:
@@ -259,34 +264,44 @@ class KeyValueCache:
             for place, numbers in zip(places, before, strict=True):
                 place[:] = numbers
 
-    def _places(self, kind: RowKind, layer: int, position: int) -> list[Array]:
-        """Where the numbers of a row are kept, and in int8 its scales [G]: views."""
+    def _places(self, kind: RowKind, layer: int, position: int | slice) -> list[Array]:
+        """Where the numbers of a row [G, D] are kept, and in int8 its scales [G]: views.
+
+        Of several positions [G, T, D] and [G, T], where keys are plain rows.
+        """
         if kind == "q":
             assert self.q is not None
             return [self.q[layer, :, position]]
         if kind == "k":
             block = self.k.shape[4]
-            numbers = self.k[layer, :, position // block, :, position % block]
+            at = (position, 0) if isinstance(position, slice) else divmod(position, block)
+            numbers = self.k[layer, :, at[0], :, at[1]]
         else:
             numbers = self.v[layer, :, position, : self.k.shape[3]]
         scales = self.k_scales if kind == "k" else self.v_scales
         return [numbers] if scales is None else [numbers, scales[layer, :, position]]
 
     def write(self, layer: int, k: FloatArray, v: FloatArray) -> None:
-        """Put rows [T, G, D] of one layer behind the last position, which stays where it is."""
-        start, end = self.length, self.length + len(k)
-        self.k[layer, :, start:end, :, 0] = k.swapaxes(0, 1)
-        self.v[layer, :, start:end] = v.swapaxes(0, 1)
+        """Put rows [T, G, D] of one layer behind the last position, which stays where it is.
+
+        Raises NonFiniteError where they do not fit a cache of float16.
+        """
+        behind = slice(self.length, self.length + len(k))
+        self._keep("k", layer, behind, k.swapaxes(0, 1))
+        self._keep("v", layer, behind, v.swapaxes(0, 1))
 
     def read_keys(self, layer: int, mask: npt.NDArray[np.bool_]) -> FloatArray:
-        """A layer's keys for queries that see them by a mask [T, S], a view [G, S, D]; counted."""
+        """A layer's keys [G, S, D] for queries that see them by a mask [T, S], as float32; counted.
+
+        A view where they are kept as float32, else a copy.
+        """
         self.rows_read.k[layer] += self._config.n_heads * int(mask.sum())
-        return self.k[layer, :, : mask.shape[1], :, 0]
+        return as_floats("k", *self._places("k", layer, slice(mask.shape[1])))
 
     def read_values(self, layer: int, mask: npt.NDArray[np.bool_]) -> FloatArray:
         """The same of a layer's values."""
         self.rows_read.v[layer] += self._config.n_heads * int(mask.sum())
-        return self.v[layer, :, : mask.shape[1]]
+        return as_floats("v", *self._places("v", layer, slice(mask.shape[1])))
 
     @property
     def keeps_queries(self) -> bool:
@@ -309,11 +324,3 @@ class KeyValueCache:
         n_old = max(0, min(self.length, positions.stop) - positions.start)
         self.rows_read.old_q[layer] += n_heads * n_old
         return self.q[layer, :, positions.start : positions.stop].swapaxes(0, 1)
-
-
-def _as_floats(kind: RowKind, numbers: Array, scales: FloatArray | None = None) -> FloatArray:
-    """Kept rows [..., D], in int8 with scales [...], as float32: a view where they are kept so."""
-    if scales is None:
-        return numbers.astype(np.float32, copy=False)
-    rows = from_int8(numbers, scales)
-    return hadamard(rows) if kind == "k" else rows

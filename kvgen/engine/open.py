@@ -25,8 +25,8 @@ def open_engine(
     """The engine of that name around these weights.
 
     `auto` is numba where it can be imported and can compile; its cache is float32 where the weights
-    are, else float16. Where it cannot, `on_note` hears why and the reference runs, which keeps
-    float32 and has no fast prefill; asking for one is a UsageError.
+    are, else float16. Where it cannot, `on_note` hears why and the reference runs, whose cache is
+    float32 unless told, and which has no fast prefill; asking for one is a UsageError.
     """
     if backend != "numpy":
         try:
@@ -42,8 +42,6 @@ def open_engine(
                 raise
             reason = str(error) or type(error).__name__
             on_note(one_line(f"running on the numpy backend, which is slower: {reason}"))
-    if cache_dtype in ("f16", "int8"):
-        raise UsageError("the numpy backend keeps its KV cache in f32: leave out --cache-dtype")
     if prefill == "fast":
         raise UsageError(
             "the numpy backend has no rounded prefill (activations rounded to bf16 or int8): "
@@ -51,7 +49,8 @@ def open_engine(
         )
     from kvgen.engine.reference.decoder import ReferenceEngine
 
-    return ReferenceEngine(params, threads=threads, prefill=prefill)
+    kept_as = "f32" if cache_dtype == "auto" else cache_dtype
+    return ReferenceEngine(params, threads=threads, cache_dtype=kept_as, prefill=prefill)
 
 
 def _fast_engine(

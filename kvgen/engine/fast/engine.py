@@ -28,11 +28,12 @@ from kvgen.engine.fast.tables import (
 )
 from kvgen.engine.fast.team import Team
 from kvgen.engine.fast.team_loop import TeamLoop
+from kvgen.engine.kept_rows import beyond_float16
 from kvgen.engine.memory import require_memory
 from kvgen.engine.params import Params
 from kvgen.engine.tensors import FloatArray
 from kvgen.engine.trace import Capture, Recorder, Start
-from kvgen.errors import NonFiniteError, UsageError
+from kvgen.errors import UsageError
 
 _NOTHING_HELD = Held(-1, 0, 0)
 
@@ -214,10 +215,7 @@ class FastEngine:
         request.tokens[:T] = tokens
         self._team.run_tokens(T)
         if numbers[layout.OVERFLOW]:
-            raise NonFiniteError(
-                f"layer {numbers[layout.OVERFLOW] - 1}: a key or value is beyond the range of a "
-                "float16 cache: use --cache-dtype f32"
-            )
+            raise beyond_float16(int(numbers[layout.OVERFLOW]) - 1)
 
     def _compile(self) -> float:
         """Run a request of no tokens, which compiles or loads all kernels; returns the seconds."""

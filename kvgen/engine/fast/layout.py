@@ -218,7 +218,7 @@ class HeadCache(NamedTuple):
 
 
 class Int8Head(NamedTuple):
-    """Keys and values of one key/value head of a layer in int8: see `kvgen.engine.int8_rows`."""
+    """Keys and values of one key/value head of a layer in int8: see `kvgen.engine.kept_rows`."""
 
     keys: npt.NDArray[np.int8]  # [capacity / BLOCK, D, BLOCK], transformed
     values: npt.NDArray[np.int8]  # [capacity, pitch]

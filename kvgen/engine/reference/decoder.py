@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
-from kvgen.choices import DTypeName, PrefillName
+from kvgen.choices import CacheDTypeName, DTypeName, PrefillName
 from kvgen.engine.cache import KeyValueCache
 from kvgen.engine.calibration import Calibration, median_seconds
 from kvgen.engine.config import ModelConfig
@@ -57,13 +57,18 @@ class ReferenceEngine:
     """Plain NumPy. Weights stored narrower are widened once, when the engine is opened."""
 
     backend: Literal["numpy"] = "numpy"
-    cache_dtype: Literal["f32"] = "f32"
     compile_seconds = 0.0
 
     def __init__(
-        self, params: Params, *, threads: int | None = None, prefill: PrefillName = "exact"
+        self,
+        params: Params,
+        *,
+        threads: int | None = None,
+        cache_dtype: CacheDTypeName = "f32",
+        prefill: PrefillName = "exact",
     ) -> None:
         assert prefill != "fast"
+        self.cache_dtype: CacheDTypeName = cache_dtype
         self.prefill: PrefillName = prefill
         self.config: ModelConfig = params.config
         self.dtype: DTypeName = params.dtype
@@ -107,7 +112,7 @@ class ReferenceEngine:
 
     def new_cache(self, capacity: int, *, queries: bool = False) -> KeyValueCache:
         """An empty cache for `capacity` positions; see `Engine.new_cache`."""
-        return KeyValueCache(self.config, capacity, queries=queries)
+        return KeyValueCache(self.config, capacity, dtype=self.cache_dtype, queries=queries)
 
     def forward(
         self,

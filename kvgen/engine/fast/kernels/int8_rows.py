@@ -1,6 +1,6 @@
 """Rows of an int8 cache: how they are written, and what their scales do to scores and weights.
 
-The compiled twin of `kvgen.engine.int8_rows`. A scale belongs to a position, so it multiplies a
+The compiled twin of `kvgen.engine.kept_rows`. A scale belongs to a position, so it multiplies a
 score after the product with the key's whole numbers, and a weight before that with the value's.
 """
 
@@ -56,7 +56,7 @@ def hadamard_lanes(_: Any, vector: Any) -> Any:
 
 @kernel
 def hadamard(x, start, D):
-    """Transform x[start : start + D] in place: `kvgen.engine.int8_rows.hadamard`."""
+    """Transform x[start : start + D] in place: `kvgen.engine.kept_rows.hadamard`."""
     noinline()
     size, half = D & -D, 1
     factor = np.float32(1) / np.float32(np.sqrt(np.float32(size)))

@@ -1,4 +1,6 @@
-"""Rows of keys and values as int8, one scale a row: a KV cache of a quarter of float32's size.
+"""How rows of keys and values are kept: as float32, as float16, or as int8 with one scale a row.
+
+In int8 a KV cache has about a quarter of float32's size:
 
     row = scale * whole numbers from -127 to 127 (`kvgen.engine.tensors.round_rows`)
 
@@ -15,7 +17,34 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from kvgen.engine.tensors import FloatArray
+from kvgen.choices import CacheDTypeName, RowKind
+from kvgen.engine.tensors import Array, FloatArray, round_rows
+from kvgen.errors import NonFiniteError
+
+KEPT_TYPES: dict[CacheDTypeName, type] = {"f32": np.float32, "f16": np.float16, "int8": np.int8}
+
+
+def as_kept(kind: RowKind, rows: FloatArray, *, int8: bool) -> tuple[Array, ...]:
+    """Rows [..., D] as a cache takes them in; in int8 with their scales [...]."""
+    if not int8:
+        return (rows,)
+    return round_rows(hadamard(rows) if kind == "k" else rows)
+
+
+def as_floats(kind: RowKind, numbers: Array, scales: FloatArray | None = None) -> FloatArray:
+    """Kept rows [..., D], in int8 with scales [...], as float32: a view where they are kept so."""
+    if scales is None:
+        return numbers.astype(np.float32, copy=False)
+    rows = from_int8(numbers, scales)
+    return hadamard(rows) if kind == "k" else rows
+
+
+def beyond_float16(layer: int) -> NonFiniteError:
+    """What to raise where a row of a layer does not fit a cache of float16."""
+    return NonFiniteError(
+        f"layer {layer}: a key or value is beyond the range of a float16 cache: use "
+        "--cache-dtype f32"
+    )
 
 
 def hadamard(rows: FloatArray) -> FloatArray:
