@@ -98,11 +98,8 @@ class KeyValueCache:
             self.k: Array = aligned_zeros((*heads, n_blocks, D, block), KEPT_TYPES[dtype])
             self.v: Array = aligned_zeros((*heads, n_blocks * block, pitch or D), KEPT_TYPES[dtype])
             of_rows = (*heads, n_blocks * block)
-            self.k_scales: FloatArray | None = None
-            self.v_scales: FloatArray | None = None
-            if dtype == "int8":
-                self.k_scales = aligned_zeros(of_rows, np.float32)
-                self.v_scales = aligned_zeros(of_rows, np.float32)
+            scales = (aligned_zeros(of_rows, np.float32) if dtype == "int8" else None for _ in "kv")
+            self.k_scales, self.v_scales = scales
             of_queries = (config.n_layers, config.n_heads, n_blocks * block, D)
             self.q: FloatArray | None = aligned_zeros(of_queries, np.float32) if queries else None
         except MemoryError:
@@ -291,10 +288,7 @@ class KeyValueCache:
         self._keep("v", layer, behind, v.swapaxes(0, 1))
 
     def read_keys(self, layer: int, mask: npt.NDArray[np.bool_]) -> FloatArray:
-        """A layer's keys [G, S, D] for queries that see them by a mask [T, S], as float32; counted.
-
-        A view where they are kept as float32, else a copy.
-        """
+        """A layer's keys as float32 [G, S, D], for queries that see them by a mask [T, S]; counted."""
         self.rows_read.k[layer] += self._config.n_heads * int(mask.sum())
         return as_floats("k", *self._places("k", layer, slice(mask.shape[1])))
 

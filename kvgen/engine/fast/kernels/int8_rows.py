@@ -13,6 +13,7 @@ from llvmlite import ir
 from numba.extending import intrinsic, overload
 
 from kvgen.engine.fast.compiler import kernel, noinline
+from kvgen.engine.fast.kernels.key_blocks import first_number_of_key
 from kvgen.engine.fast.kernels.simd import (
     add,
     div,
@@ -143,7 +144,7 @@ def store_int8_row(k, v, start, head, position):
     hadamard(k, start, D)
     head.key_scales[position], of_key = scale_and_factor(k, start, D)
     head.value_scales[position], of_value = scale_and_factor(v, start, D)
-    key_start, value_start = position // BLOCK * BLOCK * D + position % BLOCK, position * head.pitch
+    key_start, value_start = first_number_of_key(position, D), position * head.pitch
     for i in range(D):
         keys[key_start + i * BLOCK] = np.int8(np.rint(k[start + i] * of_key))
     whole, everywhere = D // LANES * LANES, splat(of_value)
@@ -176,12 +177,11 @@ def store_int8_keys(k, head, start, n_tokens, row):
         for i in range(D):
             some = mul(load(k.numbers, k.start + i * k.pitch + t), factor)
             if together:
-                store(keys, position // BLOCK * BLOCK * D + i * BLOCK + position % BLOCK, some)
+                store(keys, first_number_of_key(position, D) + i * BLOCK, some)
                 continue
             store(row, 0, some)
             for r in range(n):
-                place = position + r
-                target = place // BLOCK * BLOCK * D + i * BLOCK + place % BLOCK
+                target = first_number_of_key(position + r, D) + i * BLOCK
                 keys[target] = np.int8(np.rint(row[r]))
 
 

@@ -15,6 +15,7 @@ from kvgen.engine.fast.kernels.int8_rows import (
     store_int8_row,
     store_int8_values,
 )
+from kvgen.engine.fast.kernels.key_blocks import first_number_of_key
 from kvgen.engine.fast.kernels.simd import (
     greatest_of,
     load,
@@ -185,8 +186,7 @@ def store_float_row(k, v, start, head, position):
     """Append one head's k and v as floats; returns whether they fit the cache's type."""
     noinline()
     D, keys, values = head.head_dim, head.keys, head.values
-    key_start = position // BLOCK * BLOCK * D + position % BLOCK
-    value_start = position * head.pitch
+    key_start, value_start = first_number_of_key(position, D), position * head.pitch
     largest = np.float32(0)
     for i in range(D):
         key, value = k[start + i], v[start + i]
@@ -225,7 +225,7 @@ def store_keys(k, head, start, n_tokens):
         source, t = k.start + i * k.pitch, 0
         while t < n_tokens:
             position = start + t
-            target = position // BLOCK * BLOCK * D + i * BLOCK + position % BLOCK
+            target = first_number_of_key(position, D) + i * BLOCK
             if t + LANES <= n_tokens and position % BLOCK + LANES <= BLOCK:
                 some = load(k.numbers, source + t)
                 peak = maximum(peak, magnitude(some))
