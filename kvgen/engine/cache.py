@@ -288,7 +288,7 @@ class KeyValueCache:
         self._keep("v", layer, behind, v.swapaxes(0, 1))
 
     def read_keys(self, layer: int, mask: npt.NDArray[np.bool_]) -> FloatArray:
-        """A layer's keys as float32 [G, S, D], for queries that see them by a mask [T, S]; counted."""
+        """A layer's float32 keys [G, S, D] for queries that see them by a mask [T, S]; counted."""
         self.rows_read.k[layer] += self._config.n_heads * int(mask.sum())
         return as_floats("k", *self._places("k", layer, slice(mask.shape[1])))
 
