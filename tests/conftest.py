@@ -22,6 +22,12 @@ BACKENDS = ("numpy", "numba")
 Loader = Callable[..., Model]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no process is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quick_calibration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test needs the true speed of this machine: measured shortly, and kept for the run only."""
