@@ -17,6 +17,7 @@ from tests import tiny
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # the suite asks no Hub but its own (tests/test_hub.py)
 os.environ.pop("PYTHONUNBUFFERED", None)  # users have buffers, which may fail to be written
+os.environ.pop("COLUMNS", None)  # output that is no terminal's has a width of its own
 BACKENDS = ("numpy", "numba")
 
 Loader = Callable[..., Model]
