@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from kvgen.cli.output import Prose, note, write_text
@@ -101,10 +102,10 @@ def report(
         prefill=model.engine.prefill,
         bytes_per_step=model.engine.weight_bytes
         + position_bytes * (len(run.prompt_ids) + len(pieces) / 2),
-        bandwidth=known_calibration(model.engine).read_bytes_per_second
-        if verbose and run.use_cache and len(pieces) > 1 and not changes
-        else None,
     )
+    if verbose and run.use_cache and len(pieces) > 1 and not changes:
+        known = known_calibration(model.engine, reached=timings.bytes_per_second)
+        timings = replace(timings, bandwidth=known.read_bytes_per_second)
     if not as_text:
         write_text(json.dumps(_as_json(run, sampler, timings)) + "\n")
         return

@@ -38,6 +38,12 @@ class RunTimings:
     constraint_seconds: float = 0.0  # of prefill and decode, the part for the constraint
     reused: int | None = None  # positions of the prompt out of a prompt cache; None: without one
 
+    @property
+    def bytes_per_second(self) -> float:
+        """Read by decode steps; 0 where there are none."""
+        total = sum(self.decode_seconds)
+        return self.bytes_per_step * len(self.decode_seconds) / total if total else 0.0
+
     def reuse(self) -> dict[str, int]:
         """Positions of the prompt: submitted, processed, reused; empty without a prompt cache."""
         if self.reused is None:
@@ -68,7 +74,7 @@ def timing_block(run: RunTimings) -> str:
             f"last {1e3 * last:.2f})"
         )
         if run.bandwidth is not None:
-            read = run.bytes_per_step * n_steps / total
+            read = run.bytes_per_second
             lines.append(
                 f"memory  decode at {100 * read / run.bandwidth:.0f} % of this machine's memory "
                 f"bandwidth   ({read / 1e9:.1f} of {run.bandwidth / 1e9:.1f} GB/s)"
