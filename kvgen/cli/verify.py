@@ -13,6 +13,7 @@ from kvgen.cli.options import ModelFlags, load_models, several_model_options
 from kvgen.cli.output import write_line, write_text
 from kvgen.cli.progress import working
 from kvgen.errors import UsageError, VerificationError
+from kvgen.render.numbers import counted
 
 if TYPE_CHECKING:
     from kvgen.bench.verify import Check
@@ -135,7 +136,7 @@ def _describe(check: Check) -> str:
             f"{check.name}: {state}, {check.different_bits:,} logits have other bits {rows}, by at "
             f"most {check.max_abs_difference:.1e}"
         )
-    ties = f", {check.near_ties} near-ties" if check.near_ties else ""
+    ties = f", {counted(check.near_ties, 'near-tie')}" if check.near_ties else ""
     return (
         f"{check.name}: {state}, logits differ by {check.max_abs_difference:.1e} (at most "
         f"{check.tolerance:.1e}), {check.n_equal:,} of {check.n_positions:,} tokens the same{ties}"

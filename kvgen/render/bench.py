@@ -14,7 +14,7 @@ from kvgen.render.bench_tables import rates, rates_legend, times_slower, traits,
 from kvgen.render.canvas import Canvas
 from kvgen.render.chart import SEVERAL, Curve, chart
 from kvgen.render.need import need_picture, need_sentence
-from kvgen.render.numbers import size, three_digits
+from kvgen.render.numbers import counted, size, three_digits
 from kvgen.visible import one_line
 
 _CHART_HEIGHT = 9
@@ -170,7 +170,7 @@ def verdict_of(run: Run, *, name: str) -> list[str]:
     verdict += f" ({name})" if name else ""
     return [
         f"{verdict}: same tokens at {checked.n_equal} of {checked.n_steps} steps"
-        + (f" ({checked.near_ties} near-ties)" if checked.near_ties else "")
+        + (f" ({counted(checked.near_ties, 'near-tie')})" if checked.near_ties else "")
         + f", logits differ by at most {checked.max_abs_logit_difference:.1e}"
     ]
 
