@@ -200,5 +200,8 @@ def test_another_row_is_kept_for_a_while(
     other = other.reshape(before["keys"][0].shape)
     with cache.with_row(kind, 1, 70, other):
         np.testing.assert_allclose(cache.row(kind, 1, 70), other, atol=0.05)
+    if cache_dtype == "f16":
+        with pytest.raises(NonFiniteError), cache.with_row(kind, 1, 70, 1e6 * other):
+            pass
     for name, rows in cache.stored_rows(1).items():
         np.testing.assert_array_equal(rows, before[name])

@@ -254,8 +254,8 @@ class KeyValueCache:
         """Keep another row for a while; afterwards the one before is back, to the bit."""
         places = self._places(kind, layer, position)
         before = [place.copy() for place in places]
-        self.replace_row(kind, layer, position, row)
         try:
+            self.replace_row(kind, layer, position, row)
             yield
         finally:
             for place, numbers in zip(places, before, strict=True):
