@@ -36,6 +36,7 @@ class Step:
     whole: bool | None = None  # the text so far matches its constraint; None: there is none
     closed_early: bool = False  # a token was taken for the text to be whole in time
     constraint_seconds: float = 0.0  # of `seconds`, the part for the constraint
+    is_stop: bool = False  # it is a stop id
 
 
 class ChooseToken(Protocol):
@@ -137,12 +138,14 @@ def generate(
         ids.append(token)
         seconds = time.perf_counter() - began
         top = likeliest_tokens(logits, n_likeliest) if n_likeliest else ()
-        ends = token in stop_ids or (constraint is not None and constraint.complete)
+        is_stop = token in stop_ids
+        ends = is_stop or (constraint is not None and constraint.complete)
         yield Step(
             token, log_probability(logits, token), seconds, session.positions_run, top, ends,
             None if constraint is None else constraint.whole,
             constraint is not None and constraint.closed_early,
             0.0 if constraint is None else constraint.seconds - spent,
+            is_stop,
         )  # fmt: skip
         spent = 0.0 if constraint is None else constraint.seconds
         if ends:

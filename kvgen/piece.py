@@ -38,7 +38,9 @@ def pieces_of(steps: Iterator[Step], stream: TextStream | None, *, most: int) ->
     Without a stream, as for a model without a tokenizer, texts are empty.
     """
     for count, step in enumerate(steps, start=1):
-        text = stream.push(step.token) if stream is not None else ""
+        # A stop id may have a text, such as a line end: it is no part of a text that has to match.
+        is_text = step.whole is None or not step.is_stop
+        text = stream.push(step.token) if stream is not None and is_text else ""
         reason: FinishReason | None = None
         stopped = stream is not None and stream.stopped
         if stopped or (step.ends and not step.closed_early):

@@ -270,6 +270,21 @@ def test_every_stop_id_may_end_a_text_and_only_where_it_may_end(model: Model) ->
     assert run.whole and run.complete
 
 
+@pytest.mark.parametrize("name", [".", "<|endoftext|>"])
+@pytest.mark.parametrize("stop", [(), (".", "<|endoftext|>")])
+def test_the_stop_id_that_ends_a_text_is_no_part_of_it(
+    name: str, stop: tuple[str, ...], model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = model.require_tokenizer().single_id(name)
+    monkeypatch.setattr(Model, "stop_ids", frozenset({end}))
+    constraint = model.constraint(regex="[ab]+")
+    options: dict[str, Any] = {"logit_bias": {end: 100}, "stop": stop, "constraint": constraint}
+    pieces = list(model.generate(PROMPT, **options))
+    assert pieces[-1].token == end
+    assert re.fullmatch("[ab]+", "".join(piece.text for piece in pieces))
+    assert pieces[-1].finish_reason == "stop" and pieces[-1].whole
+
+
 @pytest.mark.parametrize("extra", [-1000, 0, 1, 300])
 def test_logits_may_be_more_or_fewer_than_tokens(model: Model, extra: int) -> None:
     n_tokens = model.require_tokenizer().n_tokens
