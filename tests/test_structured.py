@@ -352,6 +352,14 @@ def test_a_schema_may_ask_for_other_white_space(model: Model) -> None:
     assert "".join(piece.text for piece in pieces) == "[1,2]"
 
 
+def test_a_schema_may_say_that_items_need_not_differ(model: Model) -> None:
+    schema = {"type": "array", "items": {"const": 1}, "uniqueItems": False, "minItems": 2}
+    schema |= {"maxItems": 2}
+    pieces = model.generate(PROMPT, constraint=model.constraint(json_schema=schema))
+    assert "".join(piece.text for piece in pieces) == "[1, 1]"
+    assert "uniqueItems" in as_lark("json-schema", {"const": {"uniqueItems": False}}, "")
+
+
 # --- messages ---------------------------------------------------------------------------------
 
 DEEP = '{"type": "array", "items": ' * 5000 + "{}" + "}" * 5000

@@ -73,6 +73,8 @@ def _read_schema(source: Any, where: str) -> Any:
         raise UsageError(f"{where}: is not JSON: {error}") from None
     for part in _parts(schema):
         _check_count(part, where)
+        if part.get("uniqueItems") is False:  # says nothing, but the library refuses the key
+            del part["uniqueItems"]
     schema = _closed(schema)
     if schema is True:  # anything
         schema = {}
