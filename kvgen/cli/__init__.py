@@ -129,6 +129,8 @@ def _take_over_messages() -> None:
     """Print Python's own warnings and thread errors as notes: they may quote a file."""
 
     def lost(failure: Any) -> None:
+        if signals.send_again(failure.exc_value):
+            return
         if failure.exc_type is not SystemExit:  # the end of a thread
             note(f"internal error: {failure.exc_type.__name__}: {failure.exc_value}")
 
