@@ -201,15 +201,29 @@ def test_on_a_pipe_each_line_is_a_message(folder: Path, model: Model) -> None:
 
 def test_commands_change_the_conversation(folder: Path, tmp_path: Path) -> None:
     saved = tmp_path / "talk.json"
-    lines = ["One?", "Two?", "/undo", "/system Be brief.", f"/save {saved}", "/rest", "/exit", "No"]
+    lines = ["One?", "Two?", "/undo", "/system Be brief.", f"/save {saved}", "/exit", "No"]
     run = chat(folder, "\n".join(lines))
     assert run.returncode == 0
     messages = json.loads(saved.read_text("utf-8"))
     assert [each["role"] for each in messages] == ["system", "user", "assistant"]
     assert [each["content"] for each in messages[:2]] == ["Be brief.", "One?"]
-    said = run.stderr.decode()
-    assert "/rest: there is no such command: /help lists them (Did you mean '/reset'?)" in said
-    assert said.count("reused ") == 2  # nothing comes after /exit
+    assert run.stderr.decode().count("reused ") == 2  # nothing comes after /exit
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/rest", "/rest: there is no such command: /help lists them (Did you mean '/reset'?)"),
+        ("/undo 2", "/undo stands alone: leave out '2'"),
+        ("/exit now", "/exit stands alone: leave out 'now'"),
+    ],
+)
+def test_a_command_that_cannot_be_obeyed_counts_as_a_failure(
+    folder: Path, line: str, message: str
+) -> None:
+    run = chat(folder, f"One?\n{line}\nTwo?\n", "--json")
+    assert run.returncode == 2 and message in run.stderr.decode().splitlines()
+    assert [json.loads(each)["reused"] > 0 for each in run.stdout.splitlines()] == [False, True]
 
 
 def test_another_model_goes_on_with_the_conversation(folder: Path, tmp_path: Path) -> None:

@@ -245,13 +245,14 @@ class _Chat:
         )
 
     def _obey(self, line: str) -> None:
-        word, _, rest = line.partition(" ")
-        command = self.commands.get(word.strip())
+        word, _, rest = (part.strip() for part in line.partition(" "))
+        command = self.commands.get(word)
         if command is None:
             near = did_you_mean(word, self.commands)
-            note(f"{word}: there is no such command: /help lists them{near}")
-        else:
-            command(rest.strip())
+            raise UsageError(f"{word}: there is no such command: /help lists them{near}")
+        if rest and word in ("/help", "/reset", "/undo", "/exit"):
+            raise UsageError(f"{word} stands alone: leave out {rest!r}")
+        command(rest)
 
     def _help(self, _: str) -> None:
         for line in _HELP.splitlines():
