@@ -268,12 +268,12 @@ def test_a_line_that_is_not_utf8_is_refused(folder: Path) -> None:
 class Terminal:
     """The command on a terminal of its own, which is its controlling one."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, columns: int = 80) -> None:
         self.pid, self.controller = pty.fork()
         if self.pid == 0:
             environment = os.environ | {
                 "TERM": "xterm",
-                "COLUMNS": "80",
+                "COLUMNS": str(columns),
                 "PYTHONWARNINGS": "ignore",
             }
             os.execve(sys.executable, [*KVGEN, *arguments], environment)
@@ -328,3 +328,15 @@ def test_ctrl_c_stops_the_answer_and_twice_at_the_prompt_leaves(
     question, answer = json.loads(saved.read_text("utf-8"))
     assert question["content"] == "Once upon a time"
     assert 0 < len(model.encode(answer["content"])) < 1000
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_help_breaks_between_words_on_a_narrow_terminal(folder: Path) -> None:
+    terminal = Terminal("chat", "-m", str(folder), "--backend", "numpy", columns=40)
+    at = terminal.until(">>>")
+    terminal.type("/help\r")
+    at = terminal.until("write the messages to a\r\nfile, as JSON\r\n", after=at)
+    at = terminal.until("sends it.\r\n", after=at)
+    terminal.until(">>>", after=at)
+    terminal.type("\x04")
+    assert terminal.end() == 0

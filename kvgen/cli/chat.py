@@ -12,7 +12,7 @@ import click
 from kvgen.cli.chat_input import is_interactive, piped_messages, typed_messages
 from kvgen.cli.command import did_you_mean
 from kvgen.cli.options import ModelFlags, cache_option, load_model, model_options
-from kvgen.cli.output import Prose, note, write_text
+from kvgen.cli.output import Prose, in_lines, note, stderr_is_terminal, write_text
 from kvgen.cli.progress import counting
 from kvgen.cli.sampling_options import SamplingFlags, choose_sampling, sampling_options
 from kvgen.errors import KvgenError, UsageError
@@ -256,7 +256,7 @@ class _Chat:
 
     def _help(self, _: str) -> None:
         for line in _HELP.splitlines():
-            click.echo(line, err=True)
+            click.echo(in_lines(line) if stderr_is_terminal() else line, err=True)
 
     def _reset(self, _: str) -> None:
         self.conversation.reset()
