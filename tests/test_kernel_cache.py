@@ -177,8 +177,16 @@ def test_object_code_that_cannot_be_linked_is_an_error() -> None:
             LinkedLoop(code)
 
 
-def test_a_folder_that_is_full_costs_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Loader
+@pytest.mark.parametrize(
+    ("exists", "message"),
+    [
+        (True, "cannot be kept there: No space left on device"),
+        (False, "cannot be kept in the user's cache folder, and every start compiles them again"),
+    ],
+    ids=["full", "none"],
+)
+def test_a_folder_that_takes_no_kernels_costs_a_warning(
+    exists: bool, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Loader
 ) -> None:
     tiny_model("gpt2", backend="numba")
 
@@ -188,13 +196,13 @@ def test_a_folder_that_is_full_costs_a_warning(
     code = read_object_code(next(Path(str(kernel_folder.FOLDER)).glob("worker_loop-*.object")))
     made: list[object] = []
     monkeypatch.setattr(team_loop, "_linked_loop", team_loop._linked_loop.__wrapped__)
-    monkeypatch.setattr(team_loop, "FOLDER", tmp_path)
+    monkeypatch.setattr(team_loop, "FOLDER", tmp_path if exists else None)
     monkeypatch.setattr(team_loop, "write_object_code", fail)
     monkeypatch.setattr(
         "kvgen.engine.fast.compiled_loop.object_code_of", lambda *of: made.append(of) or code
     )
     records = (np.zeros(3, np.int64),)
-    with pytest.warns(UserWarning, match="cannot be kept there: No space left on device"):
+    with pytest.warns(UserWarning, match=message):
         team_loop._linked_loop("worker_loop", tuple(map(kind_of, records)))
     assert len(made) == 1
 

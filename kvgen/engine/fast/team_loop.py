@@ -67,7 +67,13 @@ def _linked_loop(name: LoopName, kinds: tuple[Kind, ...]) -> LinkedLoop:
     if (linked := _link(kept)) is not None:  # Numba brings along what this process did not have
         return linked
     code = object_code_of(loop, kinds)
-    if path is not None:
+    if path is None:
+        warnings.warn(
+            "compiled kernels cannot be kept in the user's cache folder, and every start compiles "
+            "them again; set KVGEN_CACHE_DIR to another folder",
+            stacklevel=1,
+        )
+    else:
         try:
             write_object_code(path, code)
         except OSError as error:
