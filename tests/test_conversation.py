@@ -265,6 +265,15 @@ def test_a_line_that_is_not_utf8_is_refused(folder: Path) -> None:
     assert_fails(run, 2, "standard input: is not valid UTF-8")
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_message(folder: Path) -> None:
+    plain, marked = (chat(folder, mark + "Hi\n\ufeffHi\n", "--json") for mark in ("", "\ufeff"))
+    counts = [
+        [json.loads(line)["prompt_tokens"] for line in run.stdout.splitlines()]
+        for run in (plain, marked)
+    ]
+    assert counts[0] == counts[1] and len(counts[0]) == 2
+
+
 class Terminal:
     """The command on a terminal of its own, which is its controlling one."""
 

@@ -24,16 +24,18 @@ def is_interactive() -> bool:
 def piped_messages() -> Iterator[str]:
     """Each line of stdin; a backslash at its end joins it with the next one.
 
-    Raises UsageError for a line that is not UTF-8.
+    A byte order mark at the beginning is dropped. Raises UsageError for a line that is not UTF-8.
     """
     if sys.stdin is None:
         raise UsageError("there is no standard input to read the messages from")
     parts: list[str] = []
+    encoding = "utf-8-sig"
     for content in iter(sys.stdin.buffer.readline, b""):
         try:
-            line = content.decode("utf-8").removesuffix("\n").removesuffix("\r")
+            line = content.decode(encoding).removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError:
             raise UsageError("standard input: is not valid UTF-8") from None
+        encoding = "utf-8"
         if line.endswith("\\"):
             parts.append(line[:-1])
             continue
