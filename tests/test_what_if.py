@@ -239,3 +239,15 @@ def test_what_ifs_are_shown_and_refused() -> None:
         (["--what-if", "kq", "-n", "3"], "compares runs of the prompt: leave out -n"),
     ):
         assert_fails(inside("inspect-attention", "The cat", *arguments), 2, message)
+
+
+@pytest.mark.parametrize(
+    ("edit", "lesson"),
+    [
+        ("ablate=kv2.1", "an ablated head writes nothing;"),
+        ("ablate=2.3:mean", "an ablated head writes its mean so far, whatever it reads;"),
+    ],
+)
+def test_an_ablation_says_what_the_head_writes(edit: str, lesson: str) -> None:
+    run = inside("inspect-attention", "The cat sat", "--what-if", edit)
+    assert lesson in run.stdout.decode()

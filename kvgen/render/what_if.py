@@ -33,8 +33,12 @@ _LESSONS = {
     "unmasked": "every position sees the token that it should predict, so a lower loss means "
     "nothing. Old rows see later tokens: each new one changes them, and a kept row would be wrong",
     "drop-sink": "weight that a head puts on the first token has to go to other keys",
-    "ablate": "this head writes nothing; many heads matter little (arXiv:1905.10650)",
+    "ablate": "an ablated head writes nothing; many heads matter little (arXiv:1905.10650)",
 }
+_MEAN_LESSON = (
+    "an ablated head writes its mean so far, whatever it reads; many heads matter little "
+    "(arXiv:1905.10650)"
+)
 
 
 def describe(edit: Edit) -> str:
@@ -72,7 +76,7 @@ def what_if_view(
         Text(
             f"what if: {describe(result.edit)} (propagated: all later layers run with it)", "bold"
         ),
-        Text(_LESSONS[result.edit.kind]),
+        Text(_MEAN_LESSON if result.edit.mean else _LESSONS[result.edit.kind]),
         Text(
             f"loss on the prompt {before:.2f} -> {after:.2f} nats a token ({after - before:+.2f}, "
             f"{len(result.base_losses)} targets{visible}) · next token KL {result.divergence:.2f} "
