@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import kvgen
 from kvgen.model import Model
 from kvgen.text.closing import LONGEST_WAY
 from kvgen.text.constraint import Constraint, ConstraintRun, make_constraint
+from kvgen.text.example_text import example_text
 from kvgen.text.tokenizer import Tokenizer
 from tests import vocabularies
 from tests.command import PROMPT, inside
@@ -42,6 +44,12 @@ UNBOUNDED: dict[str, Any] = {
     },
     "optional": {"type": "object", "properties": {"a": an_object(b=TEXT, c=TEXT, d=TEXT)}},
     "anything": {},
+    "pattern at the end": {"type": "string", "pattern": "bar$"},
+    "patterns within": an_object(
+        a={"type": "string", "pattern": "[0-9]"},
+        b={"type": "array", "items": {"type": "string", "pattern": "(foo|bär)+"}, "minItems": 2},
+        c={"type": "string", "pattern": r"^.*@example\.com$"},
+    ),
 }
 ALL = SCHEMAS | UNBOUNDED
 EMAIL = {"type": "string", "format": "email"}
@@ -147,7 +155,7 @@ def test_a_text_closed_early_is_the_same_with_and_without_the_cache(model: Model
     ("pattern", "n"),
     [
         ("[a-z ]*;", 1), ("(ab)*c", 5), (r"[A-Z][a-z ]+\.", 9), ("(a{40}|b)", 40),
-        ("( zebra){9}", 54), ("[a-z]+@[a-z]+", 40),
+        ("( zebra){9}", 54), ("[a-z]+@[a-z]+", 40), (r"[\s\S]*end", 6), (".*foo.*bar", 8),
     ],
 )  # fmt: skip
 def test_texts_of_a_pattern_are_closed_in_time(model: Model, pattern: str, n: int) -> None:
@@ -162,6 +170,32 @@ def test_texts_of_a_grammar_are_closed_in_time(model: Model) -> None:
     constraint, tokenizer = model.constraint(grammar=grammar), model.require_tokenizer()
     for seed in range(20):
         assert run_of(constraint, tokenizer, 12, seed=seed)[1].whole
+
+
+def test_the_shortest_text_of_a_pattern_is_short(model: Model) -> None:
+    for pattern, most in {"[0-9]": 3, "a": 3, "bar$": 4, r"^.*@example\.com$": 9}.items():
+        shortest = model.constraint(json_schema=TEXT | {"pattern": pattern}).n_shortest()
+        assert shortest is not None and shortest <= most
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["bar$", "(foo|bär)+", r"^.*@example\.com$", "[0-9]", r"^[A-Z]{3}-\d+$", "(?i)foo", r"\W\w\D\S",
+     r"[^a-c\d]x", "[^a]{2,}", "(?:ab)*?c", "x+?|y{3}", "[[:alpha:]]]", r"\s\\.", "a|"],
+)  # fmt: skip
+def test_an_example_matches_its_pattern(pattern: str) -> None:
+    text = example_text(pattern)
+    assert text is not None and len(text) < 20
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert re.search(pattern, text)
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"\p{L}", "(", r"(a)\1", "a{500}", "a{99999999999}", "(" * 9999]
+)
+def test_a_pattern_that_python_does_not_know_has_no_example(pattern: str) -> None:
+    assert example_text(pattern) is None
 
 
 def test_a_format_is_closed_though_letters_lead_nowhere(model: Model) -> None:

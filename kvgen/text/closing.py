@@ -1,18 +1,21 @@
 """A short way to the end of a text that has to match: how structured output is closed in time.
 
-The way is found greedily and with JSON in mind; elsewhere the rules do no harm. llguidance's parser
-checks every token of it: so a way can be missing or longer than it needs to be, but never wrong.
+The way is found greedily and with JSON in mind; elsewhere the rules do no harm. Where a pattern has
+to match, ends of an example text are tried (`kvgen.text.example_text`). llguidance's parser checks
+every token of a way: so it can be missing or longer than it needs to be, but never wrong.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+from kvgen.errors import UsageError
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -21,6 +24,7 @@ LONGEST_WAY = 512  # tokens; a longer one is not looked for
 
 IdArray = npt.NDArray[np.intp]
 BoolArray = npt.NDArray[np.bool_]
+Words = Sequence[list[int]]  # tokens of texts that may be what a string lacks
 
 _LETTERS = bytes([*range(0x41, 0x5B), *range(0x61, 0x7B)])
 _DIGITS = b"0123456789"
@@ -102,6 +106,34 @@ class TokenTable:
     kinds: TokenKinds
 
 
+class _Tokens:
+    """What llguidance's wrapper of a tokenizer asks for."""
+
+    def __init__(self, tokens: Sequence[bytes], special: Collection[int]) -> None:
+        self.tokens = [*tokens, b"<end>"]
+        self.special_token_ids = [*special, len(tokens)]
+        self.eos_token_id = len(tokens)
+        self.bos_token_id = None
+
+    def __call__(self, _text: bytes | str) -> list[int]:
+        """Asked for forced text only, which our grammars turn off (`kvgen.text.grammar`)."""
+        return []
+
+
+def build_table(tokens: Sequence[bytes], special: Collection[int]) -> TokenTable:
+    """All tokens in llguidance's tree of bytes, and by kinds.
+
+    It takes a second or two for 256,000 of them. Raises UsageError where llguidance is not
+    installed.
+    """
+    try:
+        from llguidance import LLTokenizer, TokenizerWrapper
+    except ImportError:
+        needed = "structured output needs llguidance: pip install 'kvgen[structured]'"
+        raise UsageError(needed) from None
+    return TokenTable(LLTokenizer(TokenizerWrapper(_Tokens(tokens, special))), token_kinds(tokens))
+
+
 class Mask:
     """Which tokens may follow, as llguidance fills it in; one buffer for many states."""
 
@@ -121,13 +153,23 @@ class Mask:
         return allowed[: self._n_tokens], bool(allowed[self._n_tokens])
 
 
+def words_of(table: TokenTable, texts: Iterable[str]) -> Words:
+    """Every end of the texts as tokens: any part of a text may be there already."""
+    ends = {text[begin:] for text in texts for begin in range(len(text))}
+    tokens = (table.library.greedy_tokenize(end) for end in sorted(ends, key=len))
+    return [each for each in tokens if each]
+
+
 def way_to_end(
-    matcher: LLMatcher, kinds: TokenKinds, mask: Mask, *, banned: IdArray, most: int
+    matcher: LLMatcher, kinds: TokenKinds, mask: Mask, *, words: Words, banned: IdArray, most: int
 ) -> list[int] | None:
     """At most so many tokens after which the text may end; None where none are found.
 
     `matcher` stays as it is. No token of `banned` is taken.
     """
+    refused = np.zeros(kinds.lengths.size, np.bool_)
+    refused[banned] = True
+    usable = [word for word in words if not refused[word].any()]
     for choose in (_by_json, _by_json_with_brackets, _Rarest()):
         copy = matcher.deep_copy()
         way: list[int] = []
@@ -135,12 +177,34 @@ def way_to_end(
             allowed, _ = mask.look(copy)
             allowed[banned] = False
             ids = np.flatnonzero(allowed)
-            if not ids.size or not copy.consume_token(token := choose(allowed, ids, kinds)):
+            if not ids.size:
                 break
-            way.append(token)
-        if copy.is_accepting():
+            is_open = _first(allowed, kinds.quote_closes) is None
+            chosen = []
+            if is_open or not way:
+                chosen = _word_that_closes(copy, usable, kinds, mask, is_open=is_open)
+            chosen = chosen or [choose(allowed, ids, kinds)]
+            if not copy.consume_tokens(chosen):
+                break
+            way += chosen
+        if copy.is_accepting() and len(way) <= most:
             return way
     return None
+
+
+def _word_that_closes(
+    matcher: LLMatcher, words: Words, kinds: TokenKinds, mask: Mask, *, is_open: bool
+) -> list[int]:
+    """The shortest word after which the text may end, or its open string; none where none is."""
+    for word in words:
+        if matcher.validate_tokens(word) == len(word):
+            after = matcher.deep_copy()
+            after.consume_tokens(word)
+            if after.is_accepting():
+                return word
+            if is_open and _first(mask.look(after)[0], kinds.quote_closes) is not None:
+                return word
+    return []
 
 
 def is_way(matcher: LLMatcher, way: Sequence[int], end: int) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -23,11 +23,12 @@ from kvgen.text.closing import (
     BoolArray,
     Mask,
     TokenTable,
+    Words,
     is_way,
-    token_kinds,
     way_to_end,
+    words_of,
 )
-from kvgen.text.grammar import as_lark, reason_of
+from kvgen.text.grammar import as_lark, example_texts, reason_of
 from kvgen.text.patience import within
 
 if TYPE_CHECKING:
@@ -43,37 +44,10 @@ _BUILD_SECONDS = 20.0
 _BUILD_STACK_BYTES = 512 * 2**20  # references are followed by recursion: 20,000 take some 100 MiB
 _MOST_ITEMS = 20_000  # of a row of the parser: 1000 optional properties make 4000
 _N_SAMPLED = 64
+_MOST_SKIPPED = 8  # tokens of a known way that another token may have the text of
 _FEW_LEFT = 16  # tokens: an end is looked for at every one
 
 FloatArray = npt.NDArray[np.float32]
-
-
-class _Tokens:
-    """What llguidance's wrapper of a tokenizer asks for."""
-
-    def __init__(self, tokens: Sequence[bytes], special: Collection[int]) -> None:
-        self.tokens = [*tokens, b"<end>"]
-        self.special_token_ids = [*special, len(tokens)]
-        self.eos_token_id = len(tokens)
-        self.bos_token_id = None
-
-    def __call__(self, _text: bytes | str) -> list[int]:
-        """Asked for forced text only, which our grammars turn off (`kvgen.text.grammar`)."""
-        return []
-
-
-def build_table(tokens: Sequence[bytes], special: Collection[int]) -> TokenTable:
-    """All tokens in llguidance's tree of bytes, and by kinds.
-
-    It takes a second or two for 256,000 of them. Raises UsageError where llguidance is not
-    installed.
-    """
-    try:
-        from llguidance import LLTokenizer, TokenizerWrapper
-    except ImportError:
-        needed = "structured output needs llguidance: pip install 'kvgen[structured]'"
-        raise UsageError(needed) from None
-    return TokenTable(LLTokenizer(TokenizerWrapper(_Tokens(tokens, special))), token_kinds(tokens))
 
 
 class Constraint:
@@ -83,11 +57,17 @@ class Constraint:
     """
 
     def __init__(
-        self, kind: ConstraintKind, matcher: LLMatcher, table: TokenTable, where: str
+        self,
+        kind: ConstraintKind,
+        matcher: LLMatcher,
+        table: TokenTable,
+        words: Words,
+        where: str,
     ) -> None:
         self.kind = kind
         self.where = where  # the file or option, for messages
         self.table = table
+        self.words = words
         self.n_tokens = table.kinds.lengths.size
         self._matcher = matcher
 
@@ -217,17 +197,19 @@ class ConstraintRun:
         """From behind a token to the end; the known way is tried first."""
         known = self._way
         if known is not None:
-            rest = known[1:] if known[:1] == [token] else known
-            if len(rest) <= n_left and is_way(after, rest, self._constraint.n_tokens):
-                return rest
+            begin = int(known[:1] == [token])
+            for skipped in range(begin, min(begin + _MOST_SKIPPED, len(known)) + 1):
+                rest = known[skipped:]
+                if len(rest) <= n_left and is_way(after, rest, self._constraint.n_tokens):
+                    return rest
         return self._search(after, n_left)
 
     def _known(self, ids: Collection[int]) -> npt.NDArray[np.intp]:
         return np.array(sorted(i for i in ids if i < self._constraint.n_tokens), np.intp)
 
     def _search(self, matcher: LLMatcher, most: int) -> list[int] | None:
-        kinds = self._constraint.table.kinds
-        return way_to_end(matcher, kinds, self._mask, banned=self._banned, most=most)
+        kinds, words = self._constraint.table.kinds, self._constraint.words
+        return way_to_end(matcher, kinds, self._mask, words=words, banned=self._banned, most=most)
 
     def _after(self, token: int) -> LLMatcher:
         matcher = self._matcher.deep_copy()
@@ -279,7 +261,8 @@ def make_constraint(
     matcher = _build(table, lark, where)
     if matcher.is_error():
         raise UsageError(f"{where}: {reason_of(matcher.get_error())}")
-    return Constraint(kind, matcher, table, where=where)
+    words = words_of(table, example_texts(kind, given[kind]))
+    return Constraint(kind, matcher, table, words, where=where)
 
 
 def _build(table: TokenTable, lark: str, where: str) -> LLMatcher:

@@ -14,9 +14,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from kvgen.errors import UsageError
+from kvgen.text.example_text import example_text
 
 _MOST_CHARACTERS = 256 * 1024  # of a schema or grammar
 _LONGEST_PATTERN = 8192  # characters: twice as many took 1 GiB
+_MOST_EXAMPLES = 8  # of the patterns of one schema or grammar
+_TERMINAL = re.compile(r'/((?:\\.|[^/\\\n])+)/|"((?:\\.|[^"\\\n])+)"')  # of Lark: one of both
 _NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
 # JSON on one line as Python, and so most text that models learn from, writes it. Free white space
 # would let a model go on with spaces forever.
@@ -40,6 +43,21 @@ def as_lark(kind: str, source: Any, where: str) -> str:
         return f"start: /{regex_to_lark(source)}/{_NO_FORCING}"
     _check_size(source, where)
     return source + _NO_FORCING
+
+
+def example_texts(kind: str, source: Any) -> list[str]:
+    """Short texts that match the patterns of what `as_lark` takes; in a schema, as in JSON."""
+    if kind == "regex":
+        texts = [example_text(source)]
+    elif kind == "grammar":
+        texts = [example_text(one) if one else other for one, other in _TERMINAL.findall(source)]
+        texts.append("".join(text or "" for text in texts))  # as of a single rule
+    else:
+        parts = _parts(json.loads(source) if isinstance(source, str) else source)
+        patterns = [part["pattern"] for part in parts if isinstance(part.get("pattern"), str)]
+        found = map(example_text, dict.fromkeys(patterns))
+        texts = [json.dumps(text, ensure_ascii=False)[1:-1] for text in found if text]
+    return [text for text in texts if text][-_MOST_EXAMPLES:]
 
 
 def reason_of(error: str) -> str:

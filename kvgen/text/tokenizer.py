@@ -100,7 +100,7 @@ class Tokenizer:
     @cached_property
     def table(self) -> Any:
         """The tokens' bytes as `kvgen.text.constraint` looks them up, made once."""
-        from kvgen.text.constraint import build_table
+        from kvgen.text.closing import build_table
 
         return build_table([self.token_bytes(i) for i in range(self.n_tokens)], self.special_ids)
 
