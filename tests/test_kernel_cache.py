@@ -238,7 +238,21 @@ def test_records_become_a_table() -> None:
         TeamLoop("worker_loop", (matrix.T,))(0, 1, np.zeros(80, np.int64), 0)
 
 
-def test_a_place_that_cannot_be_written_to_is_none(
+def test_a_folder_that_is_there_need_not_be_writable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVGEN_CACHE_DIR", str(tmp_path))
+    folder = kernel_folder.kernel_folder()
+    assert folder is not None
+    folder.chmod(
+        0o555
+    )  # which does not hold root back: so that nothing is written is looked at, too
+    before = folder.stat().st_mtime_ns
+    assert kernel_folder.kernel_folder() == folder
+    assert folder.stat().st_mtime_ns == before
+
+
+def test_a_place_where_no_folder_can_be_made_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()

@@ -63,7 +63,7 @@ def structured_options() -> Callable[[Command], Command]:
             "it begins with {. At most one of this, --regex and --grammar, which need the extra "
             "kvgen[structured]; -n is then as many as fit, up to 1024. Where -n ends the run, the "
             "text is closed in time. Where -n is too small for that, or --stop cuts the text, the "
-            "exit code is 1.",
+            "exit code is 1. Of `format` only the form is kept: every year has a February 29.",
         ),
         click.option(
             "--regex",

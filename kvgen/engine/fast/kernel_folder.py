@@ -20,7 +20,7 @@ _OTHER_SETTINGS = {"NUMBA_CACHE_DIR", "NUMBA_DISABLE_JIT", "NUMBA_NUM_THREADS"}
 
 
 def kernel_folder() -> Path | None:
-    """The folder of compiled kernels, None where it cannot be written to.
+    """The folder of compiled kernels, which need not be writable; None where it cannot be made.
 
     Numba notices edits only in the file of a function, not in the files of what it calls, so the
     folder's name is a hash of everything that the machine code depends on. Raises ImportError where
@@ -43,9 +43,6 @@ def kernel_folder() -> Path | None:
         if not folder.exists():
             folder.mkdir(parents=True)
             _prune(folder.parent)
-        probe = folder / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
     except (OSError, RuntimeError):  # RuntimeError: a user without a home
         return None
     return folder
