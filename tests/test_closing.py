@@ -215,6 +215,19 @@ def test_where_no_token_may_follow_in_time_the_text_ends_at_once(model: Model) -
     assert run.complete and run.closed_early and run.whole
 
 
+@pytest.mark.parametrize("pattern", ["(ab|cd)+", "a*(bcd)?", "[a-z ]+"])
+def test_where_no_token_may_end_the_text_the_last_one_makes_it_whole(
+    model: Model, pattern: str
+) -> None:
+    for seed in range(6):
+        pieces = list(
+            model.generate(PROMPT, constraint=model.constraint(regex=pattern), seed=seed,
+                           max_new_tokens=7, temperature=1.0,
+                           logit_bias=dict.fromkeys(model.stop_ids, -np.inf))
+        )  # fmt: skip
+        assert pieces[-1].whole and re.fullmatch(pattern, "".join(each.text for each in pieces))
+
+
 # --- the command ------------------------------------------------------------------------------
 
 ASK = ["generate", PROMPT, "--seed", "1", "--temperature", "1"]

@@ -45,6 +45,7 @@ _BUILD_STACK_BYTES = 512 * 2**20  # references are followed by recursion: 20,000
 _MOST_ITEMS = 20_000  # of a row of the parser: 1000 optional properties make 4000
 _N_SAMPLED = 64
 _MOST_SKIPPED = 8  # tokens of a known way that another token may have the text of
+_MOST_TRIED = 64  # tokens to go on by from an end of the text
 _FEW_LEFT = 16  # tokens: an end is looked for at every one
 
 FloatArray = npt.NDArray[np.float32]
@@ -184,7 +185,7 @@ class ConstraintRun:
         if way is None:
             closing = self._way if self._way is not None else self.way_to_end(n_left + 1)
             if closing == []:  # the text may end here
-                closing = self._ends[:1].tolist()
+                closing = self._ends[:1].tolist() or self._way_onward(n_left)
             if closing:
                 if closing[0] != token:
                     self.closed_early = True
@@ -192,6 +193,15 @@ class ConstraintRun:
                 after = after if token in self._stop_ids else self._after(token)
         self._way = way
         return token, after
+
+    def _way_onward(self, n_left: int) -> list[int] | None:
+        """From an end of the text to another one, in a run that may take no token that ends it."""
+        allowed = np.setdiff1d(np.flatnonzero(self._allowed), self._banned)
+        for token in allowed[:_MOST_TRIED].tolist():
+            way = self._search(self._after(token), n_left)
+            if way is not None:
+                return [token, *way]
+        return None
 
     def _way_from(self, after: LLMatcher, token: int, n_left: int) -> list[int] | None:
         """From behind a token to the end; the known way is tried first."""
