@@ -192,7 +192,7 @@ def test_an_example_matches_its_pattern(pattern: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "pattern", [r"\p{L}", "(", r"(a)\1", "a{500}", "a{99999999999}", "(" * 9999]
+    "pattern", [r"\p{L}", "(", r"(a)\1", "a{500}", "a{99999999999}", "(" * 9999, r"\uD800"]
 )
 def test_a_pattern_that_python_does_not_know_has_no_example(pattern: str) -> None:
     assert example_text(pattern) is None

@@ -28,7 +28,9 @@ def example_text(pattern: str) -> str | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what Python means to read in another way
-            return _of(_parser.parse(pattern))
+            text = _of(_parser.parse(pattern))
+            text.encode()  # half of a pair of surrogates is no text
+            return text
     except (re.error, ValueError, OverflowError, RecursionError):
         return None
 
