@@ -263,6 +263,8 @@ def test_a_line_that_is_not_utf8_is_refused(folder: Path) -> None:
     arguments = ["-m", str(folder), "--backend", "numpy", "-q"]
     run = command("chat", *arguments, stdin=b"\xff\n")
     assert_fails(run, 2, "standard input: is not valid UTF-8")
+    run = command("chat", *arguments, stdin="Hi\n".encode("utf-16"))
+    assert_fails(run, 2, "is not valid UTF-8; it looks like UTF-16: save it as UTF-8")
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_message(folder: Path) -> None:

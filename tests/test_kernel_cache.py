@@ -244,9 +244,8 @@ def test_a_folder_that_is_there_need_not_be_writable(
     monkeypatch.setenv("KVGEN_CACHE_DIR", str(tmp_path))
     folder = kernel_folder.kernel_folder()
     assert folder is not None
-    folder.chmod(
-        0o555
-    )  # which does not hold root back: so that nothing is written is looked at, too
+    folder.chmod(0o555)
+    # That does not hold root back, so look whether anything is written.
     before = folder.stat().st_mtime_ns
     assert kernel_folder.kernel_folder() == folder
     assert folder.stat().st_mtime_ns == before

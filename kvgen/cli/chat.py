@@ -14,6 +14,7 @@ from kvgen.cli.command import did_you_mean
 from kvgen.cli.options import ModelFlags, cache_option, load_model, model_options
 from kvgen.cli.output import Prose, in_lines, note, stderr_is_terminal, write_text
 from kvgen.cli.progress import counting
+from kvgen.cli.prompt import argument_text
 from kvgen.cli.sampling_options import SamplingFlags, choose_sampling, sampling_options
 from kvgen.errors import KvgenError, UsageError
 
@@ -120,13 +121,9 @@ def chat(
         model_flags, sampling_flags, max_new_tokens, context, use_cache, template, as_json, quiet,
         verbose,
     )  # fmt: skip
-    if system is not None and not system.isascii():
-        try:
-            system.encode()
-        except UnicodeEncodeError:
-            raise UsageError("--system: is not valid UTF-8") from None
+    system = argument_text(system, "--system") if system else None
     interactive = is_interactive()
-    _Chat(settings, system or None, interactive=interactive).run(
+    _Chat(settings, system, interactive=interactive).run(
         typed_messages() if interactive else piped_messages()
     )
 

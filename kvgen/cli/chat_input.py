@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from kvgen.cli.output import note
+from kvgen.cli.prompt import decoded
 from kvgen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,13 +31,9 @@ def piped_messages() -> Iterator[str]:
     if sys.stdin is None:
         raise UsageError("there is no standard input to read the messages from")
     parts: list[str] = []
-    encoding = "utf-8-sig"
-    for content in iter(sys.stdin.buffer.readline, b""):
-        try:
-            line = content.decode(encoding).removesuffix("\n").removesuffix("\r")
-        except UnicodeDecodeError:
-            raise UsageError("standard input: is not valid UTF-8") from None
-        encoding = "utf-8"
+    for number, content in enumerate(iter(sys.stdin.buffer.readline, b"")):
+        text = content if number else content.removeprefix(codecs.BOM_UTF8)
+        line = decoded(text, "standard input").removesuffix("\n").removesuffix("\r")
         if line.endswith("\\"):
             parts.append(line[:-1])
             continue

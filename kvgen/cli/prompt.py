@@ -94,12 +94,12 @@ def given_prompt(flags: PromptFlags) -> str | None:
         except OSError as error:
             raise UsageError(f"{flags.prompt_file}: cannot be read: {error.strerror}") from None
         return _text_of_file(content, flags.prompt_file)
-    return _argument(given[0], "the prompt")
+    return argument_text(given[0], "the prompt")
 
 
-def _argument(text: str, where: str) -> str:
-    """A text of the command line, whose bytes are UTF-8 whatever the locale."""
-    return text if text.isascii() else _decode(os.fsencode(text), where)
+def argument_text(text: str, where: str) -> str:
+    """A text of the command line, whose bytes are UTF-8 whatever the locale; errors: `decoded`."""
+    return text if text.isascii() else decoded(os.fsencode(text), where)
 
 
 def _read_stdin() -> str:
@@ -113,11 +113,12 @@ def _text_of_file(content: bytes, where: str) -> str:
 
     Raises UsageError where it is not UTF-8.
     """
-    text = _decode(content.removeprefix(codecs.BOM_UTF8), where)
+    text = decoded(content.removeprefix(codecs.BOM_UTF8), where)
     return re.sub(r"\r?\n\Z", "", text)
 
 
-def _decode(content: bytes, where: str) -> str:
+def decoded(content: bytes, where: str) -> str:
+    """Bytes of UTF-8 as text. Raises UsageError, which names what they look like, for others."""
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError:
@@ -143,7 +144,7 @@ def encode_prompt(model: Model, text: str, flags: PromptFlags, *, quiet: bool = 
     if flags.chat or flags.system is not None:
         system = []
         if flags.system is not None:
-            system = [{"role": "system", "content": _argument(flags.system, "--system")}]
+            system = [{"role": "system", "content": argument_text(flags.system, "--system")}]
         text = model.render_chat([*system, {"role": "user", "content": text}])
         return Prompt(text, model.encode(text, special_tokens=False))
     if flags.chat is None and model.has_chat_template and not quiet:

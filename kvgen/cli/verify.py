@@ -86,12 +86,14 @@ def verify(
         engine = one.engine
         name = f"{engine.dtype}, {engine.cache_dtype} cache, {engine.backend}"
         with working("verifying", quiet=quiet):
-            reference = open_engine(
-                one.params,
-                backend="numpy",
-                threads=engine.threads,
-                cache_dtype=engine.cache_dtype,
-            )
+            reference = engine
+            if engine.backend != "numpy":
+                reference = open_engine(
+                    one.params,
+                    backend="numpy",
+                    threads=engine.threads,
+                    cache_dtype=engine.cache_dtype,
+                )
         for check in run_checks(engine, reference, ids):
             results.append((name, check))
             if not as_json and not (quiet and check.passed):
